@@ -1,0 +1,313 @@
+//! The operating system's files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::{DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, LockError, OpenHow};
+
+/// The operating system's disk. Linux is the platform; other Unixes work, with plainer calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OsDisk;
+
+impl Disk for OsDisk {
+    fn open(&self, path: &Path, how: OpenHow) -> Result<Arc<dyn DiskFile>, DiskError> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        match how {
+            OpenHow::Read => {}
+            OpenHow::Write => {
+                options.write(true);
+            }
+            OpenHow::CreateNew => {
+                options.write(true).create_new(true);
+            }
+            OpenHow::Create => {
+                options.write(true).create(true).truncate(false);
+            }
+        }
+        let file = options
+            .open(path)
+            .map_err(|e| DiskError::new(DiskOp::Open, path, e))?;
+        Ok(Arc::new(OsFile {
+            file,
+            path: path.to_owned(),
+            frozen: AtomicU64::new(0),
+            map: OnceLock::new(),
+        }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> Result<(), DiskError> {
+        std::fs::create_dir_all(path).map_err(|e| DiskError::new(DiskOp::CreateDir, path, e))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        std::fs::rename(from, to).map_err(|e| DiskError::new(DiskOp::Rename, from, e))
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<(), DiskError> {
+        std::fs::remove_file(path).map_err(|e| DiskError::new(DiskOp::Remove, path, e))
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> Result<(), DiskError> {
+        std::fs::remove_dir_all(path).map_err(|e| DiskError::new(DiskOp::Remove, path, e))
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<DirEntry>, DiskError> {
+        let failed = |e| DiskError::new(DiskOp::List, dir, e);
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let is_dir = entry.file_type().map_err(failed)?.is_dir();
+            if let Ok(name) = entry.file_name().into_string() {
+                entries.push(DirEntry { name, is_dir });
+            }
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Result<(), DiskError> {
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|e| DiskError::new(DiskOp::SyncDir, dir, e))
+    }
+
+    fn free_bytes(&self, dir: &Path) -> Result<u64, DiskError> {
+        let stat =
+            rustix::fs::statvfs(dir).map_err(|e| DiskError::new(DiskOp::Stat, dir, e.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Box<dyn DirLock>, LockError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(|e| DiskError::new(DiskOp::Lock, path, e))?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Box::new(OsLock { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(LockError::Held {
+                path: path.to_owned(),
+            }),
+            Err(e) => Err(DiskError::new(DiskOp::Lock, path, e.into()).into()),
+        }
+    }
+}
+
+/// Holds the lock as long as its file is open.
+#[derive(Debug)]
+struct OsLock {
+    _file: File,
+}
+
+impl DirLock for OsLock {}
+
+#[derive(Debug)]
+struct OsFile {
+    file: File,
+    path: PathBuf,
+    /// No byte below this changes again: what makes it sound to read through the map.
+    frozen: AtomicU64,
+    map: OnceLock<Arc<MmapRaw>>,
+}
+
+impl OsFile {
+    fn failed(&self, op: DiskOp, source: impl Into<io::Error>) -> DiskError {
+        DiskError::new(op, &self.path, source.into())
+    }
+}
+
+impl DiskFile for OsFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn len(&self) -> Result<u64, DiskError> {
+        Ok(self
+            .file
+            .metadata()
+            .map_err(|e| self.failed(DiskOp::Stat, e))?
+            .len())
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<usize, DiskError> {
+        let mut read = 0;
+        while read < buf.len() {
+            match self.file.read_at(&mut buf[read..], at + read as u64) {
+                Ok(0) => break,
+                Ok(n) => read += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.failed(DiskOp::Read, e)),
+            }
+        }
+        Ok(read)
+    }
+
+    fn write_at(&self, at: u64, parts: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let frozen = self.frozen();
+        assert!(
+            at >= frozen,
+            "write at {at} below the frozen {frozen} of {:?}",
+            self.path
+        );
+        write_all_vectored(&self.file, at, parts).map_err(|e| self.failed(DiskOp::Write, e))
+    }
+
+    fn sync_data(&self) -> Result<(), DiskError> {
+        self.file
+            .sync_data()
+            .map_err(|e| self.failed(DiskOp::Sync, e))
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), DiskError> {
+        let frozen = self.frozen();
+        assert!(
+            len >= frozen,
+            "cut to {len} below the frozen {frozen} of {:?}",
+            self.path
+        );
+        self.file
+            .set_len(len)
+            .map_err(|e| self.failed(DiskOp::SetLen, e))
+    }
+
+    fn reserve(&self, len: u64) -> Result<(), DiskError> {
+        if len == 0 {
+            return Ok(());
+        }
+        reserve(&self.file, len).map_err(|e| self.failed(DiskOp::Reserve, e))
+    }
+
+    fn freeze(&self, len: u64) {
+        self.frozen.fetch_max(len, Ordering::AcqRel);
+    }
+
+    fn frozen(&self) -> u64 {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    fn map(&self, len: u64) -> Result<(), DiskError> {
+        if self.map.get().is_some() {
+            return Ok(());
+        }
+        let len = usize::try_from(len)
+            .map_err(|_| self.failed(DiskOp::Map, io::ErrorKind::FileTooLarge))?;
+        let map = MmapOptions::new()
+            .len(len)
+            .map_raw_read_only(&self.file)
+            .map_err(|e| self.failed(DiskOp::Map, e))?;
+        // Two threads may get here at once; the map that loses is unmapped, never having been read.
+        self.map.get_or_init(|| Arc::new(map));
+        Ok(())
+    }
+
+    fn slice(&self, at: u64, len: usize) -> Option<Bytes> {
+        let map = self.map.get()?;
+        let end = at.checked_add(len as u64)?;
+        if end > self.frozen() || end > map.len() as u64 {
+            return None;
+        }
+        let start = usize::try_from(at).ok()?;
+        Some(Bytes::from_owner(MapSlice {
+            map: map.clone(),
+            start,
+            len,
+        }))
+    }
+}
+
+/// A range of a map, all of it below the file's frozen length.
+struct MapSlice {
+    map: Arc<MmapRaw>,
+    start: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for MapSlice {
+    #[allow(unsafe_code, reason = "reading a map is what this crate is for")]
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `slice` made this only for a range inside the map, so the addition stays within
+        // the mapping.
+        let start = unsafe { self.map.as_ptr().add(self.start) };
+        // SAFETY: The pointer and length lie inside the mapping, which `self.map` keeps alive for
+        // as long as the borrow. The bytes were below `frozen` when this was made, and no write or
+        // cut through this crate passes the checks of `write_at` and `set_len` there, so they do
+        // not change while borrowed. Other programs are kept off by the data directory's lock.
+        unsafe { std::slice::from_raw_parts(start, self.len) }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, len: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    // From the start, because the file may have holes below its present length.
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        // The file system cannot reserve.
+        Err(rustix::io::Errno::OPNOTSUPP) => extend(file, len),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(file: &File, len: u64) -> io::Result<()> {
+    extend(file, len)
+}
+
+/// Extends the length alone: a full disk shows only at the write.
+fn extend(file: &File, len: u64) -> io::Result<()> {
+    if file.metadata()?.len() < len {
+        file.set_len(len)
+    } else {
+        Ok(())
+    }
+}
+
+/// The most slices one `pwritev` takes (Linux's UIO_MAXIOV).
+const PARTS_PER_CALL_MAX: usize = 1024;
+
+#[cfg(target_os = "linux")]
+fn write_all_vectored(file: &File, mut at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    let mut next = 0;
+    while next < parts.len() {
+        let window = &parts[next..parts.len().min(next + PARTS_PER_CALL_MAX)];
+        let mut written = match rustix::io::pwritev(file, window, at) {
+            Ok(written) => written,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        if written == 0 && window.iter().any(|part| !part.is_empty()) {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        at += written as u64;
+        while next < parts.len() && written >= parts[next].len() {
+            written -= parts[next].len();
+            next += 1;
+        }
+        if written > 0 {
+            // A short write inside a part: the rest of that part goes alone, which is rare.
+            let rest = &parts[next][written..];
+            file.write_all_at(rest, at)?;
+            at += rest.len() as u64;
+            next += 1;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn write_all_vectored(file: &File, mut at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    for part in parts {
+        file.write_all_at(part, at)?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
