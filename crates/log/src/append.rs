@@ -1,0 +1,255 @@
+//! Appending: stamp, reserve, write, note in the index.
+
+use std::io::IoSlice;
+
+use bytes::Bytes;
+use tidelog_disk::DiskError;
+use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp};
+
+use crate::error::{AppendError, Poisoned};
+use crate::header::SEGMENT_HEADER_LEN;
+use crate::index::{IndexEntry, SegmentIndex};
+use crate::internal::InternalKind;
+use crate::log::Log;
+use crate::segment::{LogEnd, SEGMENT_BYTES_LIMIT};
+use crate::walk::chain;
+
+/// What one call of [`Log::append`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// How many batches were taken, from the front.
+    pub batches: usize,
+    /// The offset of the first record of the first batch; the others follow without a gap.
+    pub base_offset: Offset,
+}
+
+/// An active file is extended by at least this many bytes at a time ...
+const RESERVE_MIN: u64 = 64 << 10;
+/// ... and at most this many, doubling in between.
+const RESERVE_MAX: u64 = 8 << 20;
+/// How many index entries wait in memory before the file gets them.
+const INDEX_ENTRIES_PER_WRITE: usize = 64;
+
+impl Log {
+    /// Appends batches from the front of `batches`, as many as fit the active segment and at least
+    /// one, rolling first when it is full or old. Call again for the rest.
+    ///
+    /// The batches get the next offsets and the present leader epoch, in their headers. The bytes
+    /// are then the operating system's; they are durable after a sync. Copies 61 bytes a batch,
+    /// the stamped headers; bodies go to the file as they are.
+    ///
+    /// # Errors
+    /// With [`AppendError::Full`] and [`AppendError::TooLarge`] nothing happened. With
+    /// [`AppendError::Poisoned`] it is not known whether the batches will be there after the next
+    /// open.
+    ///
+    /// # Panics
+    /// When `batches` is empty.
+    pub fn append(
+        &mut self,
+        batches: &mut [ProducedBatch],
+        now: Timestamp,
+    ) -> Result<Appended, AppendError> {
+        self.shared.check()?;
+        self.check_fits(batches)?;
+        self.roll_if_due(batches[0].total_len() as u64, now)?;
+        self.write_durable_epochs();
+        let (count, len) = self.fitting(batches);
+        self.reserve(len)?;
+
+        let base_offset = self.end.offset;
+        let mut stamped: Vec<([u8; BATCH_HEADER_LEN], Bytes)> = Vec::with_capacity(count);
+        let mut next = base_offset;
+        for batch in &mut batches[..count] {
+            batch.stamp(next, self.end.epoch);
+            next = next
+                .checked_add(u64::from(batch.record_count()))
+                .ok_or(AppendError::Exhausted)?;
+            stamped.push(batch.parts());
+        }
+        // Nothing may fail between the write and its note in `end`.
+        next_index(self.end.index, count as u64)?;
+        let mut slices = Vec::with_capacity(count * 2);
+        for (header, body) in &stamped {
+            slices.extend([IoSlice::new(header), IoSlice::new(body)]);
+        }
+        self.write(&slices)?;
+
+        let mut end = self.end;
+        for (batch, (header, body)) in batches[..count].iter().zip(&stamped) {
+            self.note_in_index(&end);
+            end.position += u32_len(BATCH_HEADER_LEN + body.len());
+            end.offset = end
+                .offset
+                .checked_add(u64::from(batch.record_count()))
+                .expect("checked before the write");
+            end.index = next_index(end.index, 1).expect("checked before the write");
+            end.chain = chain(end.chain, header);
+            end.max_timestamp = end.max_timestamp.max(batch.max_timestamp());
+        }
+        self.advance(end);
+        self.write_index_if_due();
+        Ok(Appended {
+            batches: count,
+            base_offset,
+        })
+    }
+
+    /// Writes one internal entry. It never causes a roll.
+    pub(crate) fn append_internal(
+        &mut self,
+        kind: InternalKind,
+        epoch: LeaderEpoch,
+    ) -> Result<(), AppendError> {
+        self.shared.check()?;
+        let log_start = match kind {
+            InternalKind::LogStart(offset) => offset,
+            _ => self.end.log_start,
+        };
+        let entry = self.internal_entry(kind, epoch).encode();
+        let len = u32_len(entry.len());
+        let position = self
+            .end
+            .position
+            .checked_add(len)
+            .filter(|position| *position <= SEGMENT_BYTES_LIMIT)
+            .ok_or(AppendError::Exhausted)?;
+        let index = next_index(self.end.index, 1)?;
+        self.reserve(u64::from(len))?;
+        self.write(&[IoSlice::new(&entry)])?;
+        let before = self.end;
+        self.note_in_index(&before);
+        let header = entry
+            .first_chunk()
+            .expect("an entry begins with a batch header");
+        self.advance(LogEnd {
+            position,
+            index,
+            epoch,
+            chain: chain(self.end.chain, header),
+            log_start,
+            ..self.end
+        });
+        Ok(())
+    }
+
+    /// Checks that the first batch fits a segment behind its header.
+    fn check_fits(&self, batches: &[ProducedBatch]) -> Result<(), AppendError> {
+        let len = batches[0].total_len() as u64;
+        let max = u64::from(self.options.segment_bytes_max());
+        if len + SEGMENT_HEADER_LEN as u64 > max {
+            return Err(AppendError::TooLarge {
+                len,
+                segment_bytes: max,
+            });
+        }
+        Ok(())
+    }
+
+    /// How many batches from the front go into the active segment, and their bytes.
+    ///
+    /// The first one always does: after `roll_if_due` it fits, or the segment has no records and so
+    /// cannot be rolled, however many internal entries have filled it.
+    fn fitting(&self, batches: &[ProducedBatch]) -> (usize, u64) {
+        let max = u64::from(self.options.segment_bytes_max());
+        let room = max.saturating_sub(u64::from(self.end.position));
+        let mut len = batches[0].total_len() as u64;
+        let mut count = 1;
+        for batch in &batches[1..] {
+            let more = len + batch.total_len() as u64;
+            if more > room {
+                break;
+            }
+            len = more;
+            count += 1;
+        }
+        (count, len)
+    }
+
+    /// Takes disk space for `len` more bytes, so that the write that follows cannot run out of it.
+    fn reserve(&mut self, len: u64) -> Result<(), AppendError> {
+        let needed = u64::from(self.end.position) + len;
+        if needed <= self.reserved {
+            return Ok(());
+        }
+        let ahead = needed.clamp(RESERVE_MIN, RESERVE_MAX);
+        let max = u64::from(self.options.segment_bytes_max()).max(needed);
+        let full = |e: DiskError, log: &Self| {
+            if e.is_full() {
+                AppendError::Full {
+                    dir: log.dir().to_owned(),
+                    needed: len,
+                }
+            } else {
+                log.shared.poison(e).into()
+            }
+        };
+        // On a nearly full disk the exact need may fit where a step ahead does not.
+        let reserved = match self.file.reserve((needed + ahead).min(max)) {
+            Ok(()) => (needed + ahead).min(max),
+            Err(e) if e.is_full() => {
+                self.file.reserve(needed).map_err(|e| full(e, self))?;
+                needed
+            }
+            Err(e) => return Err(full(e, self)),
+        };
+        self.reserved = reserved;
+        Ok(())
+    }
+
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> Result<(), Poisoned> {
+        // After a failure any part may be on disk, to be found valid by the next open: only not
+        // writing on keeps "failed" from turning into "acknowledged as something else".
+        self.file
+            .write_at(u64::from(self.end.position), slices)
+            .map_err(|e| self.shared.poison(e))
+    }
+
+    fn advance(&mut self, end: LogEnd) {
+        self.end = end;
+        self.shared.set_written(end, &self.file);
+    }
+
+    /// Adds an index entry for the border at `end` when the last one is far enough behind.
+    fn note_in_index(&mut self, end: &LogEnd) {
+        let mut index = self.active.index.write();
+        let Some(index) = &mut *index else { return };
+        let last = index
+            .last()
+            .map_or(self.active.header_len, |entry| entry.position);
+        if end.position.saturating_sub(last) >= self.options.index_interval_bytes {
+            index.push(index_entry(end));
+        }
+    }
+
+    fn write_index_if_due(&mut self) {
+        let unwritten = self
+            .active
+            .index
+            .read()
+            .as_ref()
+            .map_or(0, SegmentIndex::unwritten);
+        if unwritten >= INDEX_ENTRIES_PER_WRITE {
+            self.write_index(false);
+        }
+    }
+}
+
+pub(crate) fn index_entry(end: &LogEnd) -> IndexEntry {
+    IndexEntry {
+        offset: end.offset,
+        index: end.index,
+        position: end.position,
+        chain: end.chain,
+        max_timestamp: end.max_timestamp,
+        is_end: false,
+    }
+}
+
+fn next_index(index: RaftIndex, entries: u64) -> Result<RaftIndex, AppendError> {
+    index.checked_add(entries).ok_or(AppendError::Exhausted)
+}
+
+fn u32_len(len: usize) -> u32 {
+    u32::try_from(len).expect("segments, and so entries, are below 2 GiB")
+}

@@ -1,0 +1,216 @@
+//! Reading what is probably not in memory: through `read`, on a thread that may wait, and with
+//! every checksum verified, so that damage is found here and never served.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidelog_disk::read_up_to;
+use tidelog_record::{BATCH_HEADER_LEN, BatchError, BatchHeader, Offset, check_batch};
+
+use crate::epochs::EpochTable;
+use crate::error::{Corruption, Damage, ReadError};
+use crate::internal::InternalEntry;
+use crate::reader::{Batches, collect, next_offset};
+use crate::segment::Segment;
+use crate::shared::Shared;
+use crate::walk::BATCH_BYTES_LIMIT;
+
+/// Bytes one cold read fetches at most, unless the first batch alone is longer.
+const COLD_BYTES_MAX: usize = 4 << 20;
+
+/// A read that has to go to the disk. Run it where waiting is allowed.
+#[derive(Debug)]
+pub struct ColdRead {
+    shared: Arc<Shared>,
+    segment: Arc<Segment>,
+    from: Offset,
+    end: Offset,
+    bytes_max: usize,
+}
+
+impl ColdRead {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        segment: Arc<Segment>,
+        from: Offset,
+        end: Offset,
+        bytes_max: usize,
+    ) -> Self {
+        Self {
+            shared,
+            segment,
+            from,
+            end,
+            bytes_max: bytes_max.min(COLD_BYTES_MAX),
+        }
+    }
+
+    /// Fetches and verifies the batches: one buffer, filled by the read and then sliced.
+    ///
+    /// # Errors
+    /// [`ReadError::Corrupt`] when a batch is not what was written, [`ReadError::OutOfRange`] when
+    /// a trim came in between, [`ReadError::Disk`] when the disk refused.
+    pub fn run(self) -> Result<Batches, ReadError> {
+        let result = self.fetch();
+        // The file of a segment that was trimmed meanwhile is gone: that is no fault of the disk.
+        let start = self.shared.log_start();
+        if result.is_err() && self.from < start {
+            let (requested, end) = (self.from, self.end);
+            return Err(ReadError::OutOfRange {
+                requested,
+                start,
+                end,
+            });
+        }
+        result
+    }
+
+    fn fetch(&self) -> Result<Batches, ReadError> {
+        let mut position = u64::from(self.find()?);
+        let file = self.segment.file(&*self.shared.disk)?;
+        let limit = u64::from(self.shared.readable_len(&self.segment));
+        // The first batch may begin up to an index interval before what is wanted.
+        let mut len = self.bytes_max + COLD_SLACK;
+        let mut expected = None;
+        loop {
+            let room = limit.saturating_sub(position);
+            let fetched = usize::try_from(room).unwrap_or(usize::MAX).min(len);
+            let window = read_up_to(&*file, position, fetched)?;
+            if window.len() < fetched {
+                let what = Damage::Short {
+                    len: position + window.len() as u64,
+                    durable: limit,
+                };
+                return Err(self
+                    .corrupt_at(position + window.len() as u64, expected, what)
+                    .into());
+            }
+            let window = Bytes::from(window);
+            let verified = self.verify(&window, position, expected)?;
+            let found = collect(
+                &window.slice(..verified.len),
+                self.from,
+                self.end,
+                self.bytes_max,
+            );
+            if let Some(batches) = found {
+                return Ok(batches);
+            }
+            // The first wanted batch lies further on, or is longer than what was fetched.
+            position += verified.len as u64;
+            expected = verified.next_offset;
+            if fetched as u64 == room {
+                let what = verified.cut_off.map_or(
+                    Damage::NotContinued("the segment ends before its last offset"),
+                    Damage::Batch,
+                );
+                return Err(self.corrupt_at(position, expected, what).into());
+            }
+            if let Some(BatchError::Truncated { needed, .. }) = verified.cut_off {
+                len = len.max(needed.saturating_add(COLD_SLACK));
+            }
+        }
+    }
+
+    /// Checks the whole batches from the front of `window`, up to the end of what is wanted. Damage
+    /// is an error where nothing wanted lies before it: what does is good, and is served.
+    fn verify(
+        &self,
+        window: &[u8],
+        position: u64,
+        expected: Option<Offset>,
+    ) -> Result<Verified, Corruption> {
+        let epochs = self.shared.epochs.read();
+        let mut verified = Verified {
+            len: 0,
+            next_offset: expected,
+            cut_off: None,
+        };
+        let mut taken = 0_usize;
+        while verified.len < window.len() {
+            let rest = &window[verified.len..];
+            let header = match self.verify_one(rest, verified.next_offset, &epochs) {
+                Ok(header) => header,
+                Err(Damage::Batch(e @ BatchError::Truncated { .. })) => {
+                    verified.cut_off = Some(e);
+                    break;
+                }
+                Err(_) if taken > 0 => break,
+                Err(what) => {
+                    let here = position + verified.len as u64;
+                    return Err(self.corrupt_at(here, verified.next_offset, what));
+                }
+            };
+            verified.next_offset = next_offset(&header);
+            verified.len += header.total_len();
+            if !header.attributes.is_control() && verified.next_offset > Some(self.from) {
+                taken += header.total_len();
+            }
+            if verified.next_offset >= Some(self.end) || taken >= self.bytes_max.max(1) {
+                break;
+            }
+        }
+        Ok(verified)
+    }
+
+    /// Checks the batch at the start of `bytes`, which must have the offset `expected`.
+    fn verify_one(
+        &self,
+        bytes: &[u8],
+        expected: Option<Offset>,
+        epochs: &EpochTable,
+    ) -> Result<BatchHeader, Damage> {
+        let header = check_batch(bytes, BATCH_BYTES_LIMIT)?;
+        let found = header.base_offset;
+        // An index entry may lie before what is wanted, never behind it.
+        let base = Offset::from_wire(found)
+            .filter(|base| expected.map_or(*base <= self.from, |expected| *base == expected))
+            .ok_or(Damage::WrongOffset { found })?;
+        next_offset(&header).ok_or(Damage::WrongOffset { found })?;
+        if header.attributes.is_control() {
+            InternalEntry::decode(&header, &bytes[BATCH_HEADER_LEN..header.total_len()])?;
+            return Ok(header);
+        }
+        let epoch = epochs.epoch_at(base).unwrap_or(self.segment.header.epoch);
+        let epoch = epoch.max(self.segment.header.epoch);
+        if header.leader_epoch != epoch.to_wire() {
+            let found = header.leader_epoch;
+            return Err(Damage::WrongEpoch {
+                found,
+                expected: epoch.get(),
+            });
+        }
+        Ok(header)
+    }
+
+    fn corrupt_at(&self, position: u64, offset: Option<Offset>, what: Damage) -> Corruption {
+        let corruption = Corruption {
+            path: self.segment.path.clone(),
+            position,
+            offset: offset.unwrap_or(self.from),
+            what,
+        };
+        tracing::error!(%corruption, "damaged data was not served");
+        corruption
+    }
+
+    /// The position of a batch border at or before the wanted offset.
+    fn find(&self) -> Result<u32, ReadError> {
+        let entry = self
+            .shared
+            .with_index(&self.segment, |index| index.before_offset(self.from))?;
+        Ok(entry.map_or(self.segment.header_len, |entry| entry.position))
+    }
+}
+
+const COLD_SLACK: usize = 64 << 10;
+
+/// What [`ColdRead::verify`] saw.
+struct Verified {
+    /// The length of the whole batches.
+    len: usize,
+    /// The offset after them.
+    next_offset: Option<Offset>,
+    /// A batch behind them is not all there.
+    cut_off: Option<BatchError>,
+}

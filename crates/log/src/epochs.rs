@@ -1,0 +1,199 @@
+//! The epoch table: which leader epoch began at which offset and Raft index.
+//!
+//! Kept in memory and in the file `leader-epochs` of the partition, which is derived like an index:
+//! appended without a sync, each entry with its own checksum, completed from the segments where it
+//! does not fit them. An entry is written only once the epoch's beginning is durable in the log, so
+//! that whatever power loss leaves of the file, all of it is true.
+
+use std::io::IoSlice;
+use std::path::Path;
+
+use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
+use tidelog_record::{LeaderEpoch, Offset, RaftIndex};
+
+use crate::wire::Fields;
+
+const FILE_HEADER: [u8; 8] = *b"TEPO\0\x01\0\0";
+const ENTRY_LEN: usize = 24;
+/// A file longer than this is not ours: two million leaderships.
+const FILE_LEN_MAX: u64 = 48 << 20;
+
+/// The start of a leader epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: LeaderEpoch,
+    /// The offset of its first record, when it gets one.
+    pub offset: Offset,
+    /// The Raft index of its first entry.
+    pub index: RaftIndex,
+}
+
+/// The epochs of a log, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EpochTable {
+    entries: Vec<EpochStart>,
+    in_file: usize,
+}
+
+impl EpochTable {
+    /// All epochs known, oldest first.
+    pub fn entries(&self) -> &[EpochStart] {
+        &self.entries
+    }
+
+    /// The epoch that wrote the record at `offset`, or would write it next; `None` before the first
+    /// known epoch.
+    pub fn epoch_at(&self, offset: Offset) -> Option<LeaderEpoch> {
+        let after = self.entries.partition_point(|entry| entry.offset <= offset);
+        after.checked_sub(1).map(|at| self.entries[at].epoch)
+    }
+
+    /// The epoch of the newest leadership.
+    pub fn last(&self) -> Option<EpochStart> {
+        self.entries.last().copied()
+    }
+
+    /// The epoch in force just before the Raft entry `index`; `None` before the first known epoch.
+    pub(crate) fn before_index(&self, index: RaftIndex) -> Option<LeaderEpoch> {
+        let after = self.entries.partition_point(|entry| entry.index < index);
+        after.checked_sub(1).map(|at| self.entries[at].epoch)
+    }
+
+    /// Adds the start of an epoch; one that is not newer than the last is known already.
+    pub(crate) fn push(&mut self, start: EpochStart) {
+        if self
+            .entries
+            .last()
+            .is_none_or(|last| last.epoch < start.epoch)
+        {
+            self.entries.push(start);
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Forgets what starts at or past the entry `index`, as after a cut.
+    pub(crate) fn cut(&mut self, index: RaftIndex) {
+        self.entries.retain(|entry| entry.index < index);
+        if self.in_file > self.entries.len() {
+            self.in_file = 0;
+        }
+    }
+
+    /// The bytes that the file lacks of the epochs that began before `durable`.
+    pub(crate) fn pending(&self, durable: RaftIndex) -> Option<PendingEpochs> {
+        let known = self.entries.partition_point(|entry| entry.index < durable);
+        let lacking = self
+            .entries
+            .get(self.in_file..known)
+            .filter(|lacking| !lacking.is_empty())?;
+        let mut bytes = Vec::with_capacity((lacking.len() + 1) * ENTRY_LEN);
+        if self.in_file == 0 {
+            bytes.extend_from_slice(&FILE_HEADER);
+        }
+        for entry in lacking {
+            let start = bytes.len();
+            bytes.extend_from_slice(&entry.epoch.get().to_be_bytes());
+            bytes.extend_from_slice(&entry.offset.get().to_be_bytes());
+            bytes.extend_from_slice(&entry.index.get().to_be_bytes());
+            let crc = crc32fast::hash(&bytes[start..]);
+            bytes.extend_from_slice(&crc.to_be_bytes());
+        }
+        let at = match self.in_file {
+            0 => 0,
+            in_file => FILE_HEADER.len() + in_file * ENTRY_LEN,
+        };
+        Some(PendingEpochs {
+            at: at as u64,
+            bytes,
+            in_file: known,
+        })
+    }
+
+    /// Notes that `pending` is in the file now.
+    pub(crate) fn written(&mut self, pending: &PendingEpochs) {
+        self.in_file = pending.in_file;
+    }
+
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.in_file < self.entries.len()
+    }
+
+    /// Reads the file at `path`, up to the first entry that does not verify. A missing or
+    /// unreadable file gives an empty table.
+    pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Self {
+        match read_file(disk, path) {
+            Ok(bytes) => Self::parse(&bytes),
+            Err(e) => {
+                if !e.is_not_found() {
+                    tracing::warn!(error = %e, "the epoch table cannot be read; it is built again");
+                }
+                Self::default()
+            }
+        }
+    }
+
+    /// The table in the bytes of a file.
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let mut table = Self::default();
+        let Some(entries) = bytes.strip_prefix(&FILE_HEADER) else {
+            return table;
+        };
+        for chunk in entries.as_chunks::<ENTRY_LEN>().0 {
+            let Some(entry) = decode(chunk) else { break };
+            let grows = table.last().is_none_or(|last| {
+                last.epoch < entry.epoch && last.offset <= entry.offset && last.index < entry.index
+            });
+            if !grows {
+                break;
+            }
+            table.entries.push(entry);
+        }
+        table.in_file = table.entries.len();
+        table
+    }
+}
+
+/// What the file of an epoch table lacks.
+#[derive(Debug)]
+pub(crate) struct PendingEpochs {
+    pub(crate) at: u64,
+    pub(crate) bytes: Vec<u8>,
+    in_file: usize,
+}
+
+/// Writes what was pending to the file at `path`, and cuts off what lies behind. Not synced.
+pub(crate) fn write_pending(
+    disk: &dyn Disk,
+    path: &Path,
+    pending: &PendingEpochs,
+) -> Result<(), DiskError> {
+    let file = disk.open(path, OpenHow::Create)?;
+    file.write_at(pending.at, &[IoSlice::new(&pending.bytes)])?;
+    file.set_len(pending.at + pending.bytes.len() as u64)
+}
+
+/// The bytes of the file; none at all of one that is too long to be ours.
+fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, DiskError> {
+    let file = disk.open(path, OpenHow::Read)?;
+    let len = usize::try_from(file.len()?.min(FILE_LEN_MAX + 1)).expect("48 MiB fit");
+    let bytes = read_up_to(&*file, 0, len)?;
+    Ok(if bytes.len() as u64 > FILE_LEN_MAX {
+        Vec::new()
+    } else {
+        bytes
+    })
+}
+
+fn decode(bytes: &[u8; ENTRY_LEN]) -> Option<EpochStart> {
+    let mut fields = Fields::new(bytes);
+    let entry = EpochStart {
+        epoch: LeaderEpoch::new(fields.u32()?)?,
+        offset: Offset::new(fields.u64()?)?,
+        index: RaftIndex::new(fields.u64()?),
+    };
+    (fields.u32()? == crc32fast::hash(&bytes[..20])).then_some(entry)
+}

@@ -1,0 +1,70 @@
+//! One partition's log: what Tidelog exists for.
+//!
+//! A log is a directory of segment files that hold nothing but record batches, back to back, as
+//! clients sent them: the broker stamps base offset and leader epoch into the batch header (the
+//! batch's CRC leaves these out) and the rest passes from socket to disk to socket unchanged. What
+//! Raft and the log itself have to write are internal entries, batches without records.
+//!
+//! # How data flows
+//!
+//! *Append*: [`Log::append`] (`append.rs`) stamps validated batches, rolls to a new segment when the
+//! active one is full (`roll.rs`), reserves space, and writes with one vectored call. [`SyncCoordinator`]
+//! (`sync.rs`) makes the logs that wait durable, round by round, records the new ends in the
+//! [state file](state), and tells the owners.
+//!
+//! *Read*: [`LogReader::read`] (`reader.rs`) finds the segment and, through its sparse index
+//! (`index.rs`), the position; recent batches are slices of the segment's map, older ones are
+//! fetched and verified by a [`ColdRead`] (`cold.rs`, `lookup.rs`). [`LogReader::find_timestamp`] (`time.rs`)
+//! looks up times.
+//!
+//! *Open*: [`Log::open`] (`open.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
+//! verifies, cuts a torn tail, refuses damage.
+//!
+//! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
+//! any thread. Everything blocks except [`LogReader::read`]; nothing here knows an async runtime,
+//! a clock or a random number, so a simulated disk and a seed replay any run.
+//!
+//! # Formats
+#![doc = include_str!("../FORMAT.md")]
+
+mod append;
+mod cold;
+mod epochs;
+mod error;
+#[cfg(test)]
+mod golden;
+mod header;
+mod index;
+mod internal;
+mod log;
+mod lookup;
+mod open;
+mod options;
+mod reader;
+mod recover;
+mod retention;
+mod roll;
+mod segment;
+mod shared;
+pub mod state;
+mod sync;
+mod time;
+mod walk;
+mod wire;
+
+pub use append::Appended;
+pub use cold::ColdRead;
+pub use epochs::{EpochStart, EpochTable};
+pub use error::{
+    AppendError, Corruption, CreateError, Damage, OpenError, Poisoned, ReadError, TrimError,
+};
+pub use header::{FORMAT_VERSION, LogIdentity, PreviousSegment, SegmentHeader};
+pub use index::IndexEntry;
+pub use internal::{InternalEntry, InternalError, InternalKind};
+pub use log::Log;
+pub use open::{INITIAL_EPOCH, INITIAL_INDEX, Recovery};
+pub use options::LogOptions;
+pub use reader::{Batches, Found, LogReader, SegmentInfo};
+pub use segment::{LogEnd, SEGMENT_BYTES_LIMIT};
+pub use sync::{LogSync, RoundObserver, SyncCoordinator, SyncTarget};
+pub use walk::BATCH_BYTES_LIMIT;

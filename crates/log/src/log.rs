@@ -1,0 +1,280 @@
+//! The writer's half of a log.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tidelog_disk::{Disk, DiskError, DiskFile};
+use tidelog_record::{LeaderEpoch, Offset, Timestamp};
+
+use crate::append::index_entry;
+use crate::epochs::{self, EpochStart};
+use crate::error::{AppendError, Poisoned, TrimError};
+use crate::header::LogIdentity;
+use crate::index;
+use crate::internal::{InternalEntry, InternalKind};
+use crate::options::LogOptions;
+use crate::reader::LogReader;
+use crate::segment::{LogEnd, Segment, epochs_path, index_path};
+use crate::shared::Shared;
+use crate::sync::LogSync;
+
+/// One partition's log, as its single writer holds it.
+///
+/// Readers hold [`LogReader`]s and whoever syncs holds a [`LogSync`]; both are cheap to clone and
+/// outlive it.
+#[derive(Debug)]
+pub struct Log {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: LogOptions,
+    pub(crate) active: Arc<Segment>,
+    pub(crate) file: Arc<dyn DiskFile>,
+    /// Everything before it was given to the operating system.
+    pub(crate) end: LogEnd,
+    /// Space is taken for the active file up to here; what lies past `end` in it is zeros.
+    pub(crate) reserved: u64,
+    /// Whether the file of the epoch table lacks an entry.
+    pub(crate) epochs_unwritten: bool,
+}
+
+impl Log {
+    /// Whose log this is.
+    pub fn identity(&self) -> LogIdentity {
+        self.shared.identity
+    }
+
+    /// The log's directory.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// The settings in force.
+    pub fn options(&self) -> LogOptions {
+        self.options
+    }
+
+    /// Takes other settings from the next append on.
+    pub fn set_options(&mut self, options: LogOptions) {
+        self.options = options;
+    }
+
+    /// Everything before this was given to the operating system.
+    pub fn end(&self) -> LogEnd {
+        self.end
+    }
+
+    /// A handle for reading, from any thread.
+    pub fn reader(&self) -> LogReader {
+        LogReader::new(self.shared.clone())
+    }
+
+    /// A handle for making what was appended durable, from any thread.
+    pub fn sync_handle(&self) -> LogSync {
+        LogSync::new(self.shared.clone())
+    }
+
+    /// Makes all that was appended durable, on this thread.
+    ///
+    /// # Errors
+    /// [`Poisoned`] when this or an earlier write or sync failed; then nothing is known of what
+    /// was appended since the last success.
+    pub fn sync(&mut self) -> Result<LogEnd, Poisoned> {
+        Ok(self.shared.sync()?)
+    }
+
+    /// Begins the leader epoch `epoch` with Raft's empty entry. Not yet durable.
+    ///
+    /// # Errors
+    /// As for [`Log::append`].
+    ///
+    /// # Panics
+    /// When `epoch` is not newer than the last one.
+    pub fn begin_epoch(&mut self, epoch: LeaderEpoch) -> Result<(), AppendError> {
+        assert!(
+            epoch > self.end.epoch,
+            "epoch {epoch} after epoch {}",
+            self.end.epoch
+        );
+        let start = EpochStart {
+            epoch,
+            offset: self.end.offset,
+            index: self.end.index,
+        };
+        self.append_internal(InternalKind::RaftEmpty, epoch)?;
+        self.shared.epochs.write().push(start);
+        self.epochs_unwritten = true;
+        Ok(())
+    }
+
+    /// Adds to the file of the epoch table what has become durable since: an entry there is never
+    /// taken back.
+    pub(crate) fn write_durable_epochs(&mut self) {
+        if !self.epochs_unwritten {
+            return;
+        }
+        let durable = self.shared.durable().index;
+        let pending = self.shared.epochs.read().pending(durable);
+        if let Some(pending) = pending {
+            let written = epochs::write_pending(self.disk(), &epochs_path(self.dir()), &pending);
+            match written {
+                Ok(()) => self.shared.epochs.write().written(&pending),
+                Err(e) => {
+                    tracing::warn!(error = %e, "the epoch table was not written; it is built again");
+                }
+            }
+        }
+        self.epochs_unwritten = self.shared.epochs.read().has_unwritten();
+    }
+
+    /// Drops every record below `to`, for good: writes and syncs the new log start offset, then
+    /// removes the segments that lie wholly below it. Slices that readers hold stay readable.
+    ///
+    /// # Errors
+    /// [`TrimError::OutOfRange`] unless `to` lies between the log start and `end_max`, which is the
+    /// high watermark; the errors of [`Log::append`] when the new log start could not be written.
+    pub fn trim(&mut self, to: Offset, end_max: Offset) -> Result<(), TrimError> {
+        self.shared.check().map_err(AppendError::from)?;
+        let start = self.end.log_start;
+        let end_max = end_max.min(self.end.offset);
+        if to < start || to > end_max {
+            return Err(TrimError::OutOfRange {
+                requested: to,
+                start,
+                end: end_max,
+            });
+        }
+        if to > start {
+            self.append_internal(InternalKind::LogStart(to), self.end.epoch)?;
+            self.sync().map_err(AppendError::from)?;
+            self.shared.set_log_start(to);
+        }
+        self.remove_below_start();
+        Ok(())
+    }
+
+    /// Removes segments below the log start, oldest first. What cannot be removed now is removed
+    /// at the next trim or start.
+    fn remove_below_start(&mut self) {
+        let segments = self.shared.segments();
+        // The durable one: what is removed must never be asked for again.
+        let start = self.shared.log_start();
+        let keep_from = segments
+            .windows(2)
+            .take_while(|pair| pair[1].header.base_offset <= start)
+            .count();
+        if keep_from == 0 {
+            return;
+        }
+        self.shared.set_segments(segments[keep_from..].to_vec());
+        for segment in &segments[..keep_from] {
+            let removed = self.disk().remove_file(&segment.path).and_then(|()| {
+                remove_if_there(
+                    self.disk(),
+                    &index_path(self.dir(), segment.header.base_offset),
+                )
+            });
+            if let Err(e) = removed {
+                tracing::warn!(error = %e, "a segment below the log start was not removed");
+            }
+        }
+        if let Err(e) = self.disk().sync_dir(self.dir()) {
+            tracing::warn!(error = %e, "removed segments may be there again after power loss");
+        }
+    }
+
+    /// Cuts reserved space off the active segment, completes its index, and makes all durable, so
+    /// that the next open reads next to nothing. Returns the end to keep as checkpoint.
+    ///
+    /// # Errors
+    /// [`Poisoned`] when this or an earlier write or sync failed.
+    pub fn close(mut self) -> Result<LogEnd, Poisoned> {
+        self.shared.check()?;
+        self.cut_reserve()?;
+        self.write_index(true);
+        self.sync_file()?;
+        self.write_durable_epochs();
+        Ok(self.end)
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.shared.disk
+    }
+
+    /// Makes the file end where the log ends. Also where no space is known to be reserved: a
+    /// reservation that failed may have made the file longer.
+    pub(crate) fn cut_reserve(&mut self) -> Result<(), Poisoned> {
+        let len = u64::from(self.end.position);
+        self.file.set_len(len).map_err(|e| self.shared.poison(e))?;
+        self.reserved = len;
+        Ok(())
+    }
+
+    /// Writes what the index file lacks; with `complete`, up to the end of the log. Readers are
+    /// kept waiting for neither the disk nor each other.
+    pub(crate) fn write_index(&mut self, complete: bool) {
+        let pending = {
+            let mut index = self.active.index.write();
+            let Some(index) = &mut *index else { return };
+            if complete {
+                index.push_end(index_entry(&self.end));
+            }
+            index.pending()
+        };
+        let Some(pending) = pending else { return };
+        let path = index_path(self.dir(), self.active.header.base_offset);
+        match index::write_pending(self.disk(), &path, &pending) {
+            Ok(()) => {
+                if let Some(index) = &mut *self.active.index.write() {
+                    index.written(pending);
+                }
+            }
+            Err(e) => tracing::warn!(error = %e, "index not written; it is built again"),
+        }
+    }
+
+    pub(crate) fn internal_entry(&self, kind: InternalKind, epoch: LeaderEpoch) -> InternalEntry {
+        InternalEntry {
+            index: self.end.index,
+            epoch,
+            next_offset: self.end.offset,
+            kind,
+        }
+    }
+
+    /// Whether the active segment is due to be rolled before anything else goes in.
+    pub(crate) fn is_old(&self, now: Timestamp) -> bool {
+        let age = now
+            .millis()
+            .saturating_sub(self.active.header.created_at.millis());
+        u64::try_from(age).is_ok_and(|age| age >= self.options.segment_ms)
+    }
+}
+
+/// Creates `dir` and its missing parents, all of them durable when this returns.
+pub(crate) fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> Result<(), DiskError> {
+    let is_missing = |dir: &&Path| disk.list(dir).is_err_and(|e| e.is_not_found());
+    let missing = parents(dir).take_while(is_missing).count();
+    disk.create_dir_all(dir)?;
+    // A name is durable once the directory that holds it was synced.
+    parents(dir)
+        .take(missing + 1)
+        .try_for_each(|parent| disk.sync_dir(parent))
+}
+
+/// The directories above `dir`, nearest first.
+pub(crate) fn parents(dir: &Path) -> impl Iterator<Item = &Path> {
+    let here = Path::new(".");
+    dir.ancestors().skip(1).map(move |dir| {
+        if dir.as_os_str().is_empty() {
+            here
+        } else {
+            dir
+        }
+    })
+}
+
+pub(crate) fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<(), DiskError> {
+    match disk.remove_file(path) {
+        Err(e) if e.is_not_found() => Ok(()),
+        other => other,
+    }
+}

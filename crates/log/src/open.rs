@@ -1,0 +1,517 @@
+//! Creating a log, and opening one after a stop of any kind.
+//!
+//! The newest segment's end is found in `recover.rs`; here are the segments before it and what is
+//! kept beside.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
+use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, RaftIndex, Timestamp, check_batch};
+
+use crate::append::index_entry;
+use crate::epochs::{EpochStart, EpochTable};
+use crate::error::{Corruption, CreateError, Damage, OpenError};
+use crate::header::{LogIdentity, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalError, InternalKind};
+use crate::log::{Log, create_dir_durably, remove_if_there};
+use crate::lookup::start_of;
+use crate::options::LogOptions;
+use crate::recover::Recovered;
+use crate::roll::{NewSegment, encode_header, map_or_go_without, new_segment_file};
+use crate::segment::{
+    LogEnd, SEGMENT_BYTES_LIMIT, SealedEnd, Segment, base_offset_of, epochs_path, segment_path,
+};
+use crate::shared::Shared;
+use crate::walk::{Look, Walk};
+
+/// The Raft index and term before the first entry of every log, as if a snapshot were there: a
+/// replica that joins later without any data then always asks for one.
+pub const INITIAL_INDEX: RaftIndex = RaftIndex::new(5);
+/// See [`INITIAL_INDEX`].
+pub const INITIAL_EPOCH: LeaderEpoch = LeaderEpoch::new(5).expect("5 is small");
+
+/// What opening a log found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Bytes above the sync checkpoint that were verified and kept.
+    pub kept_bytes: u64,
+    /// Bytes of a torn tail that were cut; reserved space does not count.
+    pub torn_bytes: u64,
+}
+
+impl Log {
+    /// Creates an empty log in `dir`, which is created too, and makes it durable.
+    ///
+    /// # Errors
+    /// [`CreateError::Exists`] when there is a segment in `dir`.
+    pub fn create(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        now: Timestamp,
+    ) -> Result<Self, CreateError> {
+        create_dir_durably(&*disk, dir)?;
+        if disk
+            .list(dir)?
+            .iter()
+            .any(|entry| base_offset_of(&entry.name, "log").is_some())
+        {
+            return Err(CreateError::Exists {
+                dir: dir.to_owned(),
+            });
+        }
+        let header = SegmentHeader {
+            compatible_features: 0,
+            incompatible_features: 0,
+            identity,
+            sequence: 1,
+            base_offset: Offset::ZERO,
+            base_index: INITIAL_INDEX.checked_add(1).expect("6 is small"),
+            epoch: INITIAL_EPOCH,
+            log_start: Offset::ZERO,
+            created_at: now,
+            previous: None,
+        };
+        let NewSegment {
+            segment: active,
+            file,
+            end,
+        } = new_segment_file(&*disk, dir, &options, header)?;
+        let segments = vec![active.clone()];
+        let epochs = EpochTable::default();
+        let shared = Shared::new(disk, dir, identity, segments, epochs, file.clone(), end);
+        Ok(Self {
+            shared: Arc::new(shared),
+            options,
+            active,
+            file,
+            end,
+            reserved: u64::from(end.position),
+            epochs_unwritten: false,
+        })
+    }
+
+    /// Opens the log in `dir` after a stop of any kind. When this returns, all of it is durable.
+    ///
+    /// `checkpoint` is the last end that was recorded as durable. Without one, all of the newest
+    /// segment counts as not known to be durable.
+    ///
+    /// # Errors
+    /// [`OpenError::Corrupt`] names the damage; no file was changed. [`OpenError::Missing`] when
+    /// there is no log, or only the torn beginning of one that never held anything.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        checkpoint: Option<LogEnd>,
+    ) -> Result<(Self, Recovery), OpenError> {
+        Opening {
+            disk: &disk,
+            dir,
+            identity,
+            options,
+            checkpoint,
+        }
+        .run()
+    }
+}
+
+/// A segment file whose header was read and checked.
+pub(crate) struct Candidate {
+    pub(crate) header: SegmentHeader,
+    pub(crate) header_len: u32,
+    pub(crate) len: u64,
+}
+
+/// The segment files found.
+#[derive(Default)]
+struct Found {
+    /// Oldest first.
+    candidates: Vec<Candidate>,
+    /// The newest file, when it is the torn beginning of a segment.
+    unfinished: Option<PathBuf>,
+}
+
+/// The opening of a log, under way.
+pub(crate) struct Opening<'a> {
+    pub(crate) disk: &'a Arc<dyn Disk>,
+    pub(crate) dir: &'a Path,
+    identity: LogIdentity,
+    pub(crate) options: LogOptions,
+    pub(crate) checkpoint: Option<LogEnd>,
+}
+
+impl Opening<'_> {
+    fn run(self) -> Result<(Log, Recovery), OpenError> {
+        let Found {
+            mut candidates,
+            unfinished,
+        } = self.find()?;
+        let Some(newest) = candidates.pop() else {
+            if let Some(checkpoint) = self.checkpoint {
+                return Err(self.missing(checkpoint.sequence, checkpoint.offset).into());
+            }
+            self.remove_unfinished(unfinished)?;
+            return Err(OpenError::Missing {
+                dir: self.dir.to_owned(),
+            });
+        };
+        if let Some(checkpoint) = &self.checkpoint
+            && newest.header.sequence < checkpoint.sequence
+        {
+            return Err(self.missing(checkpoint.sequence, checkpoint.offset).into());
+        }
+
+        let path = segment_path(self.dir, newest.header.base_offset);
+        let file = self.disk.open(&path, OpenHow::Write)?;
+        let recovered = self.recover(&*file, &newest)?;
+        let end = recovered.end;
+        let sealed = self.check_chain(candidates, &newest, end.log_start)?;
+
+        // Nothing was changed until here: a refusal leaves the files as they were.
+        self.remove_unfinished(unfinished)?;
+        self.make_durable(&*file, &newest, &recovered)?;
+        let Recovered {
+            mut index,
+            walked_from,
+            epochs,
+            recovery,
+            ..
+        } = recovered;
+        if end.position > newest.header_len {
+            // So that what is appended now is read from here on, through the map.
+            index.push(index_entry(&end));
+        }
+        let map_len = map_or_go_without(&*file, &self.options);
+        let active = Arc::new(Segment::active(
+            path,
+            newest.header,
+            newest.header_len,
+            file.clone(),
+            index,
+            end.position,
+            map_len,
+        ));
+        let mut segments = self.keep_above_start(sealed, &active, end.log_start)?;
+        segments.push(active.clone());
+        let epochs = self.epochs(&segments, &end, &walked_from, epochs)?;
+        let disk = self.disk.clone();
+        let shared = Shared::new(
+            disk,
+            self.dir,
+            self.identity,
+            segments,
+            epochs,
+            file.clone(),
+            end,
+        );
+        let mut log = Log {
+            shared: Arc::new(shared),
+            options: self.options,
+            active,
+            file,
+            end,
+            reserved: u64::from(end.position),
+            epochs_unwritten: true,
+        };
+        log.write_durable_epochs();
+        Ok((log, recovery))
+    }
+
+    /// The segment files with a good header. A newest file without one is what a roll that was
+    /// interrupted leaves behind, if nothing durable is known to be in it.
+    fn find(&self) -> Result<Found, OpenError> {
+        let entries = match self.disk.list(self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.is_not_found() => Vec::new(),
+            Err(e) => return Err(e.into()),
+        };
+        let bases: Vec<Offset> = entries
+            .iter()
+            .filter(|entry| !entry.is_dir)
+            .filter_map(|entry| base_offset_of(&entry.name, "log"))
+            .collect();
+        let mut found = Found::default();
+        for (at, base) in bases.iter().enumerate() {
+            match self.read_header(*base)? {
+                Ok(candidate) => found.candidates.push(candidate),
+                Err(corruption) => {
+                    let is_newest = at + 1 == bases.len();
+                    let older = found.candidates.last();
+                    if !is_newest || !self.is_unfinished(&corruption, older)? {
+                        return Err(corruption.into());
+                    }
+                    tracing::warn!(%corruption, "a segment that was never finished is removed");
+                    found.unfinished = Some(corruption.path);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the newest file, whose header is bad, may be the torn beginning of a segment:
+    /// nothing in it is known to have been durable, nothing was ever put behind the header, and
+    /// what is there is no header that another version or another log wrote.
+    fn is_unfinished(
+        &self,
+        corruption: &Corruption,
+        older: Option<&Candidate>,
+    ) -> Result<bool, DiskError> {
+        if !matches!(corruption.what, Damage::Batch(_)) {
+            return Ok(false);
+        }
+        let durable_elsewhere = match (&self.checkpoint, older) {
+            (None, _) => true,
+            (Some(checkpoint), Some(older)) => older.header.sequence >= checkpoint.sequence,
+            (Some(_), None) => false,
+        };
+        let len = self.disk.open(&corruption.path, OpenHow::Read)?.len()?;
+        Ok(durable_elsewhere && len <= SEGMENT_HEADER_LEN as u64)
+    }
+
+    fn remove_unfinished(&self, unfinished: Option<PathBuf>) -> Result<(), DiskError> {
+        unfinished.map_or(Ok(()), |path| self.disk.remove_file(&path))
+    }
+
+    /// Reads and checks the header of the segment with this base offset.
+    fn read_header(&self, base: Offset) -> Result<Result<Candidate, Corruption>, DiskError> {
+        let path = segment_path(self.dir, base);
+        let file = self.disk.open(&path, OpenHow::Read)?;
+        let len = file.len()?;
+        let bytes = read_up_to(&*file, 0, INTERNAL_LEN_MAX)?;
+        let corrupt = |what| Corruption {
+            path: path.clone(),
+            position: 0,
+            offset: base,
+            what,
+        };
+        Ok(self.parse_header(base, &bytes, len).map_err(corrupt))
+    }
+
+    fn parse_header(&self, base: Offset, bytes: &[u8], len: u64) -> Result<Candidate, Damage> {
+        let header = check_batch(bytes, INTERNAL_LEN_MAX)?;
+        if !header.attributes.is_control() {
+            return Err(Damage::NoHeader);
+        }
+        let total = header.total_len();
+        let entry = InternalEntry::decode(&header, &bytes[BATCH_HEADER_LEN..total])?;
+        let InternalKind::SegmentHeader(segment) = entry.kind else {
+            return Err(Damage::NoHeader);
+        };
+        let expected = self.identity;
+        let found = segment.identity;
+        if found.cluster_id != expected.cluster_id {
+            return Err(Damage::Foreign("another cluster's"));
+        }
+        if (found.topic_id, found.partition) != (expected.topic_id, expected.partition) {
+            return Err(Damage::Foreign("another topic's or partition's"));
+        }
+        if found.incarnation != expected.incarnation {
+            return Err(Damage::Foreign("another incarnation's"));
+        }
+        // The chain checksum begins with this entry as it is written.
+        if bytes[..total] != encode_header(&segment) {
+            return Err(InternalError::Malformed("segment header and its batch differ").into());
+        }
+        if segment.base_offset != base {
+            return Err(Damage::Foreign(
+                "its base offset is not the one in its name",
+            ));
+        }
+        if len > u64::from(SEGMENT_BYTES_LIMIT) {
+            return Err(Damage::NotContinued(
+                "the file is longer than a segment can be",
+            ));
+        }
+        let header_len = u32::try_from(total).expect("at most a few KiB");
+        Ok(Candidate {
+            header: *segment,
+            header_len,
+            len,
+        })
+    }
+
+    /// Checks that the sealed segments lead up to the newest one without a gap, back to the log
+    /// start. What lies before a gap must be below the log start: a trim was interrupted.
+    fn check_chain(
+        &self,
+        candidates: Vec<Candidate>,
+        newest: &Candidate,
+        log_start: Offset,
+    ) -> Result<Vec<(Candidate, SealedEnd)>, OpenError> {
+        let mut chain = Vec::with_capacity(candidates.len());
+        let mut next = newest.header.clone();
+        for candidate in candidates.into_iter().rev() {
+            let Some(previous) = next.previous else {
+                let what =
+                    Damage::NotContinued("it says it is the first, and there are older ones");
+                return Err(self.corrupt(next.base_offset, 0, what).into());
+            };
+            if candidate.header.sequence != previous.sequence {
+                if next.base_offset <= log_start {
+                    break;
+                }
+                return Err(self
+                    .missing(previous.sequence, candidate.header.base_offset)
+                    .into());
+            }
+            let base = candidate.header.base_offset;
+            if candidate.len != previous.len {
+                let what = Damage::Short {
+                    len: candidate.len,
+                    durable: previous.len,
+                };
+                return Err(self
+                    .corrupt(base, candidate.len.min(previous.len), what)
+                    .into());
+            }
+            if previous.end_offset != next.base_offset || previous.end_index != next.base_index {
+                let what = Damage::NotContinued("offsets or Raft indexes do not meet");
+                return Err(self.corrupt(next.base_offset, 0, what).into());
+            }
+            next = candidate.header.clone();
+            let len = u32::try_from(candidate.len).expect("checked with the header");
+            chain.push((candidate, SealedEnd::of_previous(&previous, len)));
+        }
+        if next.base_offset > log_start {
+            let sequence = next
+                .previous
+                .map_or(next.sequence, |previous| previous.sequence);
+            return Err(self.missing(sequence, log_start).into());
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// Drops segments that a trim left behind; keeps the rest as sealed ones.
+    fn keep_above_start(
+        &self,
+        sealed: Vec<(Candidate, SealedEnd)>,
+        active: &Segment,
+        log_start: Offset,
+    ) -> Result<Vec<Arc<Segment>>, OpenError> {
+        let mut kept = Vec::with_capacity(sealed.len());
+        let mut first_kept = active.header.base_offset;
+        for (candidate, end) in sealed {
+            if end.offset > log_start {
+                let base = candidate.header.base_offset;
+                first_kept = first_kept.min(base);
+                let path = segment_path(self.dir, base);
+                let header_len = candidate.header_len;
+                kept.push(Arc::new(Segment::sealed(
+                    path,
+                    candidate.header,
+                    header_len,
+                    end,
+                )));
+            }
+        }
+        for entry in self.disk.list(self.dir)? {
+            let base =
+                base_offset_of(&entry.name, "log").or_else(|| base_offset_of(&entry.name, "index"));
+            if base.is_some_and(|base| base < first_kept)
+                && let Err(e) = remove_if_there(&**self.disk, &self.dir.join(&entry.name))
+            {
+                tracing::warn!(error = %e, "a file below the log start was not removed");
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The epoch table: from its file, completed from the segments.
+    ///
+    /// What is in the file is true, but its end may be missing. `in_tail` are the epochs that began
+    /// past `walked_from`, up to the end.
+    fn epochs(
+        &self,
+        segments: &[Arc<Segment>],
+        end: &LogEnd,
+        walked_from: &LogEnd,
+        in_tail: Vec<EpochStart>,
+    ) -> Result<EpochTable, OpenError> {
+        let path = epochs_path(self.dir);
+        let mut table = EpochTable::load(&**self.disk, &path);
+        table.cut(end.index);
+        let knows = |table: &EpochTable, index: RaftIndex, epoch: LeaderEpoch| {
+            table.before_index(index).unwrap_or(INITIAL_EPOCH) == epoch
+                // Where the segments that held its beginning are gone.
+                || table.entries().first().is_some_and(|e| (e.index, e.epoch) == (index, epoch))
+        };
+        if knows(&table, walked_from.index, walked_from.epoch) {
+            for start in in_tail {
+                table.push(start);
+            }
+            let knows_all = knows(&table, end.index, end.epoch)
+                && segments
+                    .iter()
+                    .all(|s| knows(&table, s.header.base_index, s.header.epoch));
+            if knows_all {
+                return Ok(table);
+            }
+        }
+
+        tracing::warn!(file = %path.display(), "the epoch table is incomplete; building it again");
+        table.clear();
+        let ends = segments
+            .iter()
+            .skip(1)
+            .map(|next| next.header.epoch)
+            .chain([end.epoch]);
+        for (segment, last_epoch) in segments.iter().zip(ends) {
+            if segment.header.epoch > INITIAL_EPOCH {
+                // Known already, unless the segments that held its beginning are gone.
+                table.push(EpochStart {
+                    epoch: segment.header.epoch,
+                    offset: segment.header.base_offset,
+                    index: segment.header.base_index,
+                });
+            }
+            if last_epoch != segment.header.epoch {
+                let limit = segment.sealed_end().map_or(end.position, |end| end.len);
+                self.add_epochs(segment, limit, &mut table)?;
+            }
+        }
+        Ok(table)
+    }
+
+    fn add_epochs(
+        &self,
+        segment: &Segment,
+        limit: u32,
+        table: &mut EpochTable,
+    ) -> Result<(), OpenError> {
+        let file = self.disk.open(&segment.path, OpenHow::Read)?;
+        let limit = u64::from(limit);
+        let mut walk = Walk::new(&*file, start_of(segment));
+        while u64::from(walk.end.position) < limit {
+            let before = walk.end;
+            walk.step(limit, Look::Headers)
+                .map_err(|e| e.at::<OpenError>(&segment.path, &before))?;
+        }
+        for start in walk.epochs {
+            table.push(start);
+        }
+        Ok(())
+    }
+
+    fn missing(&self, sequence: u64, offset: Offset) -> Corruption {
+        Corruption {
+            path: self.dir.to_owned(),
+            position: 0,
+            offset,
+            what: Damage::MissingSegment { sequence },
+        }
+    }
+
+    fn corrupt(&self, base: Offset, position: u64, what: Damage) -> Corruption {
+        Corruption {
+            path: segment_path(self.dir, base),
+            position,
+            offset: base,
+            what,
+        }
+    }
+}

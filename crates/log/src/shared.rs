@@ -1,0 +1,229 @@
+//! What the writer, the readers and the sync coordinator of one log share.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+use tidelog_disk::{Disk, DiskError, DiskFile};
+use tidelog_record::Offset;
+
+use crate::epochs::EpochTable;
+use crate::error::Poisoned;
+use crate::header::LogIdentity;
+use crate::lookup::ColdIndexes;
+use crate::segment::{LogEnd, Segment};
+
+/// The segments of a log, oldest first; the last one is active. Never empty.
+pub(crate) type Segments = Arc<Vec<Arc<Segment>>>;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) identity: LogIdentity,
+    segments: RwLock<Segments>,
+    pub(crate) epochs: RwLock<EpochTable>,
+    ends: Mutex<Ends>,
+    /// Held over every sync of the log, until its outcome is noted. The kernel reports a failure
+    /// once: of two syncs at a time, the second could succeed over what the first had just lost.
+    syncing: Mutex<()>,
+    /// Copies of what `ends` holds, for readers that want one number.
+    log_start: AtomicU64,
+    end_offset: AtomicU64,
+    durable_offset: AtomicU64,
+    poisoned: OnceLock<Poisoned>,
+    pub(crate) cold_indexes: ColdIndexes,
+}
+
+#[derive(Debug)]
+struct Ends {
+    /// Given to the operating system, and the file it went to.
+    written: LogEnd,
+    file: Arc<dyn DiskFile>,
+    /// Survives power loss here. `durable <= written`.
+    durable: LogEnd,
+}
+
+/// Why a sync did not succeed.
+#[derive(Debug)]
+pub(crate) enum SyncError {
+    /// The log had been poisoned for its own reasons: this says nothing about other logs.
+    Before(Poisoned),
+    /// The device failed now.
+    Now(Poisoned),
+}
+
+impl From<SyncError> for Poisoned {
+    fn from(e: SyncError) -> Self {
+        match e {
+            SyncError::Before(poisoned) | SyncError::Now(poisoned) => poisoned,
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        segments: Vec<Arc<Segment>>,
+        epochs: EpochTable,
+        file: Arc<dyn DiskFile>,
+        durable: LogEnd,
+    ) -> Self {
+        let shared = Self {
+            disk,
+            dir: dir.to_owned(),
+            identity,
+            segments: RwLock::new(Arc::new(segments)),
+            epochs: RwLock::new(epochs),
+            ends: Mutex::new(Ends {
+                written: durable,
+                file: file.clone(),
+                durable,
+            }),
+            syncing: Mutex::default(),
+            log_start: AtomicU64::new(durable.log_start.get()),
+            end_offset: AtomicU64::new(durable.offset.get()),
+            durable_offset: AtomicU64::new(durable.offset.get()),
+            poisoned: OnceLock::new(),
+            cold_indexes: ColdIndexes::default(),
+        };
+        file.freeze(u64::from(durable.position));
+        shared
+    }
+
+    pub(crate) fn segments(&self) -> Segments {
+        self.segments.read().clone()
+    }
+
+    pub(crate) fn set_segments(&self, segments: Vec<Arc<Segment>>) {
+        *self.segments.write() = Arc::new(segments);
+    }
+
+    pub(crate) fn log_start(&self) -> Offset {
+        load(&self.log_start)
+    }
+
+    pub(crate) fn set_log_start(&self, offset: Offset) {
+        self.log_start.store(offset.get(), Ordering::Release);
+    }
+
+    pub(crate) fn end_offset(&self) -> Offset {
+        load(&self.end_offset)
+    }
+
+    pub(crate) fn durable_offset(&self) -> Offset {
+        load(&self.durable_offset)
+    }
+
+    pub(crate) fn durable(&self) -> LogEnd {
+        self.ends.lock().durable
+    }
+
+    pub(crate) fn set_written(&self, end: LogEnd, file: &Arc<dyn DiskFile>) {
+        let mut ends = self.ends.lock();
+        ends.written = end;
+        if !Arc::ptr_eq(&ends.file, file) {
+            ends.file = file.clone();
+        }
+        self.end_offset.store(end.offset.get(), Ordering::Release);
+    }
+
+    /// Takes `end` as durable in `file`, and hands its bytes over to slicing.
+    pub(crate) fn set_durable(&self, end: LogEnd, file: &dyn DiskFile) {
+        file.freeze(u64::from(end.position));
+        let mut ends = self.ends.lock();
+        if ends.durable.is_before(&end) {
+            ends.durable = end;
+            self.durable_offset
+                .store(end.offset.get(), Ordering::Release);
+        }
+    }
+
+    /// Makes all that is written durable. Called from any thread; see the crate's docs.
+    pub(crate) fn sync(&self) -> Result<LogEnd, SyncError> {
+        self.check().map_err(SyncError::Before)?;
+        if let Some(durable) = self.all_durable() {
+            return Ok(durable);
+        }
+        let _syncing = self.syncing.lock();
+        self.check().map_err(SyncError::Before)?;
+        // Whoever had the lock may have synced all of it.
+        if let Some(durable) = self.all_durable() {
+            return Ok(durable);
+        }
+        let (end, file) = {
+            let ends = self.ends.lock();
+            (ends.written, ends.file.clone())
+        };
+        self.sync_file(end, &*file)?;
+        Ok(end)
+    }
+
+    /// The durable end, when nothing was written past it.
+    fn all_durable(&self) -> Option<LogEnd> {
+        let ends = self.ends.lock();
+        (!ends.durable.is_before(&ends.written)).then_some(ends.durable)
+    }
+
+    /// Syncs `file`, whose log ends at `end`, whatever is known to be durable: a cut changes its
+    /// length after the last append may have been synced.
+    pub(crate) fn sync_cut(&self, end: LogEnd, file: &dyn DiskFile) -> Result<(), Poisoned> {
+        let _syncing = self.syncing.lock();
+        self.check()?;
+        Ok(self.sync_file(end, file)?)
+    }
+
+    /// `syncing` is held.
+    fn sync_file(&self, end: LogEnd, file: &dyn DiskFile) -> Result<(), SyncError> {
+        file.sync_data()
+            .map_err(|e| SyncError::Now(self.poison(e)))?;
+        // Poisoned meanwhile, by a write or by another log of its round: then this success is not
+        // to be trusted.
+        self.check().map_err(SyncError::Before)?;
+        self.set_durable(end, file);
+        Ok(())
+    }
+
+    /// How far the bytes of a segment may be read, by whoever was told of them.
+    pub(crate) fn readable_len(&self, segment: &Segment) -> u32 {
+        let durable = self.durable();
+        if durable.sequence == segment.header.sequence {
+            return durable.position;
+        }
+        // A segment is sealed before the next one becomes the durable end.
+        segment
+            .sealed_end()
+            .map_or(segment.header_len, |end| end.len)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Poisoned> {
+        self.poisoned().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn poisoned(&self) -> Option<Poisoned> {
+        self.poisoned.get().cloned()
+    }
+
+    /// Stops all writes for good; the first cause is kept.
+    pub(crate) fn poison(&self, cause: DiskError) -> Poisoned {
+        self.poison_with(Poisoned {
+            cause: Arc::new(cause),
+        })
+    }
+
+    pub(crate) fn poison_with(&self, poisoned: Poisoned) -> Poisoned {
+        let first = self.poisoned.get_or_init(|| {
+            tracing::error!(dir = %self.dir.display(), cause = %poisoned.cause,
+                "a write failed; the log takes no more until it is opened again");
+            poisoned
+        });
+        first.clone()
+    }
+}
+
+fn load(offset: &AtomicU64) -> Offset {
+    Offset::new(offset.load(Ordering::Acquire)).expect("only offsets are stored")
+}

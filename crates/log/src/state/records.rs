@@ -1,0 +1,167 @@
+//! The records of the state file and their bytes.
+
+use tidelog_record::{LeaderEpoch, Offset, PartitionId, RaftIndex, Timestamp, TopicId};
+
+use super::{DirectoryIdentity, GroupKey, GroupState};
+use crate::segment::LogEnd;
+use crate::wire::Fields;
+
+/// One change of the [`BrokerState`](super::BrokerState).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateRecord {
+    /// Who the directory belongs to.
+    Identity(DirectoryIdentity),
+    /// A broker started: how many times now. Takes back [`StateRecord::Clean`].
+    Boot(u64),
+    /// The broker stopped, with every log at its checkpoint.
+    Clean,
+    /// A partition has a log here, or its Raft state changed. The checkpoint in it is ignored.
+    Group(GroupKey, GroupState),
+    /// A log is durable up to here.
+    Checkpoint(GroupKey, LogEnd),
+    /// A partition's log was deleted.
+    GroupRemoved(GroupKey),
+}
+
+const IDENTITY: u8 = 1;
+const BOOT: u8 = 2;
+const CLEAN: u8 = 3;
+const GROUP: u8 = 4;
+const CHECKPOINT: u8 = 5;
+const GROUP_REMOVED: u8 = 6;
+/// The snapshot is complete; the content is the number of records before it.
+pub(crate) const SNAPSHOT_END: u8 = 7;
+/// The journal is complete: what follows is in the next generation.
+pub(crate) const JOURNAL_END: u8 = 8;
+/// The journal was durable up to the position in the content when this was written: damage below
+/// is no torn end.
+pub(crate) const SYNCED: u8 = 9;
+
+/// Length, checksum.
+pub(crate) const FRAME_LEN: usize = 8;
+/// No record is longer, kind included.
+pub(crate) const RECORD_LEN_MAX: usize = 256;
+
+impl StateRecord {
+    /// Appends the framed record to `out`.
+    pub(crate) fn encode(&self, generation: u64, out: &mut Vec<u8>) {
+        match self {
+            Self::Identity(identity) => frame(generation, IDENTITY, out, |out| {
+                out.extend_from_slice(&identity.cluster_id);
+                out.extend_from_slice(&identity.node_id.to_be_bytes());
+                out.extend_from_slice(&identity.directory_id);
+            }),
+            Self::Boot(boots) => frame(generation, BOOT, out, |out| {
+                out.extend_from_slice(&boots.to_be_bytes());
+            }),
+            Self::Clean => frame(generation, CLEAN, out, |_| {}),
+            Self::Group(key, group) => frame(generation, GROUP, out, |out| {
+                put_key(out, key);
+                out.extend_from_slice(&group.incarnation.to_be_bytes());
+                out.extend_from_slice(&group.replica_id.to_be_bytes());
+                out.extend_from_slice(&group.term.to_be_bytes());
+                out.extend_from_slice(&group.vote.to_be_bytes());
+                out.extend_from_slice(&group.commit.to_be_bytes());
+            }),
+            Self::Checkpoint(key, end) => frame(generation, CHECKPOINT, out, |out| {
+                put_key(out, key);
+                out.extend_from_slice(&end.sequence.to_be_bytes());
+                out.extend_from_slice(&end.position.to_be_bytes());
+                out.extend_from_slice(&end.offset.get().to_be_bytes());
+                out.extend_from_slice(&end.index.get().to_be_bytes());
+                out.extend_from_slice(&end.epoch.get().to_be_bytes());
+                out.extend_from_slice(&end.chain.to_be_bytes());
+                out.extend_from_slice(&end.max_timestamp.millis().to_be_bytes());
+                out.extend_from_slice(&end.log_start.get().to_be_bytes());
+            }),
+            Self::GroupRemoved(key) => {
+                frame(generation, GROUP_REMOVED, out, |out| put_key(out, key));
+            }
+        }
+    }
+
+    /// The record of this kind; `None` when it is malformed or of an unknown kind.
+    pub(crate) fn decode(kind: u8, content: &[u8]) -> Option<Self> {
+        let mut fields = Fields::new(content);
+        let record = match kind {
+            IDENTITY => Self::Identity(DirectoryIdentity {
+                cluster_id: fields.array()?,
+                node_id: fields.u32()?,
+                directory_id: fields.array()?,
+            }),
+            BOOT => Self::Boot(fields.u64()?),
+            CLEAN => Self::Clean,
+            GROUP => {
+                let key = take_key(&mut fields)?;
+                Self::Group(
+                    key,
+                    GroupState {
+                        incarnation: fields.u32()?,
+                        replica_id: fields.u64()?,
+                        term: fields.u64()?,
+                        vote: fields.u64()?,
+                        commit: fields.u64()?,
+                        checkpoint: None,
+                    },
+                )
+            }
+            CHECKPOINT => {
+                let key = take_key(&mut fields)?;
+                Self::Checkpoint(
+                    key,
+                    LogEnd {
+                        sequence: fields.u64()?,
+                        position: fields.u32()?,
+                        offset: Offset::new(fields.u64()?)?,
+                        index: RaftIndex::new(fields.u64()?),
+                        epoch: LeaderEpoch::new(fields.u32()?)?,
+                        chain: fields.u32()?,
+                        max_timestamp: Timestamp::from_millis(fields.i64()?),
+                        log_start: Offset::new(fields.u64()?)?,
+                    },
+                )
+            }
+            GROUP_REMOVED => Self::GroupRemoved(take_key(&mut fields)?),
+            _ => return None,
+        };
+        fields.rest().is_empty().then_some(record)
+    }
+}
+
+/// Frames one record: length of kind and content, CRC-32 of generation, kind and content.
+pub(crate) fn frame(
+    generation: u64,
+    kind: u8,
+    out: &mut Vec<u8>,
+    content: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    out.extend_from_slice(&[0; FRAME_LEN]);
+    out.push(kind);
+    content(out);
+    let body = &out[start + FRAME_LEN..];
+    let len = u32::try_from(body.len()).expect("records are short");
+    let crc = frame_crc(generation, body);
+    out[start..start + 4].copy_from_slice(&len.to_be_bytes());
+    out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// The generation is in the checksum, so that a record left over in a reused block never passes.
+pub(crate) fn frame_crc(generation: u64, body: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&generation.to_be_bytes());
+    crc.update(body);
+    crc.finalize()
+}
+
+fn put_key(out: &mut Vec<u8>, key: &GroupKey) {
+    out.extend_from_slice(&key.topic_id.to_bytes());
+    out.extend_from_slice(&key.partition.get().to_be_bytes());
+}
+
+fn take_key(fields: &mut Fields<'_>) -> Option<GroupKey> {
+    Some(GroupKey {
+        topic_id: TopicId::from_bytes(fields.array()?),
+        partition: PartitionId::new(fields.u32()?),
+    })
+}

@@ -1,0 +1,233 @@
+//! Walking a segment file batch by batch, with the checks that make its bytes believable.
+//!
+//! What the CRC of a batch leaves out (base offset, length, epoch) is held by continuity: each
+//! batch must carry exactly the offset and the leader epoch that come next.
+
+use std::path::Path;
+
+use tidelog_disk::{DiskError, DiskFile};
+use tidelog_record::{BATCH_HEADER_LEN, BatchError, BatchHeader, LeaderEpoch, check_batch};
+
+use crate::epochs::EpochStart;
+use crate::error::{Corruption, Damage};
+use crate::internal::{InternalEntry, InternalError, InternalKind};
+use crate::segment::LogEnd;
+
+/// The longest batch any file is believed to hold, in bytes. A topic's `max.message.bytes` is
+/// below it; it may have been higher when the batch was written.
+pub const BATCH_BYTES_LIMIT: usize = 128 << 20;
+
+/// Moves `end` past the batch with this header, when it is the one that must come next.
+///
+/// `body` is what follows the header, its CRC checked; it is needed for internal entries only.
+pub(crate) fn pass(
+    end: &mut LogEnd,
+    header: &BatchHeader,
+    body: Option<&[u8]>,
+) -> Result<(), Damage> {
+    if header.base_offset != end.offset.to_wire() {
+        return Err(Damage::WrongOffset {
+            found: header.base_offset,
+        });
+    }
+    let len = u32::try_from(header.total_len()).ok();
+    let position =
+        len.and_then(|len| end.position.checked_add(len))
+            .ok_or(BatchError::TooLarge {
+                len: header.total_len(),
+                max: BATCH_BYTES_LIMIT,
+            })?;
+    let mut next = LogEnd {
+        position,
+        chain: chain(end.chain, &header.encode()),
+        ..*end
+    };
+
+    if header.attributes.is_control() {
+        let entry = InternalEntry::decode(header, body.unwrap_or_default())?;
+        if entry.index != end.index {
+            return Err(InternalError::Malformed("its Raft index is not the next one").into());
+        }
+        match entry.kind {
+            InternalKind::SegmentHeader(_) => {
+                return Err(InternalError::Malformed("a second segment header").into());
+            }
+            InternalKind::RaftEmpty if entry.epoch > end.epoch => next.epoch = entry.epoch,
+            _ if entry.epoch == end.epoch => {}
+            _ => return Err(wrong_epoch(header, end.epoch)),
+        }
+        if let InternalKind::LogStart(offset) = entry.kind {
+            next.log_start = next.log_start.max(offset);
+        }
+    } else {
+        if header.leader_epoch != end.epoch.to_wire() {
+            return Err(wrong_epoch(header, end.epoch));
+        }
+        let count = u64::try_from(header.record_count).unwrap_or(0);
+        let wrong_count = Damage::WrongCount {
+            records: header.record_count,
+            last_offset_delta: header.last_offset_delta,
+        };
+        if count == 0 || header.last_offset_delta != header.record_count - 1 {
+            return Err(wrong_count);
+        }
+        next.offset = end.offset.checked_add(count).ok_or(wrong_count)?;
+        next.max_timestamp = next
+            .max_timestamp
+            .max(tidelog_record::Timestamp::from_millis(header.max_timestamp));
+    }
+    next.index = end
+        .index
+        .checked_add(1)
+        .ok_or(InternalError::Malformed("there is no Raft index after it"))?;
+    *end = next;
+    Ok(())
+}
+
+fn wrong_epoch(header: &BatchHeader, expected: LeaderEpoch) -> Damage {
+    Damage::WrongEpoch {
+        found: header.leader_epoch,
+        expected: expected.get(),
+    }
+}
+
+/// The chain checksum `chain`, continued over one more batch header.
+pub(crate) fn chain(chain: u32, header: &[u8; BATCH_HEADER_LEN]) -> u32 {
+    let mut crc = crc32fast::Hasher::new_with_initial(chain);
+    crc.update(header);
+    crc.finalize()
+}
+
+/// How closely a walk looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// At batch headers and internal entries.
+    Headers,
+    /// At every byte.
+    Everything,
+}
+
+/// Why a walk ended before its end.
+#[derive(Debug)]
+pub(crate) enum WalkError {
+    Damage(Damage),
+    Disk(DiskError),
+}
+
+impl From<DiskError> for WalkError {
+    fn from(e: DiskError) -> Self {
+        Self::Disk(e)
+    }
+}
+
+impl WalkError {
+    /// Whether this is a good entry that only a newer version understands.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Damage(Damage::Internal(InternalError::Unknown { .. }))
+        )
+    }
+
+    /// Names the place: `end` is where the walk stood.
+    pub(crate) fn at<E: From<Corruption> + From<DiskError>>(self, path: &Path, end: &LogEnd) -> E {
+        match self {
+            Self::Disk(e) => e.into(),
+            Self::Damage(what) => corruption(path, end, what).into(),
+        }
+    }
+}
+
+/// Damage at `end`.
+pub(crate) fn corruption(path: &Path, end: &LogEnd, what: Damage) -> Corruption {
+    Corruption {
+        path: path.to_owned(),
+        position: u64::from(end.position),
+        offset: end.offset,
+        what,
+    }
+}
+
+/// Walks a file from a batch border on.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    file: &'a dyn DiskFile,
+    /// Where it began.
+    pub(crate) start: LogEnd,
+    /// Where the walk stands, and what it has seen so far.
+    pub(crate) end: LogEnd,
+    /// Leader epochs that began on the way.
+    pub(crate) epochs: Vec<EpochStart>,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+/// Most steps find their bytes in the window that the step before read.
+const WINDOW_LEN: usize = 256 << 10;
+
+impl<'a> Walk<'a> {
+    pub(crate) fn new(file: &'a dyn DiskFile, start: LogEnd) -> Self {
+        Self {
+            file,
+            start,
+            end: start,
+            epochs: Vec::new(),
+            window: Vec::new(),
+            window_at: 0,
+        }
+    }
+
+    /// Passes one batch that must lie wholly below `limit`.
+    pub(crate) fn step(&mut self, limit: u64, look: Look) -> Result<(), WalkError> {
+        let at = u64::from(self.end.position);
+        let room = limit.saturating_sub(at);
+        let room_len = usize::try_from(room).unwrap_or(usize::MAX);
+        let available = self.bytes(at, room_len.min(BATCH_HEADER_LEN))?;
+        let header = BatchHeader::decode(available, BATCH_BYTES_LIMIT)
+            .map_err(|e| WalkError::Damage(e.into()))?;
+        let len = header.total_len();
+        if len > room_len {
+            let short = BatchError::Truncated {
+                needed: len,
+                have: room_len,
+            };
+            return Err(WalkError::Damage(short.into()));
+        }
+        let before = self.end;
+        let body = if look == Look::Everything || header.attributes.is_control() {
+            let batch = self.bytes(at, len)?;
+            check_batch(batch, BATCH_BYTES_LIMIT).map_err(|e| WalkError::Damage(e.into()))?;
+            // Internal entries are small; other bodies are not needed.
+            header
+                .attributes
+                .is_control()
+                .then(|| batch[BATCH_HEADER_LEN..].to_vec())
+        } else {
+            None
+        };
+        pass(&mut self.end, &header, body.as_deref()).map_err(WalkError::Damage)?;
+        if self.end.epoch > before.epoch {
+            self.epochs.push(EpochStart {
+                epoch: self.end.epoch,
+                offset: before.offset,
+                index: before.index,
+            });
+        }
+        Ok(())
+    }
+
+    /// The bytes `at..at + len`, or fewer when the file ends before.
+    fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], DiskError> {
+        let inside =
+            at >= self.window_at && at + len as u64 <= self.window_at + self.window.len() as u64;
+        if !inside {
+            self.window.resize(len.max(WINDOW_LEN), 0);
+            let read = self.file.read_at(at, &mut self.window)?;
+            self.window.truncate(read);
+            self.window_at = at;
+        }
+        let start = usize::try_from(at - self.window_at).expect("inside the window");
+        let rest = &self.window[start..];
+        Ok(&rest[..rest.len().min(len)])
+    }
+}

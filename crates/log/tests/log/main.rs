@@ -1,0 +1,16 @@
+//! The log over the simulated disk: what it must do, and what it must survive.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an error fails there")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the numbers of these tests are small"
+)]
+
+mod basic;
+mod common;
+mod damage;
+mod faults;
+mod model;
+mod state;
+mod sync;

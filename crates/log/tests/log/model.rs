@@ -1,0 +1,601 @@
+//! Random operations, kills, power losses and failing calls, against a list of what was appended.
+//!
+//! The law: what the log once called durable is there, byte for byte and in order, whatever
+//! happens; of the rest a suffix may be missing; nothing else is ever read.
+//!
+//! `TIDELOG_SEED=n cargo test -p tidelog-log --test log model` replays one run;
+//! `TIDELOG_SEEDS=n` runs so many.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use bytes::Bytes;
+use tidelog_disk::DiskOp;
+use tidelog_log::{AppendError, INITIAL_EPOCH, INITIAL_INDEX, Log, LogEnd, LogOptions};
+use tidelog_record::{Compression, LeaderEpoch, Offset, ProducedBatch};
+use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
+
+use crate::common::*;
+
+const SEEDS: u64 = 1000;
+const STEPS: u64 = 60;
+
+#[test]
+fn random_runs_keep_what_was_durable() {
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|value| value.parse::<u64>().unwrap())
+    };
+    let seeds = match number("TIDELOG_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TIDELOG_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut seen = Seen::default();
+    let all_seeds = seeds.end - seeds.start >= SEEDS;
+    for seed in seeds {
+        let run = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
+        match run {
+            Ok(run) => seen.add(&run),
+            Err(panic) => {
+                eprintln!(
+                    "seed {seed}; replay: \
+                     TIDELOG_SEED={seed} cargo test -p tidelog-log --test log model"
+                );
+                resume_unwind(panic);
+            }
+        }
+    }
+    // What the runs are for did happen.
+    let Seen {
+        crashes,
+        kills,
+        lost,
+        torn,
+        poisoned,
+        segments,
+        trims,
+    } = seen;
+    if all_seeds {
+        let least = [crashes, kills, lost, torn, poisoned, segments, trims];
+        assert!(least.iter().all(|count| *count > 100), "{seen:?}");
+    }
+}
+
+/// How often things happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    crashes: u64,
+    kills: u64,
+    lost: u64,
+    torn: u64,
+    poisoned: u64,
+    segments: u64,
+    trims: u64,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.crashes += other.crashes;
+        self.kills += other.kills;
+        self.lost += other.lost;
+        self.torn += other.torn;
+        self.poisoned += other.poisoned;
+        self.segments += other.segments;
+        self.trims += other.trims;
+    }
+}
+
+/// What takes a Raft index.
+#[derive(Clone, Debug)]
+enum Entry {
+    Batch {
+        bytes: Bytes,
+        base: u64,
+        times: Vec<i64>,
+        epoch: u32,
+    },
+    Epoch {
+        epoch: u32,
+        offset: u64,
+    },
+    LogStart(u64),
+}
+
+struct World {
+    rng: SimRng,
+    disk: SimDisk,
+    options: LogOptions,
+    log: Option<Log>,
+    /// All that may be in the log: entry n has the Raft index `INITIAL_INDEX + 1 + n`.
+    entries: Vec<Entry>,
+    /// So many of them were called durable.
+    durable: usize,
+    /// The ends that the broker recorded, each after its sync.
+    recorded: Vec<LogEnd>,
+    /// The largest log start that was durable.
+    log_start: u64,
+    now: i64,
+    seen: Seen,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = SimRng::new(seed);
+        let disk = SimDisk::new(rng.next_u64());
+        let options = LogOptions {
+            segment_bytes: u32::try_from(700 + rng.below(3000)).unwrap(),
+            segment_ms: 1 + rng.below(300),
+            index_interval_bytes: u32::try_from(1 + rng.below(600)).unwrap(),
+        };
+        let log = create(&disk, options);
+        let recorded = vec![log.end()];
+        Self {
+            rng,
+            disk,
+            options,
+            log: Some(log),
+            entries: Vec::new(),
+            durable: 0,
+            recorded,
+            log_start: 0,
+            now: 0,
+            seen: Seen::default(),
+        }
+    }
+
+    fn run(mut self) -> Seen {
+        for _ in 0..STEPS {
+            self.now += i64::try_from(self.rng.below(40)).unwrap();
+            if self.rng.chance(4) {
+                self.arm();
+            }
+            match self.rng.below(100) {
+                0..45 => self.append(),
+                45..60 => self.sync(),
+                60..65 => self.roll(),
+                65..71 => self.begin_epoch(),
+                71..76 => self.trim(),
+                76..81 => self.close_and_open(),
+                81..86 => self.kill_and_open(),
+                86..92 => self.crash_and_open(),
+                _ => self.read_somewhere(),
+            }
+            if self.rng.chance(5) {
+                self.disk.sync_all();
+            }
+            self.note_durable();
+            if self.log().reader().poisoned().is_some() {
+                self.seen.poisoned += 1;
+                self.check_poisoned();
+                self.disk.stop_failing();
+                if self.rng.chance(50) {
+                    self.kill_and_open();
+                } else {
+                    self.crash_and_open();
+                }
+            }
+        }
+        self.disk.stop_failing();
+        self.crash_and_open();
+        self.seen.segments += self.log().reader().segments().len() as u64;
+        self.seen
+    }
+
+    fn log(&mut self) -> &mut Log {
+        self.log.as_mut().expect("a log is open between steps")
+    }
+
+    /// One of the next calls on the log's files fails.
+    fn arm(&mut self) {
+        let ops = [
+            DiskOp::Write,
+            DiskOp::Sync,
+            DiskOp::SetLen,
+            DiskOp::SyncDir,
+            DiskOp::Reserve,
+        ];
+        let op = ops[self.rng.index(ops.len())];
+        let nth = 1 + self.rng.below(4);
+        let mode = if self.rng.chance(70) {
+            FailMode::Once
+        } else {
+            FailMode::Forever
+        };
+        let error = if self.rng.chance(50) {
+            InjectedError::Io
+        } else {
+            InjectedError::Full
+        };
+        self.disk.fail_nth(OpFilter::op(op), nth, error, mode);
+    }
+
+    fn next_offset(&self) -> u64 {
+        self.entries
+            .iter()
+            .rev()
+            .find_map(|entry| match entry {
+                Entry::Batch { base, times, .. } => Some(base + times.len() as u64),
+                _ => None,
+            })
+            .unwrap_or(0)
+    }
+
+    fn append(&mut self) {
+        let mut batches: Vec<(ProducedBatch, Vec<i64>)> = (0..1 + self.rng.below(5))
+            .map(|_| {
+                let times: Vec<i64> = (0..1 + self.rng.below(4))
+                    .map(|_| self.now + i64::try_from(self.rng.below(100)).unwrap() - 50)
+                    .collect();
+                let longest = if self.rng.chance(10) { 300 } else { 80 };
+                let mut value = vec![0; self.rng.index(longest)];
+                self.rng.fill(&mut value);
+                let records: Vec<(i64, &[u8])> =
+                    times.iter().map(|time| (*time, &value[..])).collect();
+                let compression = Compression::ALL[self.rng.index(Compression::ALL.len())];
+                (batch_of(&records, compression), times)
+            })
+            .collect();
+        let now = at(self.now);
+        while !batches.is_empty() {
+            let mut produced: Vec<_> = batches.iter().map(|(batch, _)| batch.clone()).collect();
+            let base = self.log().end().offset;
+            let epoch = self.log().end().epoch.get();
+            let result = self.log().append(&mut produced, now);
+            let taken = match &result {
+                Ok(appended) => {
+                    assert_eq!(appended.base_offset, base);
+                    appended.batches
+                }
+                // Any of them may be on the disk.
+                Err(AppendError::Poisoned(_)) => batches.len(),
+                Err(AppendError::Full { .. } | AppendError::TooLarge { .. }) => 0,
+                Err(e @ AppendError::Exhausted) => panic!("{e}"),
+            };
+            let mut next = base;
+            for (batch, times) in batches.drain(..taken) {
+                let bytes = stamped(&batch, next, epoch);
+                let base = next.get();
+                next = offset(base + times.len() as u64);
+                self.entries.push(Entry::Batch {
+                    bytes,
+                    base,
+                    times,
+                    epoch,
+                });
+            }
+            if result.is_err() {
+                return;
+            }
+            assert_eq!(self.log().end().offset, next);
+        }
+    }
+
+    fn sync(&mut self) {
+        if let Ok(end) = self.log().sync() {
+            assert_eq!(end, self.log().end());
+            assert_eq!(self.log().reader().durable_offset(), end.offset);
+            self.recorded.push(end);
+        }
+    }
+
+    fn roll(&mut self) {
+        let now = at(self.now);
+        let newest = self.log().reader().segments().pop().unwrap();
+        if newest.end_offset > newest.base_offset
+            && let Err(e) = self.log().roll(now)
+        {
+            assert!(
+                matches!(e, AppendError::Full { .. } | AppendError::Poisoned(_)),
+                "{e}"
+            );
+        }
+    }
+
+    fn begin_epoch(&mut self) {
+        let epoch = self.log().end().epoch.get() + 1 + u32::try_from(self.rng.below(2)).unwrap();
+        let offset = self.log().end().offset.get();
+        let result = self.log().begin_epoch(LeaderEpoch::new(epoch).unwrap());
+        if !matches!(result, Err(AppendError::Full { .. })) {
+            self.entries.push(Entry::Epoch { epoch, offset });
+        }
+    }
+
+    fn trim(&mut self) {
+        let end = self.log().reader().durable_offset();
+        let start = self.log().end().log_start.get();
+        if end.get() < start {
+            return;
+        }
+        let to = start + self.rng.below(end.get() - start + 1);
+        let result = self.log().trim(offset(to), end);
+        if to > start
+            && !matches!(
+                result,
+                Err(tidelog_log::TrimError::Append(AppendError::Full { .. }))
+            )
+        {
+            self.entries.push(Entry::LogStart(to));
+        }
+        if result.is_ok() {
+            self.seen.trims += 1;
+            assert_eq!(self.log().reader().log_start(), offset(to));
+            assert!(
+                self.log().reader().durable().log_start == offset(to),
+                "trims are durable"
+            );
+        }
+    }
+
+    /// Whatever the log calls durable from now on must stay.
+    fn note_durable(&mut self) {
+        let durable = self.log().reader().durable();
+        let first = INITIAL_INDEX.get() + 1;
+        let count = usize::try_from(durable.index.get() - first).unwrap();
+        assert!(count >= self.durable, "durable went back");
+        assert!(count <= self.entries.len());
+        self.durable = count;
+        assert!(durable.log_start.get() >= self.log_start);
+        self.log_start = durable.log_start.get();
+    }
+
+    fn check_poisoned(&mut self) {
+        let mut batches = [batch(1, 1)];
+        let now = at(self.now);
+        assert!(matches!(
+            self.log().append(&mut batches, now),
+            Err(AppendError::Poisoned(_))
+        ));
+        assert!(self.log().sync().is_err());
+        self.disk.stop_failing();
+        self.check_reads();
+    }
+
+    fn close_and_open(&mut self) {
+        let log = self.log.take().unwrap();
+        let reader = log.reader();
+        let expected = log.end();
+        match log.close() {
+            Ok(end) => {
+                assert_eq!(end, expected);
+                self.durable = self.entries.len();
+                self.recorded.push(end);
+                self.disk.stop_failing();
+                self.open(Some(end));
+                assert_eq!(self.log().end(), end);
+                let closed = u64::from(end.position);
+                let path = self.log().reader().segments().pop().unwrap().path;
+                assert_eq!(self.disk.contents(&path).len() as u64, closed);
+            }
+            Err(_) => {
+                drop(reader);
+                self.seen.poisoned += 1;
+                self.disk.stop_failing();
+                self.crash();
+                self.open_at_some_recorded();
+            }
+        }
+    }
+
+    /// After a kill the page cache has everything, the last record of the state file too.
+    fn kill_and_open(&mut self) {
+        self.seen.kills += 1;
+        let poisoned = self.log().reader().poisoned().is_some();
+        let end = self.log().end();
+        self.log = None;
+        self.disk.kill();
+        self.open(self.recorded.last().copied());
+        if !poisoned {
+            assert_eq!(self.log().end(), end, "a kill loses nothing");
+        }
+    }
+
+    fn crash_and_open(&mut self) {
+        self.log = None;
+        self.crash();
+        self.open_at_some_recorded();
+    }
+
+    fn crash(&mut self) {
+        self.seen.crashes += 1;
+        self.disk.crash();
+    }
+
+    /// Records of the state file are not synced: power loss takes the last ones, never others.
+    fn open_at_some_recorded(&mut self) {
+        if self.rng.chance(50) {
+            let keep = self.rng.index(self.recorded.len() + 1);
+            self.recorded.truncate(keep);
+        }
+        self.open(self.recorded.last().copied());
+    }
+
+    fn open(&mut self, checkpoint: Option<LogEnd>) {
+        if self.rng.chance(10) {
+            self.spoil_derived_files();
+        }
+        let (log, recovery) = match open(&self.disk, self.options, checkpoint) {
+            Ok(opened) => opened,
+            Err(e) => panic!("{e}; files: {:?}", self.disk.files()),
+        };
+        let end = log.end();
+        self.log = Some(log);
+        self.seen.torn += u64::from(recovery.torn_bytes > 0);
+        let kept = usize::try_from(end.index.get() - INITIAL_INDEX.get() - 1).unwrap();
+        assert!(
+            kept >= self.durable,
+            "{} of {} durable entries are there",
+            kept,
+            self.durable
+        );
+        assert!(kept <= self.entries.len(), "entries from nowhere");
+        self.seen.lost += (self.entries.len() - kept) as u64;
+        self.entries.truncate(kept);
+        assert_eq!(
+            self.log().reader().durable(),
+            end,
+            "what was opened is durable"
+        );
+        self.note_durable();
+        self.recorded.retain(|recorded| recorded.index <= end.index);
+        self.recorded.push(end);
+        self.check_all();
+        if self.rng.chance(10) {
+            // Opened is durable: another power loss changes nothing.
+            let fork = self.disk.fork(self.rng.next_u64());
+            fork.crash();
+            let (again, _) = open(&fork, self.options, Some(end)).unwrap();
+            assert_eq!(again.end(), end);
+            assert_eq!(
+                read_all(&again.reader(), offset(self.log_start))
+                    .unwrap()
+                    .len(),
+                { self.expected_batches(self.log_start).len() }
+            );
+        }
+    }
+
+    /// Loses or breaks files that can be built again.
+    fn spoil_derived_files(&mut self) {
+        for path in self.disk.files() {
+            if path.extension().is_some_and(|e| e == "log") || !self.rng.chance(40) {
+                continue;
+            }
+            let len = self.disk.contents(&path).len();
+            match self.rng.below(3) {
+                0 => self.disk.remove(&path),
+                1 if len > 0 => {
+                    let at = self.rng.below(len as u64);
+                    self.disk.flip_bit(&path, at, 5);
+                }
+                _ => self
+                    .disk
+                    .truncate_file(&path, self.rng.below(len as u64 + 1)),
+            }
+        }
+    }
+
+    /// The batches from the one that holds `from` on.
+    fn expected_batches(&self, from: u64) -> Vec<Bytes> {
+        self.entries
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Batch {
+                    bytes, base, times, ..
+                } => (base + times.len() as u64 > from).then(|| bytes.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn check_all(&mut self) {
+        let reader = self.log().reader();
+        let end = self.log().end();
+        assert_eq!(end.offset.get(), self.next_offset(), "offsets are dense");
+        let log_start = self.entries.iter().fold(0, |start, entry| match entry {
+            Entry::LogStart(to) => *to,
+            _ => start,
+        });
+        assert_eq!(
+            (reader.log_start().get(), end.log_start.get()),
+            (log_start, log_start)
+        );
+        self.check_reads();
+
+        // Epochs, as far back as there are records.
+        let first = reader.segments()[0].base_offset.get();
+        let mut epoch = INITIAL_EPOCH.get();
+        let mut starts = Vec::new();
+        for (n, entry) in self.entries.iter().enumerate() {
+            match entry {
+                Entry::Epoch {
+                    epoch: began,
+                    offset,
+                } => {
+                    epoch = *began;
+                    starts.push((epoch, *offset, INITIAL_INDEX.get() + 1 + n as u64));
+                }
+                Entry::Batch {
+                    base, epoch: wrote, ..
+                } => {
+                    assert_eq!(*wrote, epoch);
+                    if *base >= first {
+                        let known = reader.epoch_at(offset(*base));
+                        assert_eq!(known.map_or(INITIAL_EPOCH.get(), LeaderEpoch::get), epoch);
+                    }
+                }
+                Entry::LogStart(_) => {}
+            }
+        }
+        assert_eq!(end.epoch.get(), epoch);
+        for known in reader.epochs() {
+            let known = (known.epoch.get(), known.offset.get(), known.index.get());
+            // The first one may stand for one that began in a segment that is gone.
+            let is_first = reader.epochs()[0].epoch.get() == known.0;
+            assert!(
+                starts.contains(&known) || is_first,
+                "{known:?} of {starts:?}"
+            );
+        }
+        self.check_times();
+    }
+
+    fn check_reads(&mut self) {
+        let reader = self.log().reader();
+        let start = reader.log_start();
+        let durable = reader.durable_offset().get();
+        let all = read_all(&reader, start).unwrap();
+        let mut expected = self.expected_batches(start.get());
+        let beyond = self.expected_batches(durable).len();
+        expected.truncate(expected.len() - beyond);
+        assert!(
+            bytes_of(&all) == expected,
+            "{} batches, not {}",
+            all.len(),
+            expected.len()
+        );
+    }
+
+    fn check_times(&mut self) {
+        let reader = self.log().reader();
+        let start = reader.log_start().get();
+        let durable = reader.durable_offset().get();
+        let times: Vec<(u64, i64)> = self
+            .entries
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Batch { base, times, .. } => Some((*base..).zip(times.clone())),
+                _ => None,
+            })
+            .flatten()
+            .filter(|(at, _)| (start..durable).contains(at))
+            .collect();
+        for _ in 0..8 {
+            let wanted = i64::try_from(self.rng.below(self.now.unsigned_abs() + 120)).unwrap() - 60;
+            let expected = times.iter().find(|(_, time)| *time >= wanted);
+            let expected = expected.map(|(n, time)| (offset(*n), at(*time)));
+            let found = reader.find_timestamp(at(wanted), offset(durable)).unwrap();
+            assert_eq!(found, expected, "time {wanted}");
+        }
+    }
+
+    fn read_somewhere(&mut self) {
+        let reader = self.log().reader();
+        let (start, durable) = (reader.log_start().get(), reader.durable_offset().get());
+        if start >= durable {
+            return;
+        }
+        let from = start + self.rng.below(durable - start);
+        let bytes_max = self.rng.index(3000);
+        let (got, _) = read(&reader, offset(from), offset(durable), bytes_max).unwrap();
+        let expected = self.expected_batches(from).concat();
+        let bytes = got.parts.concat();
+        assert!(!bytes.is_empty() && expected.starts_with(&bytes));
+        assert!(got.next_offset > offset(from) && got.next_offset <= offset(durable));
+        let rest = self.expected_batches(got.next_offset.get()).concat();
+        assert_eq!(bytes.len() + rest.len(), expected.len(), "whole batches");
+        let first = self.expected_batches(from)[0].len();
+        assert!(bytes.len() <= bytes_max.max(first));
+        assert!(reader.end_offset() >= Offset::ZERO);
+        self.check_times();
+    }
+}
