@@ -1,0 +1,430 @@
+//! Appending: check, choose the partition, admit by bytes, hand to the shard, wait.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tidelog_controller::TimestampPolicy;
+use tidelog_record::{
+    BatchBuilder, BatchLimits, Compression, Offset, ProducedBatch, Timestamp, partition_for_key,
+    validate_produced,
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::Broker;
+use crate::error::{AppendError, LookupError};
+use crate::partition::Partition;
+use crate::shard::{Append, Command};
+
+/// How long a request may wait for room before it is refused.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long an append may take before its outcome is given up as unknown.
+const APPEND_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How many bytes without a key go to one partition before the next one is chosen.
+const STICKY_BYTES: u64 = 1 << 20;
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acks {
+    /// Durable on a majority of the replicas.
+    All,
+    /// Written by the leader.
+    Leader,
+    /// Nothing.
+    None,
+}
+
+/// Something to be appended.
+#[derive(Clone, Debug)]
+pub struct AppendRequest {
+    /// To which topic.
+    pub topic: String,
+    /// To which partition; otherwise chosen by key, or one that stays the same for a while.
+    pub partition: Option<u32>,
+    /// When to answer.
+    pub acks: Acks,
+    /// What.
+    pub payload: Payload,
+}
+
+/// What is to be appended.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// One record batch, magic v2. It is checked and stored as it is.
+    Batch(Bytes),
+    /// Records, for the broker to put into batches: one for each partition.
+    Records {
+        /// The records.
+        records: Vec<NewRecord>,
+        /// How their batches are compressed.
+        compression: Compression,
+    },
+}
+
+/// A record for the broker to put into a batch.
+#[derive(Clone, Debug, Default)]
+pub struct NewRecord {
+    /// Its timestamp; otherwise now.
+    pub timestamp: Option<Timestamp>,
+    /// Its key; records with equal keys go to the same partition.
+    pub key: Option<Bytes>,
+    /// Its value.
+    pub value: Option<Bytes>,
+    /// Its headers, in order.
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+/// Where records were put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The offset of the first of them; the others follow without a gap.
+    pub base_offset: Offset,
+    /// The timestamp they got, in topics with log append time.
+    pub log_append_time: Option<Timestamp>,
+}
+
+/// What became of the part of a request that went to one partition.
+#[derive(Clone, Debug)]
+pub struct PartitionAppend {
+    /// The partition.
+    pub partition: u32,
+    /// How many records.
+    pub record_count: u32,
+    /// Which records of the request, when they were spread over partitions; empty for all.
+    pub record_indexes: Vec<u32>,
+    /// Where they are, or why they are not.
+    pub result: Result<Appended, AppendError>,
+}
+
+/// An append on its way. Dropping it does not cancel it: what was submitted will be written.
+pub struct PendingAppend {
+    parts: Pin<Box<dyn Future<Output = Vec<PartitionAppend>> + Send>>,
+    wants_answer: bool,
+}
+
+impl std::fmt::Debug for PendingAppend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingAppend").finish_non_exhaustive()
+    }
+}
+
+impl PendingAppend {
+    /// Whether the request asked for an answer: not with [`Acks::None`].
+    pub fn wants_answer(&self) -> bool {
+        self.wants_answer
+    }
+}
+
+impl Future for PendingAppend {
+    type Output = Vec<PartitionAppend>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.parts.as_mut().poll(cx)
+    }
+}
+
+/// The part of a request that goes to one partition.
+struct Part {
+    partition: Arc<Partition>,
+    batch: ProducedBatch,
+    record_indexes: Vec<u32>,
+}
+
+impl Broker {
+    /// Checks a request and hands it to the shards of its partitions. Requests to one partition
+    /// are appended in the order in which their `submit` calls returned.
+    ///
+    /// A batch is not copied: what is written is the header, stamped, and a slice of `batch`.
+    /// Waits for room when the broker holds too many bytes already, which holds back the caller
+    /// and, through it, its connection.
+    ///
+    /// # Errors
+    /// Why surely nothing was appended. What happens after the hand-over, the returned future
+    /// tells.
+    pub async fn submit(&self, request: AppendRequest) -> Result<PendingAppend, AppendError> {
+        if self.is_stopping() {
+            return Err(AppendError::Stopping);
+        }
+        let acks = request.acks;
+        let parts = self.parts(request)?;
+        let mut pending = Vec::with_capacity(parts.len());
+        for part in parts {
+            let record_count = part.batch.record_count();
+            let number = part.partition.number();
+            let record_indexes = part.record_indexes.clone();
+            let reply = match self.hand_over(part, acks).await {
+                Err(e) if pending.is_empty() => return Err(e),
+                // Earlier parts are on their way: the answer tells of each part by itself.
+                reply => reply,
+            };
+            pending.push(async move {
+                let result = match reply {
+                    Ok(reply) => await_reply(reply).await,
+                    Err(e) => Err(e),
+                };
+                PartitionAppend {
+                    partition: number,
+                    record_count,
+                    record_indexes,
+                    result,
+                }
+            });
+        }
+        Ok(PendingAppend {
+            parts: Box::pin(join_all(pending)),
+            wants_answer: acks != Acks::None,
+        })
+    }
+
+    async fn hand_over(
+        &self,
+        part: Part,
+        acks: Acks,
+    ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "measured for people, decides nothing"
+        )]
+        let since = Instant::now();
+        let room = self.room_for(part.batch.total_len()).await?;
+        let (reply, replied) = oneshot::channel();
+        let partition = part.partition.clone();
+        let log_append_time =
+            partition.settings().timestamp_policy == TimestampPolicy::LogAppendTime;
+        let append = Append {
+            partition: part.partition,
+            batch: part.batch,
+            acks,
+            log_append_time,
+            reply,
+            since,
+            room,
+        };
+        if partition.shard.send(Command::Append(append)).await.is_err() {
+            return Err(if self.is_stopping() {
+                AppendError::Stopping
+            } else {
+                AppendError::Poisoned {
+                    topic: partition.topic.clone(),
+                    partition: partition.number(),
+                    fault: "the thread that writes it has ended".to_owned(),
+                }
+            });
+        }
+        Ok(replied)
+    }
+
+    /// Takes `len` bytes of the broker's budget for appends; given back with the permit.
+    async fn room_for(&self, len: usize) -> Result<OwnedSemaphorePermit, AppendError> {
+        let inner = self.inner();
+        let max = inner.config.in_flight_bytes_max;
+        let wanted = u32::try_from(len.min(max)).unwrap_or(u32::MAX);
+        let room = inner.room.clone().acquire_many_owned(wanted);
+        match tokio::time::timeout(ROOM_WAIT_MAX, room).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_closed)) => Err(AppendError::Stopping),
+            Err(_elapsed) => Err(AppendError::Overloaded {
+                len,
+                max,
+                waited_ms: u64::try_from(ROOM_WAIT_MAX.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    fn parts(&self, request: AppendRequest) -> Result<Vec<Part>, AppendError> {
+        let count = self.partitions_of(&request.topic)?;
+        match request.payload {
+            Payload::Batch(bytes) => {
+                let number = match request.partition {
+                    Some(number) => number,
+                    None => self.sticky(&request.topic, count, bytes.len()),
+                };
+                let partition = self.writable(&request.topic, number)?;
+                let batch = checked(&partition, bytes)?;
+                Ok(vec![Part {
+                    partition,
+                    batch,
+                    record_indexes: Vec::new(),
+                }])
+            }
+            Payload::Records {
+                records,
+                compression,
+            } => {
+                if records.is_empty() {
+                    return Err(AppendError::Request(
+                        "there are no records to append".to_owned(),
+                    ));
+                }
+                let len = records
+                    .iter()
+                    .map(|record| record.value.as_ref().map_or(0, Bytes::len));
+                let len = len.sum();
+                let numbers: Vec<u32> = match (request.partition, NonZeroU32::new(count)) {
+                    (Some(number), _) => vec![number; records.len()],
+                    (None, Some(count)) => {
+                        let by_key = |record: &NewRecord| {
+                            record
+                                .key
+                                .as_ref()
+                                .map(|key| partition_for_key(key, count).get())
+                        };
+                        let keyless = records.iter().any(|record| record.key.is_none());
+                        let sticky = if keyless {
+                            self.sticky(&request.topic, count.get(), len)
+                        } else {
+                            0
+                        };
+                        records
+                            .iter()
+                            .map(|record| by_key(record).unwrap_or(sticky))
+                            .collect()
+                    }
+                    (None, None) => vec![0; records.len()],
+                };
+                self.parts_of_records(&request.topic, &records, &numbers, compression)
+            }
+        }
+    }
+
+    fn parts_of_records(
+        &self,
+        topic: &str,
+        records: &[NewRecord],
+        numbers: &[u32],
+        compression: Compression,
+    ) -> Result<Vec<Part>, AppendError> {
+        let mut by_partition: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (at, number) in (0..).zip(numbers) {
+            by_partition.entry(*number).or_default().push(at);
+        }
+        let spread = by_partition.len() > 1;
+        let now = self.inner().seams.clock.now();
+        let mut parts = Vec::with_capacity(by_partition.len());
+        for (number, indexes) in by_partition {
+            let partition = self.writable(topic, number)?;
+            let chosen = indexes.iter().map(|at| &records[*at as usize]);
+            let bytes =
+                build(chosen, compression, now).map_err(|e| AppendError::Request(e.to_string()))?;
+            let batch = checked(&partition, bytes)?;
+            let record_indexes = if spread { indexes } else { Vec::new() };
+            parts.push(Part {
+                partition,
+                batch,
+                record_indexes,
+            });
+        }
+        Ok(parts)
+    }
+
+    fn writable(&self, topic: &str, number: u32) -> Result<Arc<Partition>, AppendError> {
+        let partition = self.lookup(topic, number)?;
+        if partition.topic.is_internal() {
+            return Err(AppendError::InternalTopic {
+                topic: partition.topic.clone(),
+            });
+        }
+        if let Some(fault) = partition.fault() {
+            let topic = partition.topic.clone();
+            return Err(AppendError::Poisoned {
+                topic,
+                partition: number,
+                fault,
+            });
+        }
+        Ok(partition)
+    }
+
+    /// The partition for what has no key: the same one for [`STICKY_BYTES`], then the next that
+    /// serves.
+    fn sticky(&self, topic: &str, count: u32, len: usize) -> u32 {
+        let sent = self
+            .inner()
+            .sticky_bytes(topic)
+            .fetch_add(len as u64, Ordering::Relaxed);
+        let first = u32::try_from((sent / STICKY_BYTES) % u64::from(count.max(1))).unwrap_or(0);
+        (0..count)
+            .map(|step| (first + step) % count)
+            .find(|number| {
+                self.lookup(topic, *number)
+                    .is_ok_and(|partition| partition.fault().is_none())
+            })
+            .unwrap_or(first)
+    }
+}
+
+/// How much went to a topic without a key, to choose the sticky partition by.
+pub(crate) type StickyBytes = Arc<AtomicU64>;
+
+fn checked(partition: &Partition, bytes: Bytes) -> Result<ProducedBatch, AppendError> {
+    let max = partition.settings().max_message_bytes as usize;
+    let len = bytes.len();
+    if len > max {
+        return Err(AppendError::TooLarge {
+            topic: partition.topic.clone(),
+            len,
+            max,
+        });
+    }
+    let limits = BatchLimits {
+        batch_bytes_max: max,
+        ..BatchLimits::default()
+    };
+    Ok(validate_produced(bytes, &limits)?)
+}
+
+fn build<'a>(
+    records: impl Iterator<Item = &'a NewRecord>,
+    compression: Compression,
+    now: Timestamp,
+) -> Result<Bytes, tidelog_record::BuildError> {
+    let mut builder = BatchBuilder::new(compression);
+    let mut headers = Vec::new();
+    for record in records {
+        headers.clear();
+        headers.extend(
+            record
+                .headers
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_deref())),
+        );
+        let timestamp = record.timestamp.unwrap_or(now);
+        builder.push(
+            timestamp,
+            record.key.as_deref(),
+            record.value.as_deref(),
+            &headers,
+        )?;
+    }
+    builder.build()
+}
+
+async fn await_reply(
+    reply: oneshot::Receiver<Result<Appended, AppendError>>,
+) -> Result<Appended, AppendError> {
+    match tokio::time::timeout(APPEND_WAIT_MAX, reply).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_dropped)) => {
+            let cause = "the thread that writes the partition has ended".to_owned();
+            Err(AppendError::OutcomeUnknown { cause })
+        }
+        Err(_elapsed) => {
+            let cause = format!("there was no answer from the disk within {APPEND_WAIT_MAX:?}");
+            Err(AppendError::OutcomeUnknown { cause })
+        }
+    }
+}
+
+impl Broker {
+    /// The partition, if its log could be opened.
+    pub(crate) fn lookup(&self, topic: &str, number: u32) -> Result<Arc<Partition>, LookupError> {
+        self.inner().lookup(topic, number)
+    }
+}

@@ -1,0 +1,585 @@
+//! Why a request was not done, in terms any listener can pass on.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tidelog_record::{Offset, ProduceError, TopicName};
+
+/// What an error means for the caller, whatever the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// What was named does not exist. Nothing changed.
+    NotFound,
+    /// What was to be made exists. Nothing changed.
+    AlreadyExists,
+    /// The request is wrong whatever the state. Nothing changed.
+    Invalid,
+    /// The request is not allowed. Nothing changed.
+    Denied,
+    /// The offset is outside of the log. Nothing changed.
+    OutOfRange,
+    /// Too much at once, or no space. Surely nothing changed: try again later.
+    Exhausted,
+    /// Not now. Surely nothing changed: try again.
+    Unavailable,
+    /// It may have been done, or may still be.
+    Unknown,
+    /// Stored data is damaged, or no longer to be trusted.
+    DataLoss,
+}
+
+/// The facts of an error, for listeners to put into their protocol's form.
+pub trait Facts: std::error::Error {
+    /// What it means for the caller.
+    fn kind(&self) -> ErrorKind;
+    /// Its name in the catalogue of errors: stable, in capitals.
+    fn reason(&self) -> &'static str;
+    /// The values it is about, by name.
+    fn facts(&self) -> Vec<(&'static str, String)>;
+    /// When trying again makes sense, if it does.
+    fn retry_after(&self) -> Option<Duration> {
+        match self.kind() {
+            ErrorKind::Unavailable => Some(Duration::from_millis(200)),
+            ErrorKind::Exhausted => Some(Duration::from_millis(500)),
+            _ => None,
+        }
+    }
+}
+
+/// A topic or partition that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LookupError {
+    /// No such topic.
+    #[error("topic {topic:?} does not exist")]
+    TopicNotFound {
+        /// The name asked for.
+        topic: String,
+    },
+    /// The topic has no such partition.
+    #[error("topic {topic:?} has no partition {partition}: it has {partitions}, counted from 0")]
+    PartitionNotFound {
+        /// The topic.
+        topic: TopicName,
+        /// The partition asked for.
+        partition: u32,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// The partition is there, but its log could not be opened.
+    #[error("partition {partition} of topic {topic:?} does not serve: {fault}")]
+    Faulted {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// Why.
+        fault: String,
+    },
+}
+
+impl Facts for LookupError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TopicNotFound { .. } | Self::PartitionNotFound { .. } => ErrorKind::NotFound,
+            Self::Faulted { .. } => ErrorKind::DataLoss,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::TopicNotFound { .. } => "TOPIC_NOT_FOUND",
+            Self::PartitionNotFound { .. } => "PARTITION_NOT_FOUND",
+            Self::Faulted { .. } => "PARTITION_FAULTED",
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::TopicNotFound { topic } => vec![("topic", topic.clone())],
+            Self::PartitionNotFound {
+                topic,
+                partition,
+                partitions,
+            } => vec![
+                ("topic", topic.to_string()),
+                ("partition", partition.to_string()),
+                ("partitions", partitions.to_string()),
+            ],
+            Self::Faulted {
+                topic, partition, ..
+            } => {
+                vec![
+                    ("topic", topic.to_string()),
+                    ("partition", partition.to_string()),
+                ]
+            }
+        }
+    }
+}
+
+/// Why nothing was appended, or why it is not known whether something was.
+#[derive(Clone, Debug, Error)]
+pub enum AppendError {
+    /// The topic or partition is not there.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The topic belongs to the cluster itself.
+    #[error("topic {topic:?} is internal: clients cannot write to it")]
+    InternalTopic {
+        /// The topic.
+        topic: TopicName,
+    },
+    /// The request has nothing to append, or asks for something impossible.
+    #[error("{0}")]
+    Request(String),
+    /// The batch is not acceptable.
+    #[error(transparent)]
+    Batch(#[from] ProduceError),
+    /// The batch is above the topic's limit.
+    #[error(
+        "record batch of {len} bytes is above max.message.bytes of topic {topic:?}, which is {max}"
+    )]
+    TooLarge {
+        /// The topic.
+        topic: TopicName,
+        /// The batch's length in bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Too many bytes wait to be appended. Nothing was written.
+    #[error(
+        "the broker has no room for {len} bytes within {waited_ms} ms: it holds at most {max} bytes of appends at a time"
+    )]
+    Overloaded {
+        /// The request's length in bytes.
+        len: usize,
+        /// What the broker holds at most.
+        max: usize,
+        /// How long it waited for room.
+        waited_ms: u64,
+    },
+    /// The disk is full. Nothing was written.
+    #[error(
+        "{0}; free space, or lower retention.ms or retention.bytes; appends go on by themselves when there is space"
+    )]
+    Full(String),
+    /// The partition takes no more appends until the broker is started again.
+    #[error("partition {partition} of topic {topic:?} takes no appends: {fault}")]
+    Poisoned {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// Why.
+        fault: String,
+    },
+    /// The broker is stopping. Nothing was written.
+    #[error("the broker is stopping")]
+    Stopping,
+    /// It may have been written, or may still be: the sync failed or took too long.
+    #[error("it is not known whether the records were stored: {cause}")]
+    OutcomeUnknown {
+        /// What happened.
+        cause: String,
+    },
+}
+
+impl Facts for AppendError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Lookup(e) => e.kind(),
+            Self::InternalTopic { .. } => ErrorKind::Denied,
+            Self::Request(_) | Self::Batch(_) | Self::TooLarge { .. } => ErrorKind::Invalid,
+            Self::Overloaded { .. } | Self::Full(_) => ErrorKind::Exhausted,
+            Self::Poisoned { .. } => ErrorKind::DataLoss,
+            Self::Stopping => ErrorKind::Unavailable,
+            Self::OutcomeUnknown { .. } => ErrorKind::Unknown,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Lookup(e) => e.reason(),
+            Self::InternalTopic { .. } => "INTERNAL_TOPIC",
+            Self::Request(_) => "INVALID_REQUEST",
+            Self::Batch(_) => "INVALID_BATCH",
+            Self::TooLarge { .. } => "BATCH_TOO_LARGE",
+            Self::Overloaded { .. } => "OVERLOADED",
+            Self::Full(_) => "STORAGE_FULL",
+            Self::Poisoned { .. } => "PARTITION_FAULTED",
+            Self::Stopping => "SHUTTING_DOWN",
+            Self::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Lookup(e) => e.facts(),
+            Self::InternalTopic { topic } => vec![("topic", topic.to_string())],
+            Self::TooLarge { topic, len, max } => vec![
+                ("topic", topic.to_string()),
+                ("len", len.to_string()),
+                ("max", max.to_string()),
+            ],
+            Self::Overloaded { len, max, .. } => {
+                vec![("len", len.to_string()), ("max", max.to_string())]
+            }
+            Self::Poisoned {
+                topic, partition, ..
+            } => {
+                vec![
+                    ("topic", topic.to_string()),
+                    ("partition", partition.to_string()),
+                ]
+            }
+            Self::Request(_)
+            | Self::Batch(_)
+            | Self::Full(_)
+            | Self::Stopping
+            | Self::OutcomeUnknown { .. } => Vec::new(),
+        }
+    }
+}
+
+/// Why nothing was read.
+#[derive(Clone, Debug, Error)]
+pub enum ReadError {
+    /// The topic or partition is not there.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The offset is below the log start or above the high watermark.
+    #[error(
+        "offset {requested} is out of range: the log starts at {log_start} and the high watermark is {high_watermark}"
+    )]
+    OutOfRange {
+        /// The offset asked for.
+        requested: u64,
+        /// The first offset that can be read.
+        log_start: Offset,
+        /// Reading from here waits for the next record.
+        high_watermark: Offset,
+    },
+    /// The stored bytes are damaged; they are not served.
+    #[error("{0}")]
+    Damaged(String),
+    /// The disk refused, this time.
+    #[error("{0}")]
+    Disk(String),
+    /// The broker is stopping.
+    #[error("the broker is stopping")]
+    Stopping,
+}
+
+impl Facts for ReadError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Lookup(e) => e.kind(),
+            Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::Damaged(_) => ErrorKind::DataLoss,
+            Self::Disk(_) | Self::Stopping => ErrorKind::Unavailable,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Lookup(e) => e.reason(),
+            Self::OutOfRange { .. } => "OFFSET_OUT_OF_RANGE",
+            Self::Damaged(_) => "DATA_DAMAGED",
+            Self::Disk(_) => "STORAGE_ERROR",
+            Self::Stopping => "SHUTTING_DOWN",
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Lookup(e) => e.facts(),
+            Self::OutOfRange {
+                requested,
+                log_start,
+                high_watermark,
+            } => vec![
+                ("requested", requested.to_string()),
+                ("log_start_offset", log_start.to_string()),
+                ("high_watermark", high_watermark.to_string()),
+            ],
+            Self::Damaged(_) | Self::Disk(_) | Self::Stopping => Vec::new(),
+        }
+    }
+}
+
+/// Why records were not deleted.
+#[derive(Clone, Debug, Error)]
+pub enum DeleteError {
+    /// The position could not be found, or lies outside of the log.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The new log start could not be written.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+impl Facts for DeleteError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read(e) => e.kind(),
+            Self::Append(e) => e.kind(),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Read(e) => e.reason(),
+            Self::Append(e) => e.reason(),
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Read(e) => e.facts(),
+            Self::Append(e) => e.facts(),
+        }
+    }
+}
+
+/// Why topics were not changed or described.
+#[derive(Clone, Debug, Error)]
+pub enum TopicError {
+    /// The change is refused.
+    #[error(transparent)]
+    Refused(#[from] tidelog_controller::TopicError),
+    /// The decision could not be written to the metadata log.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The files of new partitions could not be made. The change was taken back.
+    #[error("the partitions could not be made: {0}")]
+    Storage(String),
+}
+
+impl Facts for TopicError {
+    fn kind(&self) -> ErrorKind {
+        use tidelog_controller::TopicError as Refused;
+        match self {
+            Self::Refused(Refused::Exists { .. }) => ErrorKind::AlreadyExists,
+            Self::Refused(Refused::NotFound { .. }) => ErrorKind::NotFound,
+            Self::Refused(Refused::Internal { .. }) => ErrorKind::Denied,
+            Self::Refused(Refused::Name(_) | Refused::Setting(_) | Refused::Partitions { .. }) => {
+                ErrorKind::Invalid
+            }
+            Self::Append(e) => e.kind(),
+            Self::Storage(_) => ErrorKind::Unavailable,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        use tidelog_controller::TopicError as Refused;
+        match self {
+            Self::Refused(Refused::Exists { .. }) => "TOPIC_EXISTS",
+            Self::Refused(Refused::NotFound { .. }) => "TOPIC_NOT_FOUND",
+            Self::Refused(Refused::Internal { .. }) => "INTERNAL_TOPIC",
+            Self::Refused(Refused::Name(_)) => "INVALID_TOPIC_NAME",
+            Self::Refused(Refused::Setting(_)) => "INVALID_SETTING",
+            Self::Refused(Refused::Partitions { .. }) => "INVALID_PARTITIONS",
+            Self::Append(e) => e.reason(),
+            Self::Storage(_) => "STORAGE_ERROR",
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        use tidelog_controller::TopicError as Refused;
+        match self {
+            Self::Refused(Refused::Exists { name } | Refused::Internal { name }) => {
+                vec![("topic", name.to_string())]
+            }
+            Self::Refused(Refused::NotFound { name }) => vec![("topic", name.clone())],
+            Self::Refused(Refused::Partitions { asked, min }) => vec![
+                ("asked", asked.to_string()),
+                ("min", min.to_string()),
+                ("max", tidelog_controller::PARTITIONS_MAX.to_string()),
+            ],
+            Self::Refused(Refused::Name(_) | Refused::Setting(_)) | Self::Storage(_) => Vec::new(),
+            Self::Append(e) => e.facts(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> TopicName {
+        TopicName::new("orders").expect("the name is valid")
+    }
+
+    /// What a client is told: the reason and kind are promises, the text is read by people.
+    #[test]
+    fn errors_say_what_was_wrong_and_what_is_allowed() {
+        use ErrorKind::*;
+        let not_found = || LookupError::TopicNotFound {
+            topic: "orders".to_owned(),
+        };
+        let out_of_range = || ReadError::OutOfRange {
+            requested: 9,
+            log_start: Offset::ZERO,
+            high_watermark: Offset::new(3).expect("3 is small"),
+        };
+        let partition_not_found = LookupError::PartitionNotFound {
+            topic: name(),
+            partition: 7,
+            partitions: 3,
+        };
+        let faulted = LookupError::Faulted {
+            topic: name(),
+            partition: 1,
+            fault: "/data/orders-1 holds no log".to_owned(),
+        };
+        let too_large = AppendError::TooLarge {
+            topic: name(),
+            len: 20,
+            max: 10,
+        };
+        let overloaded = AppendError::Overloaded {
+            len: 20,
+            max: 10,
+            waited_ms: 5,
+        };
+        let poisoned = AppendError::Poisoned {
+            topic: name(),
+            partition: 1,
+            fault: "EIO".to_owned(),
+        };
+        let unknown = AppendError::OutcomeUnknown {
+            cause: "the sync failed".to_owned(),
+        };
+        type Case = (Box<dyn Facts>, ErrorKind, &'static str, &'static str, usize);
+        let table: Vec<Case> = vec![
+            (
+                Box::new(not_found()),
+                NotFound,
+                "TOPIC_NOT_FOUND",
+                "topic \"orders\" does not exist",
+                1,
+            ),
+            (
+                Box::new(partition_not_found),
+                NotFound,
+                "PARTITION_NOT_FOUND",
+                "topic \"orders\" has no partition 7: it has 3, counted from 0",
+                3,
+            ),
+            (
+                Box::new(faulted),
+                DataLoss,
+                "PARTITION_FAULTED",
+                "/data/orders-1 holds no log",
+                2,
+            ),
+            (
+                Box::new(AppendError::InternalTopic { topic: name() }),
+                Denied,
+                "INTERNAL_TOPIC",
+                "clients cannot write to it",
+                1,
+            ),
+            (
+                Box::new(too_large),
+                Invalid,
+                "BATCH_TOO_LARGE",
+                "20 bytes is above max.message.bytes",
+                3,
+            ),
+            (
+                Box::new(overloaded),
+                Exhausted,
+                "OVERLOADED",
+                "holds at most 10 bytes",
+                2,
+            ),
+            (
+                Box::new(AppendError::Full("no space".to_owned())),
+                Exhausted,
+                "STORAGE_FULL",
+                "no space; free space, or lower retention.ms",
+                0,
+            ),
+            (
+                Box::new(poisoned),
+                DataLoss,
+                "PARTITION_FAULTED",
+                "takes no appends: EIO",
+                2,
+            ),
+            (
+                Box::new(AppendError::Stopping),
+                Unavailable,
+                "SHUTTING_DOWN",
+                "the broker is stopping",
+                0,
+            ),
+            (
+                Box::new(unknown),
+                Unknown,
+                "OUTCOME_UNKNOWN",
+                "the sync failed",
+                0,
+            ),
+            (
+                Box::new(out_of_range()),
+                OutOfRange,
+                "OFFSET_OUT_OF_RANGE",
+                "starts at 0 and the high watermark is 3",
+                3,
+            ),
+            (
+                Box::new(ReadError::Damaged("bad bytes".to_owned())),
+                DataLoss,
+                "DATA_DAMAGED",
+                "bad bytes",
+                0,
+            ),
+            (
+                Box::new(ReadError::Disk("EIO".to_owned())),
+                Unavailable,
+                "STORAGE_ERROR",
+                "EIO",
+                0,
+            ),
+            (
+                Box::new(DeleteError::Read(out_of_range())),
+                OutOfRange,
+                "OFFSET_OUT_OF_RANGE",
+                "offset 9",
+                3,
+            ),
+            (
+                Box::new(DeleteError::Append(AppendError::Stopping)),
+                Unavailable,
+                "SHUTTING_DOWN",
+                "stopping",
+                0,
+            ),
+            (
+                Box::new(TopicError::Storage("EIO".to_owned())),
+                Unavailable,
+                "STORAGE_ERROR",
+                "could not be made: EIO",
+                0,
+            ),
+            (
+                Box::new(TopicError::Append(AppendError::Lookup(not_found()))),
+                NotFound,
+                "TOPIC_NOT_FOUND",
+                "does not exist",
+                1,
+            ),
+        ];
+        for (error, kind, reason, text, facts) in table {
+            let said = error.to_string();
+            assert_eq!((error.kind(), error.reason()), (kind, reason), "{said}");
+            assert!(said.contains(text), "{said:?} lacks {text:?}");
+            assert_eq!(error.facts().len(), facts, "{said}");
+            let retries = matches!(kind, Exhausted | Unavailable);
+            assert_eq!(error.retry_after().is_some(), retries, "{said}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! What a node does, without sockets: admit, append, wait for the sync, read, administer topics.
+//!
+//! Listeners translate their protocol into calls of [`Broker`] and nothing more.
+//!
+//! # How data flows
+//!
+//! *Append*: [`Broker::submit`] (`append.rs`) checks a batch, chooses its partition, takes room in the
+//! broker's budget, and sends it to the partition's shard (`shard.rs`), a thread that owns many logs.
+//! The shard writes what waits and asks the sync coordinator of the `log` crate for a round; when
+//! the batch is durable, `partition.rs` raises the high watermark and answers.
+//!
+//! *Read*: [`PartitionHandle::read`] and [`Broker::fetch`] (`read.rs`) give slices of the log below
+//! the high watermark; what is not in memory is fetched on threads that may wait.
+//!
+//! *Topics* (`topics.rs`): decided by the state machine of the `controller` crate, one change at a
+//! time; each change is durable in the metadata log, the partition `__cluster_metadata-0`, before
+//! it takes effect, and replayed at the start (`start.rs`).
+//!
+//! Time, ids and files come in through [`Seams`].
+
+mod append;
+mod error;
+mod metrics;
+mod partition;
+mod read;
+mod retention;
+mod seams;
+mod shard;
+mod space;
+mod start;
+mod stop;
+mod topics;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Mutex, RwLock};
+use tidelog_controller::{Topic, Topics};
+use tidelog_disk::DirLock;
+use tidelog_log::state::{DirectoryIdentity, StateFile};
+use tidelog_record::TopicId;
+use tokio::sync::{Semaphore, watch};
+
+pub use append::{
+    Acks, AppendRequest, Appended, NewRecord, PartitionAppend, Payload, PendingAppend,
+};
+pub use error::{AppendError, DeleteError, ErrorKind, Facts, LookupError, ReadError, TopicError};
+pub use metrics::Metrics;
+pub use read::{
+    Ends, FetchPartition, FetchRequest, FetchedPartition, PartitionData, PartitionHandle, Position,
+    Resolved,
+};
+pub use seams::{Clock, Random, Seams};
+pub use start::StartError;
+pub use stop::StopError;
+pub use tidelog_controller::{EffectiveSetting, NewTopic};
+pub use tidelog_log::{Batches, SegmentInfo};
+pub use topics::{PartitionDescription, TopicDescription, TopicSummary};
+
+use append::StickyBytes;
+use partition::Partition;
+use shard::ShardHandle;
+use space::Space;
+
+/// How a broker is run.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where everything is kept. Made if it is not there.
+    pub data_dir: PathBuf,
+    /// Bytes of appends that may be taken and not yet answered: 1 byte to 4 GiB, and taken for the
+    /// nearest of these otherwise.
+    pub in_flight_bytes_max: usize,
+    /// Threads that write logs.
+    pub shards: usize,
+    /// Threads that sync several logs at once.
+    pub sync_threads: usize,
+    /// How often retention is looked at.
+    pub retention_check_interval: std::time::Duration,
+    /// Below so many free bytes on the disk nothing is taken from clients any more; what is left
+    /// is for the broker's own use: to delete topics and records, and to keep its state.
+    pub free_bytes_min: u64,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            data_dir: PathBuf::from("tidelog-data"),
+            in_flight_bytes_max: 256 << 20,
+            shards: cores,
+            sync_threads: 4,
+            retention_check_interval: std::time::Duration::from_secs(300),
+            free_bytes_min: 64 << 20,
+        }
+    }
+}
+
+/// A running broker. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: BrokerConfig,
+    seams: Seams,
+    identity: DirectoryIdentity,
+    metrics: Arc<Metrics>,
+    state: Arc<StateFile>,
+    shards: Vec<ShardHandle>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// What all appends that are not yet answered hold together.
+    room: Arc<Semaphore>,
+    space: Space,
+    cold_reads: Arc<Semaphore>,
+    metadata: Arc<Partition>,
+    /// Decides on changes; held while a change is written and carried out, so that there is one
+    /// at a time.
+    topics: tokio::sync::Mutex<Topics>,
+    /// What requests are looked up in.
+    routes: RwLock<HashMap<String, Arc<Route>>>,
+    stopping: watch::Sender<bool>,
+    /// How the stop went, once it is over.
+    stopped: watch::Sender<Option<Result<(), StopError>>>,
+    _lock: Arc<dyn DirLock>,
+}
+
+/// A topic as requests find it.
+#[derive(Debug)]
+struct Route {
+    topic: Arc<Topic>,
+    slots: Vec<Slot>,
+    sticky_bytes: StickyBytes,
+}
+
+/// A partition that serves, or why it does not.
+#[derive(Clone, Debug)]
+enum Slot {
+    Serving(Arc<Partition>),
+    Faulted(String),
+}
+
+/// The name of the metadata log's topic.
+pub(crate) const METADATA_TOPIC: &str = "__cluster_metadata";
+/// Its id, the same in every cluster.
+pub(crate) const METADATA_TOPIC_ID: TopicId =
+    TopicId::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+/// How a broker is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it takes requests.
+    pub ready: bool,
+    /// Partitions that do not serve, and why.
+    pub faults: Vec<String>,
+}
+
+impl Broker {
+    fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// Whether a stop has begun.
+    pub fn is_stopping(&self) -> bool {
+        *self.inner.stopping.borrow()
+    }
+
+    /// Waits until a stop begins.
+    pub async fn stopping(&self) {
+        let mut stopping = self.inner.stopping.subscribe();
+        drop(stopping.wait_for(|stopping| *stopping).await);
+    }
+
+    /// The metrics, to count what listeners see.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// All metrics in Prometheus' text format, version 0.0.4.
+    pub fn metrics_text(&self) -> String {
+        let mut numbers = Vec::new();
+        let mut faulted = 0;
+        let routes = self.inner.routes.read().clone();
+        let mut slots: Vec<Slot> = vec![Slot::Serving(self.inner.metadata.clone())];
+        slots.extend(
+            routes
+                .values()
+                .flat_map(|route| route.slots.iter().cloned()),
+        );
+        for slot in slots {
+            match slot {
+                Slot::Serving(partition) => {
+                    faulted += usize::from(partition.fault().is_some());
+                    numbers.push(topics::numbers(&partition));
+                }
+                Slot::Faulted(_) => faulted += 1,
+            }
+        }
+        numbers.sort_by(|a, b| (&a.topic, &a.partition).cmp(&(&b.topic, &b.partition)));
+        let taken = self.inner.config.in_flight_bytes_max - self.inner.room.available_permits();
+        self.inner
+            .metrics
+            .in_flight_bytes
+            .set(i64::try_from(taken).unwrap_or(i64::MAX));
+        self.inner.metrics.text(&numbers, faulted)
+    }
+
+    /// How the broker is.
+    pub fn health(&self) -> Health {
+        let mut faults = Vec::new();
+        for route in self.inner.routes.read().values() {
+            for (number, slot) in route.slots.iter().enumerate() {
+                let fault = match slot {
+                    Slot::Serving(partition) => partition.fault(),
+                    Slot::Faulted(fault) => Some(fault.clone()),
+                };
+                faults.extend(fault.map(|fault| format!("{}-{number}: {fault}", route.topic.name)));
+            }
+        }
+        faults.extend(
+            self.inner
+                .metadata
+                .fault()
+                .map(|fault| format!("{METADATA_TOPIC}: {fault}")),
+        );
+        faults.sort();
+        Health {
+            ready: !self.is_stopping(),
+            faults,
+        }
+    }
+
+    /// A partition, to be read.
+    ///
+    /// # Errors
+    /// There is none, or its log could not be opened.
+    pub fn partition(&self, topic: &str, partition: u32) -> Result<PartitionHandle, LookupError> {
+        let partition = self.inner.lookup(topic, partition)?;
+        Ok(PartitionHandle::new(self.clone(), partition))
+    }
+
+    /// How many partitions a topic has.
+    ///
+    /// # Errors
+    /// [`LookupError::TopicNotFound`].
+    pub fn partitions_of(&self, topic: &str) -> Result<u32, LookupError> {
+        if topic == METADATA_TOPIC {
+            return Ok(1);
+        }
+        Ok(self.inner.route(topic)?.topic.partitions)
+    }
+}
+
+impl Inner {
+    fn route(&self, topic: &str) -> Result<Arc<Route>, LookupError> {
+        self.routes
+            .read()
+            .get(topic)
+            .cloned()
+            .ok_or_else(|| LookupError::TopicNotFound {
+                topic: topic
+                    .chars()
+                    .take(tidelog_record::TopicName::LEN_MAX)
+                    .collect(),
+            })
+    }
+
+    fn lookup(&self, topic: &str, number: u32) -> Result<Arc<Partition>, LookupError> {
+        if topic == METADATA_TOPIC {
+            return match number {
+                0 => Ok(self.metadata.clone()),
+                _ => Err(LookupError::PartitionNotFound {
+                    topic: self.metadata.topic.clone(),
+                    partition: number,
+                    partitions: 1,
+                }),
+            };
+        }
+        let route = self.route(topic)?;
+        let name = || route.topic.name.clone();
+        match route.slots.get(number as usize) {
+            Some(Slot::Serving(partition)) => Ok(partition.clone()),
+            Some(Slot::Faulted(fault)) => Err(LookupError::Faulted {
+                topic: name(),
+                partition: number,
+                fault: fault.clone(),
+            }),
+            None => Err(LookupError::PartitionNotFound {
+                topic: name(),
+                partition: number,
+                partitions: route.topic.partitions,
+            }),
+        }
+    }
+
+    fn sticky_bytes(&self, topic: &str) -> StickyBytes {
+        self.route(topic)
+            .map(|route| route.sticky_bytes.clone())
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,205 @@
+//! What a broker counts, in Prometheus' terms.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// The metrics of one broker, in a registry of their own.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub(crate) append_batches: IntCounter,
+    pub(crate) append_records: IntCounter,
+    pub(crate) append_bytes: IntCounter,
+    pub(crate) fetch_bytes: IntCounter,
+    pub(crate) cold_reads: IntCounter,
+    pub(crate) append_seconds: Histogram,
+    pub(crate) sync_seconds: Histogram,
+    pub(crate) sync_logs: Histogram,
+    pub(crate) fetch_seconds: Histogram,
+    pub(crate) in_flight_bytes: IntGauge,
+    errors: IntCounterVec,
+    log_start: IntGaugeVec,
+    high_watermark: IntGaugeVec,
+    log_end: IntGaugeVec,
+    size_bytes: IntGaugeVec,
+    segments: IntGaugeVec,
+    faulted: IntGauge,
+}
+
+/// One partition's numbers, as they are when the metrics are asked for.
+#[derive(Debug)]
+pub(crate) struct PartitionNumbers {
+    pub(crate) topic: String,
+    pub(crate) partition: String,
+    pub(crate) log_start: u64,
+    pub(crate) high_watermark: u64,
+    pub(crate) log_end: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) segments: usize,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let metrics = Self {
+            append_batches: counter("tidelog_append_batches_total", "Record batches appended."),
+            append_records: counter("tidelog_append_records_total", "Records appended."),
+            append_bytes: counter("tidelog_append_bytes_total", "Bytes of batches appended."),
+            fetch_bytes: counter("tidelog_fetch_bytes_total", "Bytes of batches read."),
+            cold_reads: counter(
+                "tidelog_cold_reads_total",
+                "Reads that went to the disk instead of to recently written memory.",
+            ),
+            append_seconds: histogram(
+                "tidelog_append_seconds",
+                "From the hand-over of a batch to its acknowledgement, as acks asks for.",
+                latency_buckets(),
+            ),
+            sync_seconds: histogram(
+                "tidelog_sync_seconds",
+                "How long a sync round took, all its logs together.",
+                latency_buckets(),
+            ),
+            sync_logs: histogram(
+                "tidelog_sync_round_logs",
+                "How many logs shared a sync round.",
+                vec![1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1024.0],
+            ),
+            fetch_seconds: histogram(
+                "tidelog_fetch_seconds",
+                "How long a read took, waiting for new records not counted.",
+                latency_buckets(),
+            ),
+            in_flight_bytes: gauge(
+                "tidelog_in_flight_bytes",
+                "Bytes of appends that were taken and not yet answered.",
+            ),
+            errors: IntCounterVec::new(
+                Opts::new("tidelog_errors_total", "Requests that failed, by reason."),
+                &["reason"],
+            )
+            .expect("the name and label are valid"),
+            log_start: partition_gauge("tidelog_log_start_offset", "The first readable offset."),
+            high_watermark: partition_gauge(
+                "tidelog_high_watermark",
+                "Everything below is acknowledged and readable.",
+            ),
+            log_end: partition_gauge("tidelog_log_end_offset", "The next offset to be assigned."),
+            size_bytes: partition_gauge("tidelog_log_size_bytes", "Bytes of all segments."),
+            segments: partition_gauge("tidelog_log_segments", "Segment files."),
+            faulted: gauge(
+                "tidelog_partitions_faulted",
+                "Partitions that do not serve.",
+            ),
+            registry,
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let collectors: [Box<dyn prometheus::core::Collector>; 17] = [
+            Box::new(self.append_batches.clone()),
+            Box::new(self.append_records.clone()),
+            Box::new(self.append_bytes.clone()),
+            Box::new(self.fetch_bytes.clone()),
+            Box::new(self.cold_reads.clone()),
+            Box::new(self.append_seconds.clone()),
+            Box::new(self.sync_seconds.clone()),
+            Box::new(self.sync_logs.clone()),
+            Box::new(self.fetch_seconds.clone()),
+            Box::new(self.in_flight_bytes.clone()),
+            Box::new(self.errors.clone()),
+            Box::new(self.log_start.clone()),
+            Box::new(self.high_watermark.clone()),
+            Box::new(self.log_end.clone()),
+            Box::new(self.size_bytes.clone()),
+            Box::new(self.segments.clone()),
+            Box::new(self.faulted.clone()),
+        ];
+        for collector in collectors {
+            self.registry
+                .register(collector)
+                .expect("each name is registered once");
+        }
+    }
+
+    /// Where listeners may register metrics of their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Counts a request that failed, by the reason in its answer.
+    pub fn count_error(&self, reason: &str) {
+        self.errors.with_label_values(&[reason]).inc();
+    }
+
+    /// All metrics in Prometheus' text format, version 0.0.4.
+    pub(crate) fn text(&self, partitions: &[PartitionNumbers], faulted: usize) -> String {
+        let gauges = [
+            &self.log_start,
+            &self.high_watermark,
+            &self.log_end,
+            &self.size_bytes,
+            &self.segments,
+        ];
+        // Partitions that are gone must not be told for ever.
+        for gauge in gauges {
+            gauge.reset();
+        }
+        for numbers in partitions {
+            let values = [
+                numbers.log_start,
+                numbers.high_watermark,
+                numbers.log_end,
+                numbers.size_bytes,
+                numbers.segments as u64,
+            ];
+            for (gauge, value) in gauges.iter().zip(values) {
+                gauge
+                    .with_label_values(&[&numbers.topic, &numbers.partition])
+                    .set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
+        self.faulted.set(i64::try_from(faulted).unwrap_or(i64::MAX));
+        let mut text = Vec::new();
+        if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(error = %e, "the metrics could not be written down");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    pub(crate) fn observe(histogram: &Histogram, took: Duration) {
+        histogram.observe(took.as_secs_f64());
+    }
+}
+
+/// From 50 µs, a sync of a fast device, to 10 s.
+fn latency_buckets() -> Vec<f64> {
+    vec![
+        0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
+        1.0, 2.0, 5.0, 10.0,
+    ]
+}
+
+fn counter(name: &str, help: &str) -> IntCounter {
+    IntCounter::new(name, help).expect("the name is valid")
+}
+
+fn gauge(name: &str, help: &str) -> IntGauge {
+    IntGauge::new(name, help).expect("the name is valid")
+}
+
+fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+        .expect("the name is valid and the buckets grow")
+}
+
+fn partition_gauge(name: &str, help: &str) -> IntGaugeVec {
+    IntGaugeVec::new(Opts::new(name, help), &["topic", "partition"])
+        .expect("the name and labels are valid")
+}

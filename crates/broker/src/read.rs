@@ -1,0 +1,438 @@
+//! Reading: at once, or after waiting for more; looking up offsets; deleting a prefix.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::select_all;
+use tidelog_log::{Batches, Found};
+use tidelog_record::{LeaderEpoch, Offset, Timestamp};
+use tokio::sync::oneshot;
+
+use crate::Broker;
+use crate::error::{AppendError, DeleteError, LookupError, ReadError};
+use crate::metrics::Metrics;
+use crate::partition::Partition;
+use crate::shard::{Command, append_error};
+
+/// Reads that wait for the disk at the same time, for the whole broker: each holds a few MiB.
+pub(crate) const COLD_READS_MAX: usize = 16;
+
+/// No fetch waits longer, so that its deadline can be told.
+const FETCH_WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A partition, to be read.
+#[derive(Clone, Debug)]
+pub struct PartitionHandle {
+    broker: Broker,
+    partition: Arc<Partition>,
+}
+
+/// Where a partition begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The first readable offset.
+    pub log_start: Offset,
+    /// Everything below is acknowledged and readable.
+    pub high_watermark: Offset,
+    /// The next offset to be assigned.
+    pub log_end: Offset,
+    /// The leadership in force.
+    pub leader_epoch: LeaderEpoch,
+}
+
+/// A place in a partition, to be looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// This offset.
+    Offset(Offset),
+    /// The log start offset.
+    Earliest,
+    /// The high watermark.
+    Latest,
+    /// The first record with this timestamp or a later one; else the high watermark.
+    Timestamp(Timestamp),
+    /// So many records before the high watermark, but not below the log start.
+    BeforeLatest(u64),
+}
+
+/// A place that was looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The offset.
+    pub offset: Offset,
+    /// The timestamp of the record there, in look-ups by time that found one.
+    pub timestamp: Option<Timestamp>,
+    /// The leadership that wrote it, or would write it next.
+    pub leader_epoch: LeaderEpoch,
+}
+
+/// What was read from one partition.
+#[derive(Clone, Debug)]
+pub struct PartitionData {
+    /// Whole batches; the first may begin below the offset asked for.
+    pub batches: Batches,
+    /// When they were read.
+    pub high_watermark: Offset,
+    /// When they were read.
+    pub log_start: Offset,
+}
+
+/// A read from several partitions.
+#[derive(Clone, Debug)]
+pub struct FetchRequest {
+    /// The partitions, in the order in which they may fill `bytes_max`.
+    pub partitions: Vec<FetchPartition>,
+    /// Answer as soon as there are so many bytes.
+    pub bytes_min: usize,
+    /// Stop adding at so many bytes; the first batch is given whatever its length.
+    pub bytes_max: usize,
+    /// Answer after so long in any case; at most a day.
+    pub wait_max: Duration,
+}
+
+/// A partition to be read from.
+#[derive(Clone, Debug)]
+pub struct FetchPartition {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The first offset wanted.
+    pub offset: u64,
+    /// Stop adding from this partition at so many bytes.
+    pub bytes_max: usize,
+}
+
+/// What a fetch found in one partition.
+#[derive(Clone, Debug)]
+pub struct FetchedPartition {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The batches, or why there are none.
+    pub result: Result<PartitionData, ReadError>,
+}
+
+impl PartitionHandle {
+    pub(crate) fn new(broker: Broker, partition: Arc<Partition>) -> Self {
+        Self { broker, partition }
+    }
+
+    /// The topic's name.
+    pub fn topic(&self) -> &str {
+        self.partition.topic.as_str()
+    }
+
+    /// The partition's number.
+    pub fn partition(&self) -> u32 {
+        self.partition.number()
+    }
+
+    /// Where it begins and ends now.
+    pub fn ends(&self) -> Ends {
+        Ends {
+            log_start: self.partition.reader.log_start(),
+            high_watermark: self.partition.high_watermark(),
+            log_end: self.partition.reader.end_offset(),
+            leader_epoch: self.partition.leader_epoch,
+        }
+    }
+
+    /// Reads whole batches from the one that holds `from` on, about `bytes_max` of them; none at
+    /// the high watermark. Does not wait for new records, but may wait for the disk. What was
+    /// written lately comes as slices of a map, without a copy.
+    ///
+    /// # Errors
+    /// [`ReadError::OutOfRange`] below the log start or above the high watermark; the topic may be
+    /// gone; the bytes may be damaged.
+    pub async fn read(&self, from: Offset, bytes_max: usize) -> Result<PartitionData, ReadError> {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "measured for people, decides nothing"
+        )]
+        let began = Instant::now();
+        let partition = &self.partition;
+        self.check_open()?;
+        let high_watermark = partition.high_watermark();
+        let failed = |e| self.read_error(e, high_watermark);
+        let batches = match partition
+            .reader
+            .read(from, high_watermark, bytes_max)
+            .map_err(failed)?
+        {
+            Found::Ready(batches) => batches,
+            Found::Cold(cold) => {
+                let inner = self.broker.inner();
+                inner.metrics.cold_reads.inc();
+                let turn = inner.cold_reads.clone().acquire_owned().await;
+                let turn = turn.map_err(|_| ReadError::Stopping)?;
+                let run = move || {
+                    // Kept by the read, which goes on when nobody waits for it any more.
+                    let _turn = turn;
+                    cold.run()
+                };
+                let read = tokio::task::spawn_blocking(run).await;
+                read.map_err(|e| ReadError::Disk(e.to_string()))?
+                    .map_err(failed)?
+            }
+        };
+        let metrics = &self.broker.inner().metrics;
+        metrics.fetch_bytes.inc_by(batches.len_bytes() as u64);
+        Metrics::observe(&metrics.fetch_seconds, began.elapsed());
+        Ok(PartitionData {
+            batches,
+            high_watermark,
+            log_start: partition.reader.log_start(),
+        })
+    }
+
+    /// Waits until there is something above `offset`, the topic is deleted, or the broker stops.
+    pub async fn wait_beyond(&self, offset: Offset) {
+        let mut progress = self.partition.progress.subscribe();
+        let changed = progress
+            .wait_for(|now| now.closed || now.high_watermark > offset)
+            .await;
+        // The sender lives in the partition that this handle holds.
+        drop(changed);
+    }
+
+    /// Looks a place up. An offset is not checked against the log.
+    ///
+    /// # Errors
+    /// Look-ups by time read from the disk, which may fail.
+    pub async fn resolve(&self, at: Position) -> Result<Resolved, ReadError> {
+        self.check_open()?;
+        let ends = self.ends();
+        let (offset, timestamp) = match at {
+            Position::Offset(offset) => (offset, None),
+            Position::Earliest => (ends.log_start, None),
+            Position::Latest => (ends.high_watermark, None),
+            Position::BeforeLatest(records) => (
+                ends.high_watermark
+                    .saturating_sub(records)
+                    .max(ends.log_start),
+                None,
+            ),
+            Position::Timestamp(timestamp) => {
+                let cold_reads = self.broker.inner().cold_reads.clone();
+                let turn = cold_reads.acquire_owned().await;
+                let turn = turn.map_err(|_| ReadError::Stopping)?;
+                let reader = self.partition.reader.clone();
+                let find = move || {
+                    let _turn = turn;
+                    reader.find_timestamp(timestamp, ends.high_watermark)
+                };
+                let found = tokio::task::spawn_blocking(find).await;
+                let found = found
+                    .map_err(|e| ReadError::Disk(e.to_string()))?
+                    .map_err(|e| self.read_error(e, ends.high_watermark))?;
+                match found {
+                    Some((offset, timestamp)) => (offset, Some(timestamp)),
+                    None => (ends.high_watermark, None),
+                }
+            }
+        };
+        let leader_epoch = self
+            .partition
+            .reader
+            .epoch_at(offset)
+            .unwrap_or(ends.leader_epoch);
+        Ok(Resolved {
+            offset,
+            timestamp,
+            leader_epoch,
+        })
+    }
+
+    /// Drops every record below `before`, for good, and gives the new log start offset.
+    ///
+    /// # Errors
+    /// [`ReadError::OutOfRange`] unless that lies between the log start and the high watermark.
+    pub async fn delete_records(&self, before: Position) -> Result<Offset, DeleteError> {
+        let partition = &self.partition;
+        if partition.topic.is_internal() {
+            return Err(AppendError::InternalTopic {
+                topic: partition.topic.clone(),
+            }
+            .into());
+        }
+        let to = self.resolve(before).await?.offset;
+        let end = partition.high_watermark();
+        let (reply, replied) = oneshot::channel();
+        let trim = Command::Trim {
+            key: partition.key,
+            to,
+            end,
+            reply,
+        };
+        partition
+            .shard
+            .send(trim)
+            .await
+            .map_err(|_| AppendError::Stopping)?;
+        let unknown = || AppendError::OutcomeUnknown {
+            cause: "the broker is stopping".to_owned(),
+        };
+        match replied.await.map_err(|_| unknown())? {
+            Ok(log_start) => Ok(log_start),
+            Err(tidelog_log::TrimError::OutOfRange {
+                requested,
+                start,
+                end,
+            }) => Err(ReadError::OutOfRange {
+                requested: requested.get(),
+                log_start: start,
+                high_watermark: end,
+            }
+            .into()),
+            Err(tidelog_log::TrimError::Append(e)) => Err(append_error(partition, e).into()),
+        }
+    }
+
+    fn check_open(&self) -> Result<(), ReadError> {
+        if !self.partition.is_closed() {
+            Ok(())
+        } else if self.broker.is_stopping() {
+            Err(ReadError::Stopping)
+        } else {
+            let topic = self.partition.topic.to_string();
+            Err(LookupError::TopicNotFound { topic }.into())
+        }
+    }
+
+    fn read_error(&self, error: tidelog_log::ReadError, high_watermark: Offset) -> ReadError {
+        match error {
+            tidelog_log::ReadError::OutOfRange {
+                requested, start, ..
+            } => ReadError::OutOfRange {
+                requested: requested.get(),
+                log_start: start,
+                high_watermark,
+            },
+            tidelog_log::ReadError::Corrupt(corruption) => {
+                ReadError::Damaged(corruption.to_string())
+            }
+            // The files of a topic that was deleted meanwhile are gone.
+            tidelog_log::ReadError::Disk(e) => self
+                .check_open()
+                .err()
+                .unwrap_or_else(|| ReadError::Disk(e.to_string())),
+        }
+    }
+}
+
+impl Broker {
+    /// Reads from several partitions; waits until there is enough, or long enough.
+    pub async fn fetch(&self, request: FetchRequest) -> Vec<FetchedPartition> {
+        let deadline = tokio::time::Instant::now() + request.wait_max.min(FETCH_WAIT_MAX);
+        // More than all that may be given would never come.
+        let bytes_min = request.bytes_min.clamp(1, request.bytes_max.max(1));
+        loop {
+            let fetched = self.fetch_now(&request).await;
+            let bytes: usize = fetched
+                .iter()
+                .filter_map(|one| one.result.as_ref().ok())
+                .map(|data| data.batches.len_bytes())
+                .sum();
+            let failed = fetched.iter().any(|one| one.result.is_err());
+            // A read ends at its limit and at the end of a segment. What lies behind is there
+            // already: waiting for an append would only delay it.
+            let more = fetched
+                .iter()
+                .filter_map(|one| one.result.as_ref().ok())
+                .any(|data| {
+                    !data.batches.is_empty() && data.batches.next_offset < data.high_watermark
+                });
+            let enough = bytes >= bytes_min || more || failed || self.is_stopping();
+            if enough || tokio::time::Instant::now() >= deadline || fetched.is_empty() {
+                return fetched;
+            }
+            let waits = fetched.iter().filter_map(|one| {
+                let seen = one.result.as_ref().ok()?.high_watermark;
+                let handle = self.partition(&one.topic, one.partition).ok()?;
+                Some(Box::pin(async move { handle.wait_beyond(seen).await }))
+            });
+            let waits: Vec<_> = waits.collect();
+            if waits.is_empty() {
+                return fetched;
+            }
+            // Running out of time is no error: the next turn answers with what there is.
+            drop(tokio::time::timeout_at(deadline, select_all(waits)).await);
+        }
+    }
+
+    async fn fetch_now(&self, request: &FetchRequest) -> Vec<FetchedPartition> {
+        let mut left = request.bytes_max;
+        let mut fetched = Vec::with_capacity(request.partitions.len());
+        let mut any = false;
+        for wanted in &request.partitions {
+            let result = if any && left == 0 {
+                self.peek(wanted)
+            } else {
+                self.read_one(wanted, wanted.bytes_max.min(left)).await
+            };
+            let result = result.map(|data| {
+                let len = data.batches.len_bytes();
+                // The log gives at least one batch; past the first that may be too much.
+                if any && len > left {
+                    let next_offset = Offset::new(wanted.offset).unwrap_or(Offset::MAX);
+                    return PartitionData {
+                        batches: Batches::empty(next_offset),
+                        ..data
+                    };
+                }
+                any |= len > 0;
+                left = left.saturating_sub(len);
+                data
+            });
+            fetched.push(FetchedPartition {
+                topic: wanted.topic.clone(),
+                partition: wanted.partition,
+                result,
+            });
+        }
+        fetched
+    }
+
+    async fn read_one(
+        &self,
+        wanted: &FetchPartition,
+        bytes_max: usize,
+    ) -> Result<PartitionData, ReadError> {
+        let handle = self.partition(&wanted.topic, wanted.partition)?;
+        handle.read(handle.offset(wanted.offset)?, bytes_max).await
+    }
+
+    /// The ends of a partition, without reading.
+    fn peek(&self, wanted: &FetchPartition) -> Result<PartitionData, ReadError> {
+        let handle = self.partition(&wanted.topic, wanted.partition)?;
+        let Ends {
+            log_start,
+            high_watermark,
+            ..
+        } = handle.ends();
+        let offset = handle.offset(wanted.offset)?;
+        Ok(PartitionData {
+            batches: Batches::empty(offset),
+            high_watermark,
+            log_start,
+        })
+    }
+}
+
+impl PartitionHandle {
+    /// The offset `number`, which may be too large to be one.
+    fn offset(&self, number: u64) -> Result<Offset, ReadError> {
+        let Ends {
+            log_start,
+            high_watermark,
+            ..
+        } = self.ends();
+        Offset::new(number).ok_or(ReadError::OutOfRange {
+            requested: number,
+            log_start,
+            high_watermark,
+        })
+    }
+}

@@ -1,0 +1,66 @@
+//! What a broker takes from the world, so that a test can give it another one.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use tidelog_disk::{Disk, OsDisk};
+use tidelog_record::Timestamp;
+
+/// The wall clock. It may jump; nothing but record timestamps and the age of segments uses it.
+pub trait Clock: Debug + Send + Sync + 'static {
+    /// Now.
+    fn now(&self) -> Timestamp;
+}
+
+/// Where new ids come from.
+pub trait Random: Debug + Send + Sync + 'static {
+    /// 16 bytes that never came before.
+    fn id(&self) -> [u8; 16];
+}
+
+/// The disk, the clock and the randomness of a broker.
+#[derive(Clone, Debug)]
+pub struct Seams {
+    /// Where files are.
+    pub disk: Arc<dyn Disk>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where ids come from.
+    pub random: Arc<dyn Random>,
+}
+
+impl Seams {
+    /// Those of the operating system.
+    pub fn os() -> Self {
+        Self {
+            disk: Arc::new(OsDisk),
+            clock: Arc::new(OsClock),
+            random: Arc::new(OsRandom),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OsClock;
+
+impl Clock for OsClock {
+    fn now(&self) -> Timestamp {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "this is the one door to the wall clock"
+        )]
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        // A clock before 1970 is taken as 1970.
+        let millis = since.map_or(0, |since| since.as_millis());
+        Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+}
+
+#[derive(Debug)]
+struct OsRandom;
+
+impl Random for OsRandom {
+    fn id(&self) -> [u8; 16] {
+        uuid::Uuid::new_v4().into_bytes()
+    }
+}

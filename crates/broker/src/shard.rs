@@ -1,0 +1,450 @@
+//! Shards: a few threads, each the single writer of many logs.
+//!
+//! A shard takes turns. In a turn it takes all the commands that wait, up to a bound, writes the
+//! appends of each partition with as few calls as possible, and asks the sync coordinator for one
+//! sync of every log it wrote to. What arrives meanwhile is in the next turn: the busier the disk,
+//! the more appends share a write and a sync.
+
+use std::collections::HashMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tidelog_disk::{DirLock, DiskError, DiskOp};
+use tidelog_log::state::GroupKey;
+use tidelog_log::{
+    Log, LogEnd, LogOptions, LogSync, Poisoned, SyncCoordinator, SyncTarget, TrimError,
+};
+use tidelog_record::{Offset, ProducedBatch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::append::{Acks, Appended};
+use crate::error::AppendError;
+use crate::metrics::Metrics;
+use crate::partition::{Partition, Waiter};
+use crate::seams::Clock;
+use crate::space::Space;
+
+/// Commands that wait at most; bytes are bounded by the broker's budget before they get here.
+const MAILBOX_LEN: usize = 4096;
+/// Commands taken in one turn at most, so that the first of them does not wait for ever.
+const TURN_LEN_MAX: usize = 1024;
+/// Bytes of appends taken in one turn at most.
+const TURN_BYTES_MAX: usize = 8 << 20;
+
+/// One append on its way to a log.
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub(crate) partition: Arc<Partition>,
+    pub(crate) batch: ProducedBatch,
+    pub(crate) acks: Acks,
+    /// The timestamp all records get is the broker's.
+    pub(crate) log_append_time: bool,
+    pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
+    pub(crate) since: Instant,
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// What a shard is told to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Append(Append),
+    /// Take this log.
+    Add(Box<Log>),
+    /// Let go of a log, without closing it.
+    Remove {
+        key: GroupKey,
+        reply: oneshot::Sender<()>,
+    },
+    Trim {
+        key: GroupKey,
+        to: Offset,
+        end: Offset,
+        reply: oneshot::Sender<Result<Offset, TrimError>>,
+    },
+    SetOptions {
+        key: GroupKey,
+        options: LogOptions,
+    },
+    /// Close all logs and end the thread; answers with where each ends.
+    Stop {
+        reply: oneshot::Sender<Vec<(GroupKey, Result<LogEnd, Poisoned>)>>,
+    },
+}
+
+impl Command {
+    /// Whose log it is about, if it is one that the shard has.
+    fn key(&self) -> Option<GroupKey> {
+        match self {
+            Self::Append(append) => Some(append.partition.key),
+            Self::Remove { key, .. } | Self::Trim { key, .. } | Self::SetOptions { key, .. } => {
+                Some(*key)
+            }
+            Self::Add(_) | Self::Stop { .. } => None,
+        }
+    }
+}
+
+/// Where to send commands for a shard.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardHandle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The shard's thread is gone: it was stopped, or it panicked.
+#[derive(Debug)]
+pub(crate) struct ShardGone;
+
+impl ShardHandle {
+    /// Waits for room in the mailbox.
+    pub(crate) async fn send(&self, command: Command) -> Result<(), ShardGone> {
+        self.commands.send(command).await.map_err(|_| ShardGone)
+    }
+
+    /// As [`ShardHandle::send`], on a thread that may block.
+    pub(crate) fn blocking_send(&self, command: Command) -> Result<(), ShardGone> {
+        self.commands.blocking_send(command).map_err(|_| ShardGone)
+    }
+
+    /// Whether the shard's thread is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.commands.is_closed()
+    }
+}
+
+/// What a shard takes its commands from.
+pub(crate) type Mailbox = mpsc::Receiver<Command>;
+
+/// The two ends of a shard's mailbox; the thread is started later, with its logs.
+pub(crate) fn mailbox() -> (ShardHandle, Mailbox) {
+    let (commands, mailbox) = mpsc::channel(MAILBOX_LEN);
+    (ShardHandle { commands }, mailbox)
+}
+
+/// What all shards share.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) coordinator: SyncCoordinator,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) space: Space,
+    /// Held until the last log is let go of: a broker that is dropped without a stop must not be
+    /// followed by another while this one still writes. After the coordinator, which may sync yet.
+    pub(crate) lock: Arc<dyn DirLock>,
+}
+
+pub(crate) fn start(
+    number: usize,
+    mailbox: Mailbox,
+    logs: HashMap<GroupKey, Log>,
+    around: Surroundings,
+) -> io::Result<JoinHandle<()>> {
+    let Surroundings {
+        coordinator,
+        clock,
+        metrics,
+        space,
+        lock,
+    } = around;
+    let shard = Shard {
+        commands: mailbox,
+        logs,
+        coordinator,
+        clock,
+        metrics,
+        space,
+        _lock: lock,
+    };
+    std::thread::Builder::new()
+        .name(format!("tidelog-shard-{number}"))
+        .spawn(move || shard.run())
+}
+
+struct Shard {
+    commands: Mailbox,
+    logs: HashMap<GroupKey, Log>,
+    coordinator: SyncCoordinator,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    space: Space,
+    _lock: Arc<dyn DirLock>,
+}
+
+/// The appends of one turn, by partition, in the order they came.
+#[derive(Default)]
+struct Turn {
+    by_partition: Vec<(Arc<Partition>, Vec<Append>)>,
+    places: HashMap<GroupKey, usize>,
+    bytes: usize,
+}
+
+impl Turn {
+    fn add(&mut self, append: Append) {
+        self.bytes += append.batch.total_len();
+        let place = *self.places.entry(append.partition.key).or_insert_with(|| {
+            self.by_partition
+                .push((append.partition.clone(), Vec::new()));
+            self.by_partition.len() - 1
+        });
+        self.by_partition[place].1.push(append);
+    }
+}
+
+impl Shard {
+    fn run(mut self) {
+        while let Some(first) = self.commands.blocking_recv() {
+            let mut turn = Turn::default();
+            let mut next = Some(first);
+            let mut taken = 0;
+            while let Some(command) = next {
+                taken += 1;
+                match command {
+                    Command::Append(append) => turn.add(append),
+                    // Everything else keeps its place behind the appends sent before it.
+                    Command::Stop { reply } => {
+                        self.write(std::mem::take(&mut turn));
+                        return self.stop(reply);
+                    }
+                    other => {
+                        self.write(std::mem::take(&mut turn));
+                        let key = other.key();
+                        let act = AssertUnwindSafe(|| self.administer(other));
+                        if catch_unwind(act).is_err()
+                            && let Some(log) = key.and_then(|key| self.logs.get(&key))
+                        {
+                            give_up(&log.sync_handle());
+                        }
+                    }
+                }
+                let more = taken < TURN_LEN_MAX && turn.bytes < TURN_BYTES_MAX;
+                next = if more {
+                    self.commands.try_recv().ok()
+                } else {
+                    None
+                };
+            }
+            self.write(turn);
+        }
+    }
+
+    /// Writes the appends of a turn and asks for their syncs.
+    fn write(&mut self, turn: Turn) {
+        if turn.by_partition.is_empty() {
+            return;
+        }
+        let space = self.space.check();
+        let mut dirty: Vec<Arc<dyn SyncTarget>> = Vec::with_capacity(turn.by_partition.len());
+        for (partition, appends) in turn.by_partition {
+            if let Err(full) = &space
+                && !partition.topic.is_internal()
+            {
+                for append in appends {
+                    refuse(append, full);
+                }
+                continue;
+            }
+            let write = AssertUnwindSafe(|| self.write_partition(&partition, appends));
+            match catch_unwind(write) {
+                Ok(false) => {}
+                Ok(true) => dirty.push(partition),
+                Err(_panic) => {
+                    give_up(partition.log());
+                    // The round finds the log poisoned, and answers whoever waits for it.
+                    dirty.push(partition);
+                }
+            }
+        }
+        self.coordinator.sync(dirty);
+    }
+
+    /// Says whether anything was written, and so has to be synced and answered.
+    fn write_partition(&mut self, partition: &Arc<Partition>, appends: Vec<Append>) -> bool {
+        let Some(log) = self.logs.get_mut(&partition.key) else {
+            for append in appends {
+                refuse(
+                    append,
+                    &AppendError::Lookup(crate::error::LookupError::TopicNotFound {
+                        topic: partition.topic.to_string(),
+                    }),
+                );
+            }
+            return false;
+        };
+        let now = self.clock.now();
+        let mut batches = Vec::with_capacity(appends.len());
+        let mut rest = Vec::with_capacity(appends.len());
+        for mut append in appends {
+            if append.log_append_time {
+                append.batch.set_log_append_time(now);
+            }
+            batches.push(append.batch.clone());
+            rest.push(append);
+        }
+
+        let mut rest = rest.into_iter();
+        let mut written = 0;
+        let mut stored = false;
+        while written < batches.len() {
+            let sound_before = partition.reader.poisoned().is_none();
+            let appended = match log.append(&mut batches[written..], now) {
+                Ok(appended) => appended,
+                Err(e) => {
+                    let e = match append_error(partition, e) {
+                        // The write itself failed: any part of it may be found at the next start.
+                        AppendError::Poisoned { fault, .. } if sound_before => {
+                            AppendError::OutcomeUnknown { cause: fault }
+                        }
+                        e => e,
+                    };
+                    // Of a batch too long for a segment only that batch is at fault.
+                    let refused = if matches!(e, AppendError::TooLarge { .. }) {
+                        1
+                    } else {
+                        usize::MAX
+                    };
+                    for append in rest.by_ref().take(refused) {
+                        refuse(append, &e);
+                        written += 1;
+                    }
+                    continue;
+                }
+            };
+            let mut base = appended.base_offset;
+            for append in rest.by_ref().take(appended.batches) {
+                let records = u64::from(append.batch.record_count());
+                let end = base
+                    .checked_add(records)
+                    .expect("the log gave these offsets");
+                self.metrics.append_batches.inc();
+                self.metrics.append_records.inc_by(records);
+                self.metrics
+                    .append_bytes
+                    .inc_by(append.batch.total_len() as u64);
+                let appended = Appended {
+                    base_offset: base,
+                    log_append_time: append.log_append_time.then_some(now),
+                };
+                accept(partition, append, appended, end, &self.metrics);
+                base = end;
+            }
+            written += appended.batches;
+            stored = true;
+        }
+        // Not only when the log is dirty: a round that is under way may have made these appends
+        // durable before they were among the waiters, and somebody must answer them.
+        stored
+    }
+
+    fn administer(&mut self, command: Command) {
+        match command {
+            Command::Add(log) => {
+                let identity = log.identity();
+                let key = GroupKey {
+                    topic_id: identity.topic_id,
+                    partition: identity.partition,
+                };
+                self.logs.insert(key, *log);
+            }
+            Command::Remove { key, reply } => {
+                self.logs.remove(&key);
+                // Whoever asked may have given up waiting.
+                let _gone = reply.send(());
+            }
+            Command::Trim {
+                key,
+                to,
+                end,
+                reply,
+            } => {
+                let result = match self.logs.get_mut(&key) {
+                    Some(log) => log.trim(to, end).map(|()| log.end().log_start),
+                    // Deleted meanwhile: there is nothing left to be trimmed.
+                    None => Ok(to),
+                };
+                drop(reply.send(result));
+            }
+            Command::SetOptions { key, options } => {
+                if let Some(log) = self.logs.get_mut(&key) {
+                    log.set_options(options);
+                }
+            }
+            Command::Append(_) | Command::Stop { .. } => unreachable!("handled by the turn"),
+        }
+    }
+
+    fn stop(mut self, reply: oneshot::Sender<Vec<(GroupKey, Result<LogEnd, Poisoned>)>>) {
+        // What was sent before the stop was written; what comes after is refused.
+        self.commands.close();
+        // Ends when those who are just sending have sent.
+        while let Some(command) = self.commands.blocking_recv() {
+            if let Command::Append(append) = command {
+                refuse(append, &AppendError::Stopping);
+            }
+        }
+        let ends = self
+            .logs
+            .drain()
+            .map(|(key, log)| (key, log.close()))
+            .collect();
+        drop(reply.send(ends));
+    }
+}
+
+/// Stops a log whose writer panicked: nothing is known of what it holds in memory. The other logs
+/// of the shard go on.
+fn give_up(log: &LogSync) {
+    let source = io::Error::other("the code that writes it panicked");
+    let identity = log.identity();
+    let name = format!("{}-{}", identity.topic_id, identity.partition.get());
+    let cause = DiskError::new(DiskOp::Write, std::path::Path::new(&name), source);
+    log.poison(&Poisoned {
+        cause: Arc::new(cause),
+    });
+}
+
+/// Answers now or at the sync, as the append asks for.
+fn accept(
+    partition: &Arc<Partition>,
+    append: Append,
+    appended: Appended,
+    end: Offset,
+    metrics: &Metrics,
+) {
+    match append.acks {
+        Acks::All => partition.wait(Waiter {
+            end,
+            appended,
+            reply: append.reply,
+            since: append.since,
+            _room: append.room,
+        }),
+        Acks::Leader | Acks::None => {
+            Metrics::observe(&metrics.append_seconds, append.since.elapsed());
+            drop(append.reply.send(Ok(appended)));
+        }
+    }
+}
+
+fn refuse(append: Append, error: &AppendError) {
+    drop(append.reply.send(Err(error.clone())));
+}
+
+pub(crate) fn append_error(partition: &Partition, error: tidelog_log::AppendError) -> AppendError {
+    use tidelog_log::AppendError as Log;
+    let poisoned = |fault: String| AppendError::Poisoned {
+        topic: partition.topic.clone(),
+        partition: partition.number(),
+        fault,
+    };
+    match error {
+        Log::Full { .. } => AppendError::Full(error.to_string()),
+        Log::TooLarge { len, segment_bytes } => AppendError::TooLarge {
+            topic: partition.topic.clone(),
+            len: usize::try_from(len).unwrap_or(usize::MAX),
+            max: usize::try_from(segment_bytes).unwrap_or(usize::MAX),
+        },
+        Log::Exhausted | Log::Poisoned(_) => poisoned(error.to_string()),
+    }
+}

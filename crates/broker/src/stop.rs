@@ -1,0 +1,101 @@
+//! Stopping so that the next start has nothing to recover.
+
+use thiserror::Error;
+use tidelog_log::Poisoned;
+use tidelog_log::state::StateRecord;
+use tokio::sync::oneshot;
+
+use crate::shard::Command;
+use crate::{Broker, Slot};
+
+/// Why a stop was not clean. What was acknowledged is safe all the same: the next start recovers.
+#[derive(Clone, Debug, Error)]
+pub enum StopError {
+    /// A log could not be closed.
+    #[error(transparent)]
+    Poisoned(#[from] Poisoned),
+    /// A thread had ended before it was told to.
+    #[error("a thread that writes logs ended before the stop")]
+    ThreadEnded,
+}
+
+impl Broker {
+    /// Refuses new work, finishes what was submitted, closes every log and marks the directory as
+    /// cleanly stopped. Later calls wait for the first one, whether that still waits or not.
+    ///
+    /// # Errors
+    /// [`StopError`]: the next start will recover.
+    pub async fn stop(&self) -> Result<(), StopError> {
+        if !self.inner.stopping.send_replace(true) {
+            let broker = self.clone();
+            tokio::spawn(async move {
+                let stopping = broker.clone();
+                let stop = tokio::spawn(async move { stopping.stop_now().await });
+                let result = stop.await.unwrap_or(Err(StopError::ThreadEnded));
+                broker.inner.stopped.send_replace(Some(result));
+            });
+        }
+        let mut stopped = self.inner.stopped.subscribe();
+        let result = stopped.wait_for(Option::is_some).await;
+        // The sender lives in the broker, which is held here.
+        result
+            .ok()
+            .and_then(|result| result.clone())
+            .unwrap_or(Err(StopError::ThreadEnded))
+    }
+
+    async fn stop_now(&self) -> Result<(), StopError> {
+        // A change of topics that is under way ends first; none begins after.
+        let _topics = self.inner.topics.lock().await;
+        self.close_partitions();
+        let mut closings = Vec::new();
+        let mut failed = None;
+        for shard in &self.inner.shards {
+            let (reply, replied) = oneshot::channel();
+            match shard.send(Command::Stop { reply }).await {
+                Ok(()) => closings.push(replied),
+                // The other shards close their logs all the same.
+                Err(_) => failed = Some(StopError::ThreadEnded),
+            }
+        }
+        let mut records = Vec::new();
+        for closing in closings {
+            let Ok(closed) = closing.await else {
+                failed = Some(StopError::ThreadEnded);
+                continue;
+            };
+            for (key, result) in closed {
+                match result {
+                    Ok(end) => records.push(StateRecord::Checkpoint(key, end)),
+                    Err(poisoned) => failed = Some(poisoned.into()),
+                }
+            }
+        }
+        if failed.is_none() {
+            records.push(StateRecord::Clean);
+        }
+        let state = self.inner.state.clone();
+        let recorded = tokio::task::spawn_blocking(move || state.record(&records, true)).await;
+        recorded.map_err(|_| StopError::ThreadEnded)??;
+        let threads = std::mem::take(&mut *self.inner.threads.lock());
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().all(|thread| thread.join().is_ok())
+        });
+        if !joined.await.unwrap_or(false) {
+            return Err(StopError::ThreadEnded);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Wakes all who wait for records.
+    fn close_partitions(&self) {
+        self.inner.metadata.close();
+        for route in self.inner.routes.read().values() {
+            for slot in &route.slots {
+                if let Slot::Serving(partition) = slot {
+                    partition.close();
+                }
+            }
+        }
+    }
+}

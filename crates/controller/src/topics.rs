@@ -1,0 +1,340 @@
+//! The topics, and the commands that change them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tidelog_record::{TopicId, TopicName, TopicNameError};
+
+use crate::settings::{SettingError, TopicSettings};
+
+/// The most partitions a topic may have.
+pub const PARTITIONS_MAX: u32 = 10_000;
+
+/// A topic, as decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Its name.
+    pub name: TopicName,
+    /// Its id, which never comes back.
+    pub id: TopicId,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// Its settings.
+    pub settings: TopicSettings,
+}
+
+/// A topic that is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewTopic {
+    /// Its name.
+    pub name: String,
+    /// How many partitions; 0 means 1.
+    pub partitions: u32,
+    /// What is to be set; the rest has its defaults.
+    pub settings: BTreeMap<String, String>,
+    /// Whether only to check.
+    pub validate_only: bool,
+}
+
+/// A change that was decided. Applying it cannot fail unless the log was tampered with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A new topic.
+    Create(Topic),
+    /// Other settings: all that are set from now on.
+    Alter {
+        /// The topic.
+        id: TopicId,
+        /// Its settings.
+        settings: TopicSettings,
+    },
+    /// More partitions.
+    AddPartitions {
+        /// The topic.
+        id: TopicId,
+        /// How many in all.
+        total: u32,
+    },
+    /// The topic is gone.
+    Delete {
+        /// The topic.
+        id: TopicId,
+    },
+}
+
+/// Why a change is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TopicError {
+    /// The name is not allowed.
+    #[error(transparent)]
+    Name(#[from] TopicNameError),
+    /// A setting is not allowed.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// There is a topic of that name.
+    #[error("topic {name:?} exists already")]
+    Exists {
+        /// The name.
+        name: TopicName,
+    },
+    /// There is no topic of that name.
+    #[error("topic {name:?} does not exist")]
+    NotFound {
+        /// The name, as it was given.
+        name: String,
+    },
+    /// So many partitions are not allowed.
+    #[error("a topic cannot have {asked} partitions; allowed are {min} to {PARTITIONS_MAX}")]
+    Partitions {
+        /// What was asked for.
+        asked: u32,
+        /// The fewest that are allowed here.
+        min: u32,
+    },
+    /// The topic belongs to the cluster itself.
+    #[error(
+        "topic {name:?} is internal: its name begins with \"__\" or is \"_schemas\", which clients cannot create, change or write to"
+    )]
+    Internal {
+        /// The name.
+        name: TopicName,
+    },
+}
+
+/// A command of the metadata log does not fit the ones before it.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("a command of the metadata log does not fit those before it: {0}")]
+pub struct ReplayError(&'static str);
+
+/// All topics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topics {
+    by_name: BTreeMap<TopicName, Arc<Topic>>,
+    names: BTreeMap<TopicId, TopicName>,
+}
+
+impl Topics {
+    /// The topic of this name.
+    ///
+    /// # Errors
+    /// [`TopicError::NotFound`].
+    pub fn get(&self, name: &str) -> Result<&Arc<Topic>, TopicError> {
+        let clipped = || name.chars().take(TopicName::LEN_MAX).collect();
+        self.by_name
+            .get(name)
+            .ok_or_else(|| TopicError::NotFound { name: clipped() })
+    }
+
+    /// The topic with this id.
+    pub fn by_id(&self, id: TopicId) -> Option<&Arc<Topic>> {
+        self.by_name.get(self.names.get(&id)?)
+    }
+
+    /// All topics, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.by_name.values()
+    }
+
+    /// Decides on a new topic, which will have the id `id`.
+    ///
+    /// # Errors
+    /// Why it is refused: the first of name, existence, partitions, settings.
+    pub fn decide_create(&self, new: &NewTopic, id: TopicId) -> Result<Command, TopicError> {
+        let name = TopicName::new(&new.name)?;
+        if name.is_internal() {
+            return Err(TopicError::Internal { name });
+        }
+        if self.by_name.contains_key(&name) {
+            return Err(TopicError::Exists { name });
+        }
+        let partitions = new.partitions.max(1);
+        if partitions > PARTITIONS_MAX {
+            return Err(TopicError::Partitions {
+                asked: partitions,
+                min: 1,
+            });
+        }
+        let settings = TopicSettings::new(new.settings.clone())?;
+        Ok(Command::Create(Topic {
+            name,
+            id,
+            partitions,
+            settings,
+        }))
+    }
+
+    /// Decides on other settings.
+    ///
+    /// # Errors
+    /// Why they are refused.
+    pub fn decide_alter(
+        &self,
+        name: &str,
+        set: BTreeMap<String, String>,
+        reset: &[String],
+    ) -> Result<Command, TopicError> {
+        let topic = self.of_clients(name)?;
+        Ok(Command::Alter {
+            id: topic.id,
+            settings: topic.settings.altered(set, reset)?,
+        })
+    }
+
+    /// Decides on more partitions: `total` of them.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub fn decide_add_partitions(&self, name: &str, total: u32) -> Result<Command, TopicError> {
+        let topic = self.of_clients(name)?;
+        if total <= topic.partitions || total > PARTITIONS_MAX {
+            return Err(TopicError::Partitions {
+                asked: total,
+                min: topic.partitions + 1,
+            });
+        }
+        Ok(Command::AddPartitions {
+            id: topic.id,
+            total,
+        })
+    }
+
+    /// Decides on deleting a topic.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub fn decide_delete(&self, name: &str) -> Result<Command, TopicError> {
+        Ok(Command::Delete {
+            id: self.of_clients(name)?.id,
+        })
+    }
+
+    fn of_clients(&self, name: &str) -> Result<&Arc<Topic>, TopicError> {
+        let topic = self.get(name)?;
+        if topic.name.is_internal() {
+            return Err(TopicError::Internal {
+                name: topic.name.clone(),
+            });
+        }
+        Ok(topic)
+    }
+
+    /// Folds in a command that was decided on.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when it cannot have been decided on in this state: then the log it comes
+    /// from is not the one that was written.
+    pub fn apply(&mut self, command: &Command) -> Result<(), ReplayError> {
+        match command {
+            Command::Create(topic) => {
+                if self.by_name.contains_key(&topic.name) || self.names.contains_key(&topic.id) {
+                    return Err(ReplayError("a topic is created that exists"));
+                }
+                self.names.insert(topic.id, topic.name.clone());
+                self.by_name
+                    .insert(topic.name.clone(), Arc::new(topic.clone()));
+            }
+            Command::Alter { id, settings } => {
+                let settings = settings.clone();
+                self.change(*id, |topic| Topic { settings, ..topic })?;
+            }
+            Command::AddPartitions { id, total } => {
+                self.change(*id, |topic| Topic {
+                    partitions: *total,
+                    ..topic
+                })?;
+            }
+            Command::Delete { id } => {
+                let name = self.names.remove(id).ok_or(UNKNOWN)?;
+                self.by_name.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        id: TopicId,
+        change: impl FnOnce(Topic) -> Topic,
+    ) -> Result<(), ReplayError> {
+        let slot = self
+            .names
+            .get(&id)
+            .and_then(|name| self.by_name.get_mut(name))
+            .ok_or(UNKNOWN)?;
+        *slot = Arc::new(change(Topic::clone(slot)));
+        Ok(())
+    }
+}
+
+const UNKNOWN: ReplayError = ReplayError("a topic is changed that does not exist");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(name: &str, partitions: u32) -> NewTopic {
+        NewTopic {
+            name: name.to_owned(),
+            partitions,
+            ..NewTopic::default()
+        }
+    }
+
+    fn id(n: u8) -> TopicId {
+        TopicId::from_bytes([n; 16])
+    }
+
+    #[test]
+    fn a_topic_lives_and_dies() {
+        let mut topics = Topics::default();
+        let create = topics.decide_create(&new("orders", 3), id(1)).unwrap();
+        topics.apply(&create).unwrap();
+        assert_eq!(topics.get("orders").unwrap().partitions, 3);
+        assert!(matches!(
+            topics.decide_create(&new("orders", 1), id(2)),
+            Err(TopicError::Exists { .. })
+        ));
+
+        let more = topics.decide_add_partitions("orders", 5).unwrap();
+        topics.apply(&more).unwrap();
+        assert_eq!(topics.by_id(id(1)).unwrap().partitions, 5);
+        let fewer = topics.decide_add_partitions("orders", 5).unwrap_err();
+        assert_eq!(
+            fewer.to_string(),
+            "a topic cannot have 5 partitions; allowed are 6 to 10000"
+        );
+
+        let delete = topics.decide_delete("orders").unwrap();
+        topics.apply(&delete).unwrap();
+        assert_eq!(topics, Topics::default());
+        assert!(
+            topics.apply(&delete).is_err(),
+            "a replay that does not fit is refused"
+        );
+        assert!(topics.apply(&more).is_err());
+    }
+
+    #[test]
+    fn internal_topics_are_out_of_reach() {
+        let topics = Topics::default();
+        for name in ["__consumer_offsets", "_schemas"] {
+            let e = topics.decide_create(&new(name, 1), id(1)).unwrap_err();
+            assert!(matches!(e, TopicError::Internal { .. }), "{e}");
+        }
+    }
+
+    #[test]
+    fn zero_partitions_mean_one_and_too_many_are_refused() {
+        let topics = Topics::default();
+        let Ok(Command::Create(topic)) = topics.decide_create(&new("a", 0), id(1)) else {
+            panic!("0 partitions are allowed");
+        };
+        assert_eq!(topic.partitions, 1);
+        let e = topics.decide_create(&new("a", 10_001), id(1)).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "a topic cannot have 10001 partitions; allowed are 1 to 10000"
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! Commands as the records of the metadata log hold them: see `proto/tidelog/internal/v1`.
+
+use prost::Message;
+use thiserror::Error;
+use tidelog_proto::internal::v1 as wire;
+use tidelog_record::{TopicId, TopicName};
+
+use crate::settings::TopicSettings;
+use crate::topics::{Command, PARTITIONS_MAX, Topic};
+
+/// Bytes of the metadata log that are no command this version can apply.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// Not a command at all, or one of a newer version.
+    #[error("a record of the metadata log is no command this version knows")]
+    Unknown,
+    /// A field of a command is out of range.
+    #[error("a command of the metadata log has a bad {0}")]
+    Field(&'static str),
+}
+
+impl Command {
+    /// The command as the value of a record.
+    pub fn encode(&self) -> Vec<u8> {
+        use wire::metadata_command::Command as Kind;
+        let kind = match self {
+            Self::Create(topic) => Kind::CreateTopic(wire::CreateTopic {
+                name: topic.name.to_string(),
+                topic_id: topic.id.to_bytes().to_vec().into(),
+                partitions: topic.partitions,
+                settings: topic.settings.set().clone(),
+            }),
+            Self::Alter { id, settings } => Kind::AlterTopic(wire::AlterTopic {
+                topic_id: id.to_bytes().to_vec().into(),
+                settings: settings.set().clone(),
+            }),
+            Self::AddPartitions { id, total } => Kind::AddPartitions(wire::AddPartitions {
+                topic_id: id.to_bytes().to_vec().into(),
+                total: *total,
+            }),
+            Self::Delete { id } => Kind::DeleteTopic(wire::DeleteTopic {
+                topic_id: id.to_bytes().to_vec().into(),
+            }),
+        };
+        wire::MetadataCommand {
+            command: Some(kind),
+        }
+        .encode_to_vec()
+    }
+
+    /// The command in a record's value.
+    ///
+    /// # Errors
+    /// [`CommandError`]: the log was damaged, or written by a newer version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        use wire::metadata_command::Command as Kind;
+        let message = wire::MetadataCommand::decode(bytes).map_err(|_| CommandError::Unknown)?;
+        Ok(match message.command.ok_or(CommandError::Unknown)? {
+            Kind::CreateTopic(create) => Self::Create(Topic {
+                name: TopicName::new(&create.name).map_err(|_| CommandError::Field("name"))?,
+                id: topic_id(&create.topic_id)?,
+                partitions: partitions(create.partitions)?,
+                settings: settings(create.settings)?,
+            }),
+            Kind::AlterTopic(alter) => Self::Alter {
+                id: topic_id(&alter.topic_id)?,
+                settings: settings(alter.settings)?,
+            },
+            Kind::AddPartitions(add) => Self::AddPartitions {
+                id: topic_id(&add.topic_id)?,
+                total: partitions(add.total)?,
+            },
+            Kind::DeleteTopic(delete) => Self::Delete {
+                id: topic_id(&delete.topic_id)?,
+            },
+        })
+    }
+}
+
+fn topic_id(bytes: &[u8]) -> Result<TopicId, CommandError> {
+    bytes
+        .try_into()
+        .map(TopicId::from_bytes)
+        .map_err(|_| CommandError::Field("topic id"))
+}
+
+fn partitions(count: u32) -> Result<u32, CommandError> {
+    if (1..=PARTITIONS_MAX).contains(&count) {
+        Ok(count)
+    } else {
+        Err(CommandError::Field("number of partitions"))
+    }
+}
+
+fn settings(
+    set: std::collections::BTreeMap<String, String>,
+) -> Result<TopicSettings, CommandError> {
+    TopicSettings::new(set).map_err(|_| CommandError::Field("setting"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn all() -> Vec<Command> {
+        let id = TopicId::from_bytes(*b"0123456789abcdef");
+        let set = [("retention.ms".to_owned(), "5".to_owned())].into();
+        let settings = TopicSettings::new(set).unwrap();
+        let topic = Topic {
+            name: TopicName::new("quakes").unwrap(),
+            id,
+            partitions: 6,
+            settings: settings.clone(),
+        };
+        vec![
+            Command::Create(topic),
+            Command::Alter { id, settings },
+            Command::AddPartitions { id, total: 9 },
+            Command::Delete { id },
+        ]
+    }
+
+    #[test]
+    fn the_bytes_never_change() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let id = hex(b"0123456789abcdef");
+        let setting = format!("0a0c{}120135", hex(b"retention.ms"));
+        let name = hex(b"quakes");
+        let golden = [
+            format!("0a2f0a06{name}1210{id}18062211{setting}"),
+            format!("12250a10{id}1211{setting}"),
+            format!("1a140a10{id}1009"),
+            format!("22120a10{id}"),
+        ];
+        for (command, golden) in all().iter().zip(golden) {
+            assert_eq!(hex(&command.encode()), golden);
+            assert_eq!(Command::decode(&command.encode()).as_ref(), Ok(command));
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_is_refused() {
+        assert_eq!(Command::decode(b""), Err(CommandError::Unknown));
+        assert_eq!(Command::decode(b"\xff\xff"), Err(CommandError::Unknown));
+        let no_id = [0x22, 0x02, 0x0a, 0x00];
+        assert_eq!(
+            Command::decode(&no_id),
+            Err(CommandError::Field("topic id"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Command::decode(&bytes);
+        }
+    }
+}
