@@ -1,0 +1,139 @@
+//! The flags of `tidelog serve`.
+
+use std::path::PathBuf;
+
+/// The flags of `tidelog serve`. Each wins over `TIDELOG_<NAME>` in the environment, that over
+/// the configuration file, and that over the default; `tidelog config explain` shows them all.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ServeArgs {
+    /// Configuration file (TOML) [default: ./tidelog.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of all data, made if it is not there [default: ./tidelog-data]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// Address of gRPC; port 0 takes any free one [default: 127.0.0.1:9400]
+    #[arg(long, value_name = "ADDR")]
+    pub grpc_addr: Option<String>,
+    /// Address of HTTP (metrics, health); port 0 takes any free one [default: 127.0.0.1:9401]
+    #[arg(long, value_name = "ADDR")]
+    pub http_addr: Option<String>,
+    /// Form of the logs on stderr: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// What is logged: error, warn, info, debug, trace, or by module, as in
+    /// info,tidelog_log=debug [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Threads that serve connections; 0: one a core [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    pub threads: Option<String>,
+    /// Event loops that own partitions; 0: chosen by the broker [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    pub shards: Option<String>,
+    /// Threads that sync files; 0: chosen by the broker [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    pub sync_threads: Option<String>,
+    /// The largest request [default: 16MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub request_bytes_max: Option<String>,
+    /// gRPC connections at a time [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub connections_max: Option<String>,
+    /// Calls at a time on one connection [default: 256]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub streams_max: Option<String>,
+    /// Unanswered appends of one connection [default: 64MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub connection_in_flight_bytes_max: Option<String>,
+    /// Unanswered appends of all connections [default: 256MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub in_flight_bytes_max: Option<String>,
+    /// Incomplete requests of all connections [default: 256MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub receiving_bytes_max: Option<String>,
+    /// The most one fetch is answered with [default: 50MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub fetch_bytes_max: Option<String>,
+    /// Fetch answers that one connection has not taken yet [default: 64MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub connection_unsent_bytes_max: Option<String>,
+    /// How long a graceful stop may take [default: 30000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub shutdown_deadline_ms: Option<String>,
+    /// After how long of silence a client is asked for a sign of life [default: 30000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub keepalive_interval_ms: Option<String>,
+    /// How long it has to give one [default: 10000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub keepalive_timeout_ms: Option<String>,
+    /// How long a new connection has to begin HTTP/2 [default: 10000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub handshake_timeout_ms: Option<String>,
+    /// After how long without anything new a reader gets a heartbeat [default: 15000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub read_heartbeat_ms: Option<String>,
+}
+
+impl ServeArgs {
+    /// The text given for the setting `key`, if its flag was.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        let value = match key {
+            "data_dir" => &self.data_dir,
+            "grpc_addr" => &self.grpc_addr,
+            "http_addr" => &self.http_addr,
+            "log_format" => &self.log_format,
+            "log_level" => &self.log_level,
+            "threads" => &self.threads,
+            "shards" => &self.shards,
+            "sync_threads" => &self.sync_threads,
+            "request_bytes_max" => &self.request_bytes_max,
+            "connections_max" => &self.connections_max,
+            "streams_max" => &self.streams_max,
+            "connection_in_flight_bytes_max" => &self.connection_in_flight_bytes_max,
+            "in_flight_bytes_max" => &self.in_flight_bytes_max,
+            "receiving_bytes_max" => &self.receiving_bytes_max,
+            "fetch_bytes_max" => &self.fetch_bytes_max,
+            "connection_unsent_bytes_max" => &self.connection_unsent_bytes_max,
+            "shutdown_deadline_ms" => &self.shutdown_deadline_ms,
+            "keepalive_interval_ms" => &self.keepalive_interval_ms,
+            "keepalive_timeout_ms" => &self.keepalive_timeout_ms,
+            "handshake_timeout_ms" => &self.handshake_timeout_ms,
+            "read_heartbeat_ms" => &self.read_heartbeat_ms,
+            other => unreachable!("the setting {other} has no flag"),
+        };
+        value.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, Command};
+
+    use super::*;
+    use crate::config::settings::SETTINGS;
+
+    #[test]
+    fn every_setting_has_its_flag_and_tells_its_default() {
+        let mut command = ServeArgs::augment_args(Command::new("serve"));
+        let help = command
+            .render_long_help()
+            .to_string()
+            .replace("\n          ", " ");
+        for setting in SETTINGS {
+            assert_eq!(ServeArgs::default().get(setting.key), None);
+            let flag = setting.flag();
+            let at = help
+                .find(&format!("{flag} <"))
+                .unwrap_or_else(|| panic!("{flag} in {help}"));
+            let own = help[at..].split("\n\n").next().unwrap();
+            let shown = format!("[default: {}]", setting.default);
+            assert!(own.contains(&shown), "{own}");
+        }
+        let flags = command
+            .get_arguments()
+            .filter(|arg| arg.get_id() != "config" && arg.get_id() != "help")
+            .count();
+        assert_eq!(flags, SETTINGS.len());
+    }
+}

@@ -1,0 +1,168 @@
+//! What a broker is told: [`Config`], a plain struct, and where each value came from.
+//!
+//! Every setting has one entry in the table of `settings.rs`: its key, default, what is allowed and
+//! how it is read. Flags (`args.rs`), environment and file are only four sources of the same texts,
+//! merged in `resolve.rs`; `explain.rs` shows the result.
+
+mod args;
+mod explain;
+mod resolve;
+mod settings;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use args::ServeArgs;
+pub use explain::{explain_json, explain_table};
+pub use resolve::{ConfigError, Explained, Resolved, Source, resolve};
+
+/// The name of the configuration file that is read when none is named and it is there.
+pub const CONFIG_FILE: &str = "tidelog.toml";
+
+/// Everything a broker is told at its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where all data is kept. Made if it is not there.
+    pub data_dir: PathBuf,
+    /// Where gRPC listens; port 0 takes any free one.
+    pub grpc_addr: SocketAddr,
+    /// Where HTTP (metrics, health) listens; port 0 takes any free one.
+    pub http_addr: SocketAddr,
+    /// In which form logs go to stderr.
+    pub log_format: LogFormat,
+    /// Which events are logged: a level, or levels by module, such as `info,tidelog_log=debug`.
+    pub log_level: String,
+    /// Threads that serve connections; 0 means one a core.
+    pub threads: usize,
+    /// Event loops that own partitions; 0 means what the broker chooses.
+    pub shards: usize,
+    /// Threads that sync files; 0 means what the broker chooses.
+    pub sync_threads: usize,
+    /// What bounds memory and waiting.
+    pub limits: Limits,
+}
+
+/// In which form logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What bounds the memory one client, and all of them, can take, and how long things may last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest request, in bytes.
+    pub request_bytes_max: usize,
+    /// gRPC connections at a time. One more is closed at once.
+    pub connections_max: usize,
+    /// Calls at a time on one connection.
+    pub streams_max: u32,
+    /// Bytes of appends of one connection that are not answered yet. Above it the connection's
+    /// requests are not read.
+    pub connection_in_flight_bytes_max: usize,
+    /// Bytes of appends of all connections that are not answered yet.
+    pub in_flight_bytes_max: usize,
+    /// Bytes of requests of all connections that are not complete yet. A request that would
+    /// pass it is refused.
+    pub receiving_bytes_max: usize,
+    /// The most bytes one fetch is answered with, but for a first batch that is larger.
+    pub fetch_bytes_max: usize,
+    /// Bytes of fetch answers of one connection that the client has not taken yet. Above it
+    /// answers wait.
+    pub connection_unsent_bytes_max: usize,
+    /// How long a graceful stop may take.
+    pub shutdown_deadline: Duration,
+    /// After how long without a sign of life a client is asked for one.
+    pub keepalive_interval: Duration,
+    /// How long it has to answer.
+    pub keepalive_timeout: Duration,
+    /// How long a new connection has to say that it speaks HTTP/2.
+    pub handshake_timeout: Duration,
+    /// After how long without anything new a reader gets a heartbeat.
+    pub read_heartbeat: Duration,
+}
+
+impl Default for Config {
+    /// The defaults of all settings.
+    fn default() -> Self {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut config = Self {
+            data_dir: PathBuf::new(),
+            grpc_addr: SocketAddr::new(loopback, 0),
+            http_addr: SocketAddr::new(loopback, 0),
+            log_format: LogFormat::Text,
+            log_level: String::new(),
+            threads: 0,
+            shards: 0,
+            sync_threads: 0,
+            limits: Limits {
+                request_bytes_max: 0,
+                connections_max: 0,
+                streams_max: 0,
+                connection_in_flight_bytes_max: 0,
+                in_flight_bytes_max: 0,
+                receiving_bytes_max: 0,
+                fetch_bytes_max: 0,
+                connection_unsent_bytes_max: 0,
+                shutdown_deadline: Duration::ZERO,
+                keepalive_interval: Duration::ZERO,
+                keepalive_timeout: Duration::ZERO,
+                handshake_timeout: Duration::ZERO,
+                read_heartbeat: Duration::ZERO,
+            },
+        };
+        // The table is the one place where a default is written down.
+        for setting in settings::SETTINGS {
+            (setting.read)(setting.default, &mut config).expect("a default is an allowed value");
+        }
+        config
+    }
+}
+
+impl Config {
+    /// Checks what no single value shows: limits that do not go together.
+    ///
+    /// # Errors
+    /// [`ConfigError::TooSmall`] when a limit that must hold one request, or one fetch, cannot.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        let request = ("request_bytes_max", limits.request_bytes_max);
+        let fetch = ("fetch_bytes_max", limits.fetch_bytes_max);
+        for (key, value, (than, least)) in [
+            (
+                "connection_in_flight_bytes_max",
+                limits.connection_in_flight_bytes_max,
+                request,
+            ),
+            ("in_flight_bytes_max", limits.in_flight_bytes_max, request),
+            ("receiving_bytes_max", limits.receiving_bytes_max, request),
+            (
+                "connection_unsent_bytes_max",
+                limits.connection_unsent_bytes_max,
+                fetch,
+            ),
+        ] {
+            if value < least {
+                return Err(ConfigError::TooSmall {
+                    key,
+                    value,
+                    than,
+                    least,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses that others than this machine can reach, with the name of the setting.
+    pub fn open_to_network(&self) -> Vec<(&'static str, SocketAddr)> {
+        [("grpc_addr", self.grpc_addr), ("http_addr", self.http_addr)]
+            .into_iter()
+            .filter(|(_, addr)| !addr.ip().is_loopback())
+            .collect()
+    }
+}

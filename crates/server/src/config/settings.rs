@@ -1,0 +1,350 @@
+//! The table of all settings: the one place that knows their names, defaults and rules.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing_subscriber::filter::Targets;
+
+use super::{Config, LogFormat};
+
+/// One setting.
+pub(super) struct Setting {
+    /// Its name in the file. The flag is `--` and the name with hyphens, the variable `TIDELOG_`
+    /// and the name in capitals.
+    pub(super) key: &'static str,
+    /// Its value when nobody sets it.
+    pub(super) default: &'static str,
+    /// Which values there can be, for messages: "allowed is ...".
+    pub(super) allowed: &'static str,
+    /// Puts a value into the configuration; `None` when it is not allowed.
+    pub(super) read: fn(&str, &mut Config) -> Option<()>,
+    /// The value as it is in force.
+    pub(super) show: fn(&Config) -> String,
+}
+
+impl Setting {
+    /// The setting with this key.
+    pub(super) fn find(key: &str) -> Option<&'static Self> {
+        SETTINGS.iter().find(|setting| setting.key == key)
+    }
+
+    pub(super) fn flag(&self) -> String {
+        format!("--{}", self.key.replace('_', "-"))
+    }
+
+    pub(super) fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.key.to_ascii_uppercase())
+    }
+}
+
+/// What the names of all variables begin with.
+pub(super) const VARIABLE_PREFIX: &str = "TIDELOG_";
+
+const MIB: usize = 1024 * 1024;
+const GIB: usize = 1024 * MIB;
+
+const ADDRESS: &str = "an IP address or localhost, a colon and a port, such as 127.0.0.1:9400 or \
+                       [::1]:9400; port 0 takes any free one";
+const THREADS: &str = "a number from 0 (chosen by the program) to 1024";
+const BYTES_TO_1_GIB: &str = "a number of bytes from 64KiB to 1GiB, such as 1048576 or 16MiB";
+const BYTES_TO_4_GIB: &str = "a number of bytes from 64KiB to 4095MiB, such as 67108864 or 64MiB";
+const MILLIS_TO_HOUR: &str = "a number of milliseconds from 1 to 3600000";
+
+/// Whole bytes a semaphore can count with the 32 bits of one request for permits.
+const BYTES_MAX: usize = 4095 * MIB;
+
+macro_rules! bytes {
+    ($key:literal, $default:literal, $max:expr, $allowed:expr, $field:ident) => {
+        Setting {
+            key: $key,
+            default: $default,
+            allowed: $allowed,
+            read: |text, config| {
+                config.limits.$field = bytes(text, 64 * 1024, $max)?;
+                Some(())
+            },
+            show: |config| config.limits.$field.to_string(),
+        }
+    };
+}
+
+macro_rules! millis {
+    ($key:literal, $default:literal, $field:ident) => {
+        Setting {
+            key: $key,
+            default: $default,
+            allowed: MILLIS_TO_HOUR,
+            read: |text, config| {
+                config.limits.$field = Duration::from_millis(number(text, 1, 3_600_000)?);
+                Some(())
+            },
+            show: |config| config.limits.$field.as_millis().to_string(),
+        }
+    };
+}
+
+macro_rules! threads {
+    ($key:literal, $field:ident) => {
+        Setting {
+            key: $key,
+            default: "0",
+            allowed: THREADS,
+            read: |text, config| {
+                config.$field = usize::try_from(number(text, 0, 1024)?).ok()?;
+                Some(())
+            },
+            show: |config| config.$field.to_string(),
+        }
+    };
+}
+
+/// All settings, in the order in which they are shown.
+pub(super) static SETTINGS: &[Setting] = &[
+    Setting {
+        key: "data_dir",
+        default: "./tidelog-data",
+        allowed: "the path of a directory",
+        read: |text, config| {
+            config.data_dir = (!text.is_empty()).then(|| PathBuf::from(text))?;
+            Some(())
+        },
+        show: |config| config.data_dir.display().to_string(),
+    },
+    Setting {
+        key: "grpc_addr",
+        default: "127.0.0.1:9400",
+        allowed: ADDRESS,
+        read: |text, config| {
+            config.grpc_addr = address(text)?;
+            Some(())
+        },
+        show: |config| config.grpc_addr.to_string(),
+    },
+    Setting {
+        key: "http_addr",
+        default: "127.0.0.1:9401",
+        allowed: ADDRESS,
+        read: |text, config| {
+            config.http_addr = address(text)?;
+            Some(())
+        },
+        show: |config| config.http_addr.to_string(),
+    },
+    Setting {
+        key: "log_format",
+        default: "text",
+        allowed: "text or json",
+        read: |text, config| {
+            config.log_format = match text {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return None,
+            };
+            Some(())
+        },
+        show: |config| {
+            match config.log_format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            }
+            .to_owned()
+        },
+    },
+    Setting {
+        key: "log_level",
+        default: "info",
+        allowed: "off, error, warn, info, debug, trace, or such levels by module, as in \
+                  info,tidelog_log=debug",
+        read: |text, config| {
+            config.log_level = is_log_level(text).then(|| text.to_owned())?;
+            Some(())
+        },
+        show: |config| config.log_level.clone(),
+    },
+    threads!("threads", threads),
+    threads!("shards", shards),
+    threads!("sync_threads", sync_threads),
+    bytes!(
+        "request_bytes_max",
+        "16MiB",
+        GIB,
+        BYTES_TO_1_GIB,
+        request_bytes_max
+    ),
+    Setting {
+        key: "connections_max",
+        default: "4096",
+        allowed: "a number from 1 to 1000000",
+        read: |text, config| {
+            config.limits.connections_max = usize::try_from(number(text, 1, 1_000_000)?).ok()?;
+            Some(())
+        },
+        show: |config| config.limits.connections_max.to_string(),
+    },
+    Setting {
+        key: "streams_max",
+        default: "256",
+        allowed: "a number from 1 to 65535",
+        read: |text, config| {
+            config.limits.streams_max = u32::try_from(number(text, 1, 65_535)?).ok()?;
+            Some(())
+        },
+        show: |config| config.limits.streams_max.to_string(),
+    },
+    bytes!(
+        "connection_in_flight_bytes_max",
+        "64MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        connection_in_flight_bytes_max
+    ),
+    bytes!(
+        "in_flight_bytes_max",
+        "256MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        in_flight_bytes_max
+    ),
+    bytes!(
+        "receiving_bytes_max",
+        "256MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        receiving_bytes_max
+    ),
+    bytes!(
+        "fetch_bytes_max",
+        "50MiB",
+        GIB,
+        BYTES_TO_1_GIB,
+        fetch_bytes_max
+    ),
+    bytes!(
+        "connection_unsent_bytes_max",
+        "64MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        connection_unsent_bytes_max
+    ),
+    millis!("shutdown_deadline_ms", "30000", shutdown_deadline),
+    millis!("keepalive_interval_ms", "30000", keepalive_interval),
+    millis!("keepalive_timeout_ms", "10000", keepalive_timeout),
+    millis!("handshake_timeout_ms", "10000", handshake_timeout),
+    millis!("read_heartbeat_ms", "15000", read_heartbeat),
+];
+
+/// Whether `text` says which events to log.
+///
+/// `Targets` takes any word for a module, so that a mistyped level would log everything: a word
+/// without `=` must be a level.
+fn is_log_level(text: &str) -> bool {
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| word.eq_ignore_ascii_case(level))
+    };
+    let are_known = text.split(',').all(|part| match part.split_once('=') {
+        None => is_level(part),
+        Some((module, level)) => !module.is_empty() && is_level(level),
+    });
+    are_known && text.parse::<Targets>().is_ok()
+}
+
+fn address(text: &str) -> Option<SocketAddr> {
+    if let Some(port) = text.strip_prefix("localhost:") {
+        return Some(SocketAddr::new(
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port.parse().ok()?,
+        ));
+    }
+    text.parse().ok()
+}
+
+fn number(text: &str, min: u64, max: u64) -> Option<u64> {
+    text.parse()
+        .ok()
+        .filter(|number| (min..=max).contains(number))
+}
+
+fn bytes(text: &str, min: usize, max: usize) -> Option<usize> {
+    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        None => (text, 1),
+        Some(at) => match text[at..].trim_start() {
+            "KiB" => (&text[..at], 1024),
+            "MiB" => (&text[..at], MIB),
+            "GiB" => (&text[..at], GIB),
+            _ => return None,
+        },
+    };
+    let bytes = digits.parse::<usize>().ok()?.checked_mul(unit)?;
+    Some(bytes).filter(|bytes| (min..=max).contains(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_counts_take_units() {
+        for (text, expected) in [
+            ("65536", Some(65_536)),
+            ("64KiB", Some(65_536)),
+            ("1 MiB", Some(MIB)),
+            ("1GiB", Some(GIB)),
+            ("65535", None),
+            ("2GiB", None),
+            ("1MB", None),
+            ("-1", None),
+            ("", None),
+            ("99999999999999999999", None),
+            ("99999999999999999GiB", None),
+        ] {
+            assert_eq!(bytes(text, 65_536, GIB), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_level_is_refused() {
+        for good in ["info", "WARN", "warn,tidelog_log=debug", "off"] {
+            assert!(is_log_level(good), "{good}");
+        }
+        for bad in [
+            "",
+            "inof",
+            "tidelog_log",
+            "tidelog_log=loud",
+            "=info",
+            "info,",
+        ] {
+            assert!(!is_log_level(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_port() {
+        assert_eq!(address("localhost:0").unwrap().to_string(), "127.0.0.1:0");
+        assert_eq!(address("[::1]:9400").unwrap().port(), 9400);
+        for bad in [
+            "127.0.0.1",
+            ":9400",
+            "localhost",
+            "localhost:65536",
+            "example.org:1",
+        ] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let config = Config::default();
+        for setting in SETTINGS {
+            let mut again = config.clone();
+            let shown = (setting.show)(&config);
+            (setting.read)(&shown, &mut again).unwrap_or_else(|| panic!("{}", setting.key));
+            assert_eq!(again, config, "{}", setting.key);
+        }
+        config.validate().unwrap();
+    }
+}

@@ -1,0 +1,153 @@
+//! `Log.Fetch`: one read from several partitions, with a long poll.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tidelog_broker as broker;
+use tidelog_broker::{PartitionData, ReadError};
+use tidelog_log::Batches;
+use tidelog_proto::v1::{FetchRequest, FetchResponse, FetchedPartition, Format};
+use tidelog_record::Offset;
+use tonic::{Response, Status};
+
+use super::call::HeldBytes;
+use super::records::RecordCursor;
+use super::status::RequestError;
+use super::{Shared, convert, log};
+use crate::transport::Peer;
+
+/// The longest a fetch may wait, in milliseconds.
+const WAIT_MS_MAX: u32 = 60_000;
+
+/// What a partition gives at most unless the request says otherwise.
+const PARTITION_BYTES_DEFAULT: usize = 1024 * 1024;
+
+pub(super) async fn fetch(
+    shared: &Shared,
+    peer: &Peer,
+    request: FetchRequest,
+) -> Result<Response<FetchResponse>, Status> {
+    let format = check(&request).map_err(|e| shared.reject(e))?;
+    let offsets: Vec<u64> = request
+        .partitions
+        .iter()
+        .map(|wanted| wanted.offset)
+        .collect();
+    let bytes_max = at_most(request.max_bytes, shared.limits.fetch_bytes_max);
+    let partition = |wanted: tidelog_proto::v1::FetchPartition| broker::FetchPartition {
+        topic: wanted.topic,
+        partition: wanted.partition,
+        offset: wanted.offset,
+        bytes_max: match wanted.max_bytes {
+            0 => PARTITION_BYTES_DEFAULT,
+            max => at_most(max, bytes_max),
+        },
+    };
+    let wanted = broker::FetchRequest {
+        partitions: request.partitions.into_iter().map(partition).collect(),
+        bytes_min: usize::try_from(request.min_bytes)
+            .unwrap_or(usize::MAX)
+            .min(bytes_max),
+        bytes_max,
+        wait_max: Duration::from_millis(u64::from(request.max_wait_ms)),
+    };
+    let fetched = tokio::select! {
+        fetched = shared.broker.fetch(wanted) => fetched,
+        () = shared.stopping.cancelled() => return Err(shared.reject(RequestError::Stopping)),
+    };
+
+    let mut partitions = Vec::with_capacity(fetched.len());
+    let mut left = bytes_max;
+    for (one, offset) in fetched.into_iter().zip(offsets) {
+        let mut answer = FetchedPartition {
+            topic: one.topic,
+            partition: one.partition,
+            next_offset: offset,
+            ..FetchedPartition::default()
+        };
+        let filled = match one.result {
+            Ok(data) => fill(&mut answer, data, offset, format, &mut left).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = filled {
+            answer.error = Some(shared.refuse_within(&error));
+        }
+        partitions.push(answer);
+    }
+
+    // An answer waits here, as slices of maps, while the client has not taken earlier ones.
+    let held = peer.unsent(bytes_max.saturating_sub(left)).await;
+    let mut response = Response::new(FetchResponse { partitions });
+    response.extensions_mut().insert(HeldBytes::new(held));
+    Ok(response)
+}
+
+fn check(request: &FetchRequest) -> Result<Format, RequestError> {
+    log::check_partitions(request.partitions.len())?;
+    if request.max_wait_ms > WAIT_MS_MAX {
+        return Err(RequestError::Value {
+            field: "max_wait_ms",
+            value: request.max_wait_ms.to_string(),
+            allowed: "0 to 60000",
+        });
+    }
+    convert::format(request.format)
+}
+
+/// What was asked for, but no more than the limit; 0 is the limit.
+fn at_most(asked: u32, limit: usize) -> usize {
+    match usize::try_from(asked) {
+        Ok(0) | Err(_) => limit,
+        Ok(asked) => asked.min(limit),
+    }
+}
+
+/// Puts what was read from a partition into its answer. `left` is what the whole answer may still
+/// take; only a first part may pass it.
+async fn fill(
+    answer: &mut FetchedPartition,
+    data: PartitionData,
+    offset: u64,
+    format: Format,
+    left: &mut usize,
+) -> Result<(), ReadError> {
+    answer.high_watermark = data.high_watermark.get();
+    answer.log_start_offset = data.log_start.get();
+    let Batches { parts, next_offset } = data.batches;
+    if parts.is_empty() {
+        return Ok(());
+    }
+    match format {
+        Format::Batches => {
+            answer.batches = joined(parts);
+            answer.next_offset = next_offset.get();
+            *left = left.saturating_sub(answer.batches.len());
+        }
+        Format::Records => {
+            // Decompressed they may take more than the batches did.
+            if *left == 0 {
+                return Ok(());
+            }
+            let from = Offset::new(offset).unwrap_or(Offset::MAX);
+            let taken = RecordCursor::new(parts, from, next_offset)
+                .take(*left)
+                .await?;
+            answer.records = taken.records;
+            answer.next_offset = taken.next_offset.get();
+            *left = left.saturating_sub(taken.len_bytes);
+        }
+    }
+    Ok(())
+}
+
+/// All parts as one. Nearly always there is only one, which is not copied.
+pub(super) fn joined(mut parts: Vec<Bytes>) -> Bytes {
+    if parts.len() == 1 {
+        return parts.pop().expect("there is one");
+    }
+    let mut all = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+    for part in &parts {
+        all.extend_from_slice(part);
+    }
+    all.freeze()
+}

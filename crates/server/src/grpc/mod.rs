@@ -1,0 +1,153 @@
+//! gRPC: services `tidelog.v1.Topics` and `tidelog.v1.Log`, health and reflection.
+//!
+//! A call comes in through `call.rs` (budget for its bytes, deadline), is translated by
+//! `convert.rs` into a call of the [`Broker`], and the answer back. The streaming calls are
+//! `produce.rs` and `read/`; `records.rs` decodes batches for those that want records. Every error
+//! leaves through `status.rs`.
+
+mod call;
+mod convert;
+mod fetch;
+mod log;
+mod produce;
+mod read;
+mod records;
+mod status;
+mod task;
+mod topics;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::{Request as HttpRequest, Response as HttpResponse};
+use tidelog_broker::{Broker, Facts};
+use tidelog_proto::FILE_DESCRIPTOR_SET;
+use tidelog_proto::v1::log_server::LogServer;
+use tidelog_proto::v1::topics_server::TopicsServer;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+use tonic_health::pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET;
+use tonic_health::server::HealthReporter;
+
+use self::call::{Around, Meter};
+use self::status::{Failure, RequestError, failure, sort_foreign};
+use crate::config::Limits;
+use crate::metrics::ListenerMetrics;
+use crate::transport::Peer;
+
+/// What all services share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) broker: Broker,
+    pub(crate) limits: Limits,
+    /// Set when the server begins to stop: calls that wait or go on and on end.
+    pub(crate) stopping: CancellationToken,
+    pub(crate) metrics: ListenerMetrics,
+}
+
+impl Shared {
+    /// The status of an error of the broker.
+    fn refuse(&self, error: &impl Facts) -> Status {
+        failure(error).status(self.broker.metrics())
+    }
+
+    /// The status of an error of the request.
+    fn reject(&self, error: RequestError) -> Status {
+        Failure::from(error).status(self.broker.metrics())
+    }
+
+    /// The same inside of an answer.
+    fn refuse_within(&self, error: &impl Facts) -> tonic_types::Status {
+        failure(error).message(self.broker.metrics())
+    }
+
+    /// The status that a stream of requests broke with, as it is or with a reason.
+    fn broken(&self, status: Status, path: &str) -> Status {
+        match sort_foreign(&status, path) {
+            Some(failure) => failure.status(self.broker.metrics()),
+            None => status,
+        }
+    }
+
+    /// What the calls of the connection share.
+    fn peer<T>(&self, request: &Request<T>) -> Peer {
+        match request.extensions().get::<Peer>() {
+            Some(peer) => peer.clone(),
+            // Only a call that did not come through our transport.
+            None => Peer::new(&self.limits),
+        }
+    }
+}
+
+/// Which message of a stream is complete is told to the meter that `call.rs` put there.
+fn message_is_complete(meter: Option<&Meter>) {
+    if let Some(meter) = meter {
+        meter.message_is_complete();
+    }
+}
+
+/// All services, with what surrounds every call.
+pub(crate) async fn services(
+    shared: Arc<Shared>,
+) -> (
+    impl tower::Service<
+        HttpRequest<Body>,
+        Response = HttpResponse<Body>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone
+    + Send
+    + 'static,
+    HealthReporter,
+) {
+    let request_max = shared.limits.request_bytes_max;
+    // What the broker answers is bounded where it is made.
+    let log = LogServer::new(log::LogService::new(shared.clone()))
+        .max_decoding_message_size(request_max)
+        .max_encoding_message_size(usize::MAX);
+    let topics = TopicsServer::new(topics::TopicsService::new(shared.clone()))
+        .max_decoding_message_size(request_max)
+        .max_encoding_message_size(usize::MAX);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<LogServer<log::LogService>>().await;
+    health
+        .set_serving::<TopicsServer<topics::TopicsService>>()
+        .await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(HEALTH_DESCRIPTOR_SET)
+    };
+    let reflection_v1 = reflection()
+        .build_v1()
+        .expect("our own descriptors are whole");
+    let reflection_v1alpha = reflection()
+        .build_v1alpha()
+        .expect("our own descriptors are whole");
+
+    let around = Around::new(
+        shared.broker.clone(),
+        shared.metrics.clone(),
+        shared.limits.receiving_bytes_max,
+    );
+    let routes = Routes::new(log)
+        .add_service(topics)
+        .add_service(health_service)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
+        .prepare();
+    (around.around(routes), health)
+}
+
+/// Tells everyone who asks for health that the broker stops.
+pub(crate) async fn not_serving(health: &HealthReporter) {
+    health.set_not_serving::<LogServer<log::LogService>>().await;
+    health
+        .set_not_serving::<TopicsServer<topics::TopicsService>>()
+        .await;
+    health
+        .set_service_status("", tonic_health::ServingStatus::NotServing)
+        .await;
+}

@@ -1,0 +1,266 @@
+//! `Log.Produce`: many appends over one stream, pipelined.
+//!
+//! One task reads requests in order and submits each before it reads the next, which keeps the
+//! order within partitions. Answers go out as they come. What is unanswered is bounded in bytes,
+//! for the connection here and for all of them in the broker: above that the stream is not read,
+//! and HTTP/2 holds the client back.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tidelog_broker::{Acks, PartitionAppend, PendingAppend};
+use tidelog_proto::v1::produce_response::Outcome;
+use tidelog_proto::v1::{AppendResponse, AppendResult, ProduceRequest, ProduceResponse};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tonic::{Status, Streaming};
+
+use super::call::Meter;
+use super::status::{Failure, RequestError, failure};
+use super::{Shared, convert, message_is_complete};
+use crate::transport::Peer;
+
+/// How many answers wait for the client. They are small.
+pub(super) const ANSWERS_AHEAD: usize = 64;
+
+const PATH: &str = "/tidelog.v1.Log/Produce";
+
+/// The client is gone: there is nobody to answer.
+struct Gone;
+
+/// How a stream ends.
+enum End {
+    /// The client has sent all it wanted.
+    Sent,
+    /// The requests broke off.
+    Broken(Status),
+    /// The broker stops.
+    Stopping,
+}
+
+/// Serves one stream to its end. When this is dropped, because the client vanished, what was
+/// submitted is appended all the same, and nothing else goes on.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    peer: Peer,
+    meter: Option<Meter>,
+    mut requests: Streaming<ProduceRequest>,
+    sender: mpsc::Sender<Result<ProduceResponse, Status>>,
+) {
+    let _counted = shared.metrics.stream("Produce");
+    let mut answers = Answers {
+        pending: FuturesUnordered::new(),
+        unsent: None,
+        sender,
+    };
+    let outcome = async {
+        let end = loop {
+            let next = tokio::select! {
+                biased;
+                () = shared.stopping.cancelled() => break End::Stopping,
+                next = answers.during(requests.message()) => next?,
+            };
+            match next {
+                Ok(Some(request)) => {
+                    message_is_complete(meter.as_ref());
+                    take(&shared, &peer, request, &mut answers).await?;
+                }
+                Ok(None) => break End::Sent,
+                Err(status) => break End::Broken(shared.broken(status, PATH)),
+            }
+        };
+        // What was submitted is answered, however the stream ends.
+        answers.drain().await?;
+        Ok::<_, Gone>(end)
+    };
+    let status = match outcome.await {
+        Ok(End::Sent) | Err(Gone) => return,
+        Ok(End::Broken(status)) => status,
+        Ok(End::Stopping) => shared.reject(RequestError::Stopping),
+    };
+    // Only fails when the client is gone, and then nobody wants to know.
+    drop(answers.sender.send(Err(status)).await);
+}
+
+/// Takes one request, up to the moment when the next one may be submitted.
+async fn take(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    request: ProduceRequest,
+    answers: &mut Answers,
+) -> Result<(), Gone> {
+    let correlation_id = request.correlation_id;
+    let converted = match request.append {
+        Some(append) => convert::append(append),
+        None => Err(RequestError::Missing {
+            field: "append",
+            what: "what to append must be given",
+        }),
+    };
+    let (append, len) = match converted {
+        Ok(converted) => converted,
+        // Answered also where no answer is wanted, since the request cannot be understood.
+        Err(error) => {
+            let room = answers
+                .during(peer.in_flight(convert::REQUEST_OVERHEAD))
+                .await?;
+            answers.failed(shared, correlation_id, &error.into(), room);
+            return Ok(());
+        }
+    };
+    let wants_answer = append.acks != Acks::None;
+    let room = answers.during(peer.in_flight(len)).await?;
+    match answers.during(shared.broker.submit(append)).await? {
+        Ok(pending) => answers.wait_for(shared.clone(), correlation_id, pending, room),
+        Err(error) => {
+            let failure = failure(&error);
+            if wants_answer {
+                answers.failed(shared, correlation_id, &failure, room);
+            } else {
+                shared.broker.metrics().count_error(failure.reason());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a request's parts became, or the failure of its only part.
+pub(super) fn appended(
+    shared: &Shared,
+    parts: Vec<PartitionAppend>,
+) -> Result<AppendResponse, Failure> {
+    if let [only] = parts.as_slice()
+        && let Err(error) = &only.result
+    {
+        return Err(failure(error));
+    }
+    let results = parts.into_iter().map(|part| {
+        let (base_offset, log_append_time_ms, error) = match part.result {
+            Ok(appended) => (
+                Some(appended.base_offset.get()),
+                appended.log_append_time.map(|timestamp| timestamp.millis()),
+                None,
+            ),
+            Err(error) => (None, None, Some(shared.refuse_within(&error))),
+        };
+        AppendResult {
+            partition: part.partition,
+            base_offset,
+            record_count: part.record_count,
+            log_append_time_ms,
+            record_indexes: part.record_indexes,
+            error,
+        }
+    });
+    Ok(AppendResponse {
+        results: results.collect(),
+    })
+}
+
+/// An answer on its way: none for requests that want none.
+type Pending = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// An answer, and the room in flight that its request takes until it is sent.
+struct Answer {
+    response: Option<ProduceResponse>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The requests of a stream that were submitted and not answered yet.
+struct Answers {
+    pending: FuturesUnordered<Pending>,
+    /// Complete, but the client does not take it yet.
+    unsent: Option<Answer>,
+    sender: mpsc::Sender<Result<ProduceResponse, Status>>,
+}
+
+impl Answers {
+    /// Does `work`, and sends answers meanwhile.
+    async fn during<F: Future>(&mut self, work: F) -> Result<F::Output, Gone> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                place = self.sender.reserve(), if self.unsent.is_some() => {
+                    let answer = self.unsent.take().and_then(|answer| answer.response);
+                    let place = place.map_err(|_| Gone)?;
+                    if let Some(response) = answer {
+                        place.send(Ok(response));
+                    }
+                }
+                Some(answer) = self.pending.next(), if self.unsent.is_none() => {
+                    // One that is not wanted is dropped here, and gives its room back.
+                    self.unsent = Some(answer).filter(|answer| answer.response.is_some());
+                }
+                done = &mut work => return Ok(done),
+            }
+        }
+    }
+
+    /// Sends all answers that are still to come.
+    async fn drain(&mut self) -> Result<(), Gone> {
+        while self.unsent.is_some() || !self.pending.is_empty() {
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one answer, or waits for the next.
+    async fn step(&mut self) -> Result<(), Gone> {
+        match self.unsent.take() {
+            Some(answer) => {
+                if let Some(response) = answer.response {
+                    self.sender.send(Ok(response)).await.map_err(|_| Gone)?;
+                }
+            }
+            None => self.unsent = self.pending.next().await,
+        }
+        Ok(())
+    }
+
+    fn wait_for(
+        &mut self,
+        shared: Arc<Shared>,
+        correlation_id: u64,
+        pending: PendingAppend,
+        room: OwnedSemaphorePermit,
+    ) {
+        let wants_answer = pending.wants_answer();
+        self.pending.push(Box::pin(async move {
+            let parts = pending.await;
+            let outcome = match appended(&shared, parts) {
+                Ok(response) => Outcome::Appended(response),
+                Err(failure) => Outcome::Error(failure.message(shared.broker.metrics())),
+            };
+            let response = ProduceResponse {
+                correlation_id,
+                outcome: Some(outcome),
+            };
+            Answer {
+                response: wants_answer.then_some(response),
+                _room: room,
+            }
+        }));
+    }
+
+    fn failed(
+        &mut self,
+        shared: &Shared,
+        correlation_id: u64,
+        failure: &Failure,
+        room: OwnedSemaphorePermit,
+    ) {
+        let error = failure.message(shared.broker.metrics());
+        let response = ProduceResponse {
+            correlation_id,
+            outcome: Some(Outcome::Error(error)),
+        };
+        let answer = Answer {
+            response: Some(response),
+            _room: room,
+        };
+        self.pending.push(Box::pin(std::future::ready(answer)));
+    }
+}

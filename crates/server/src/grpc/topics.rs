@@ -1,0 +1,150 @@
+//! Service `tidelog.v1.Topics`.
+
+use std::sync::Arc;
+
+use tidelog_broker::NewTopic;
+use tidelog_proto::v1::topics_server::Topics;
+use tidelog_proto::v1::{
+    AddPartitionsRequest, AddPartitionsResponse, AlterTopicRequest, AlterTopicResponse,
+    CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
+    DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
+};
+use tidelog_record::TopicName;
+use tonic::{Request, Response, Status};
+
+use super::Shared;
+use super::convert::{topic_description, topic_summary};
+use super::status::{RequestError, failure};
+
+/// How many topics a page of the list has at most.
+const PAGE_SIZE_MAX: u32 = 1000;
+
+#[derive(Debug)]
+pub(crate) struct TopicsService {
+    shared: Arc<Shared>,
+}
+
+impl TopicsService {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[tonic::async_trait]
+impl Topics for TopicsService {
+    async fn create_topic(
+        &self,
+        request: Request<CreateTopicRequest>,
+    ) -> Result<Response<CreateTopicResponse>, Status> {
+        let request = request.into_inner();
+        let new = NewTopic {
+            name: request.name,
+            partitions: request.partitions.max(1),
+            settings: request.settings.into_iter().collect(),
+            validate_only: request.validate_only,
+        };
+        let topic = self.shared.broker.create_topic(new).await;
+        let topic = topic.map_err(|e| self.shared.refuse(&e))?;
+        Ok(Response::new(CreateTopicResponse {
+            topic: Some(topic_summary(topic)),
+        }))
+    }
+
+    async fn list_topics(
+        &self,
+        request: Request<ListTopicsRequest>,
+    ) -> Result<Response<ListTopicsResponse>, Status> {
+        let request = request.into_inner();
+        let page_size = match request.page_size {
+            0 => PAGE_SIZE_MAX,
+            size => size.min(PAGE_SIZE_MAX),
+        };
+        // A token is the last name of the page before: topics made or deleted in between neither
+        // repeat nor hide others.
+        let after = request.page_token;
+        if !after.is_empty() && TopicName::new(&after).is_err() {
+            return Err(self.shared.reject(RequestError::Value {
+                field: "page_token",
+                value: format!("{:?}", after.chars().take(32).collect::<String>()),
+                allowed: "the next_page_token of the page before, or nothing",
+            }));
+        }
+        let mut rest = self
+            .shared
+            .broker
+            .topics()
+            .into_iter()
+            .filter(|topic| request.include_internal || !topic.internal)
+            .filter(|topic| after.is_empty() || topic.name > after);
+        let page_len = usize::try_from(page_size).expect("at most 1000");
+        let topics: Vec<_> = rest.by_ref().take(page_len).map(topic_summary).collect();
+        let next_page_token = match (rest.next(), topics.last()) {
+            (Some(_), Some(last)) => last.name.clone(),
+            _ => String::new(),
+        };
+        Ok(Response::new(ListTopicsResponse {
+            topics,
+            next_page_token,
+        }))
+    }
+
+    async fn describe_topic(
+        &self,
+        request: Request<DescribeTopicRequest>,
+    ) -> Result<Response<DescribeTopicResponse>, Status> {
+        let request = request.into_inner();
+        let description = self
+            .shared
+            .broker
+            .describe_topic(&request.name, request.include_segments);
+        let description = description.map_err(|e| self.shared.refuse(&e))?;
+        Ok(Response::new(topic_description(description)))
+    }
+
+    async fn alter_topic(
+        &self,
+        request: Request<AlterTopicRequest>,
+    ) -> Result<Response<AlterTopicResponse>, Status> {
+        let request = request.into_inner();
+        let set = request.set.into_iter().collect();
+        let altered = self
+            .shared
+            .broker
+            .alter_topic(&request.name, set, request.reset, request.validate_only)
+            .await;
+        let topic = altered.map_err(|e| self.shared.refuse(&e))?;
+        Ok(Response::new(AlterTopicResponse {
+            topic: Some(topic_summary(topic)),
+        }))
+    }
+
+    async fn add_partitions(
+        &self,
+        request: Request<AddPartitionsRequest>,
+    ) -> Result<Response<AddPartitionsResponse>, Status> {
+        let request = request.into_inner();
+        let added = self
+            .shared
+            .broker
+            .add_partitions(&request.name, request.total)
+            .await;
+        let topic = added.map_err(|e| {
+            failure(&e)
+                .in_field("total")
+                .status(self.shared.broker.metrics())
+        })?;
+        Ok(Response::new(AddPartitionsResponse {
+            topic: Some(topic_summary(topic)),
+        }))
+    }
+
+    async fn delete_topic(
+        &self,
+        request: Request<DeleteTopicRequest>,
+    ) -> Result<Response<DeleteTopicResponse>, Status> {
+        let name = request.into_inner().name;
+        let deleted = self.shared.broker.delete_topic(&name).await;
+        deleted.map_err(|e| self.shared.refuse(&e))?;
+        Ok(Response::new(DeleteTopicResponse {}))
+    }
+}

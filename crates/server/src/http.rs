@@ -1,0 +1,213 @@
+//! HTTP/1.1 for people and their tools: metrics and health.
+//!
+//! It is up before the broker is open, so that a long recovery can be watched: live, not ready.
+
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tidelog_broker::Broker;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long the head of a request may take, and how long a connection may idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection lives at most, whatever its client does.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
+/// How long a request that is under way at the end of a connection may still take.
+const GRACE: Duration = Duration::from_secs(5);
+/// Connections at a time. One more is closed at once.
+const CONNECTIONS_MAX: usize = 256;
+/// How long no connection is accepted after the system had no more files to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the HTTP listener tells of: a broker, once there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    broker: Arc<OnceLock<Broker>>,
+    stopping: CancellationToken,
+}
+
+impl Watched {
+    pub(crate) fn new(stopping: CancellationToken) -> Self {
+        Self {
+            broker: Arc::default(),
+            stopping,
+        }
+    }
+
+    /// The broker is open.
+    pub(crate) fn opened(&self, broker: Broker) {
+        let was_open = self.broker.set(broker).is_err();
+        debug_assert!(!was_open, "a broker is opened once");
+    }
+}
+
+/// Serves until `end` is set, then until what is under way is answered.
+pub(crate) async fn serve(listener: TcpListener, watched: Watched, end: CancellationToken) {
+    let router = router(watched);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = end.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((io, _)) => {
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    continue;
+                };
+                let connection = connection(io, router.clone(), end.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept HTTP connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+async fn connection(io: TcpStream, router: Router, end: CancellationToken) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(io), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = async {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = tokio::time::sleep(CONNECTION_AGE_MAX) => {}
+            }
+        } => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(GRACE, connection).await {
+                Ok(served) => served,
+                Err(_elapsed) => return,
+            }
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "an HTTP connection ended");
+    }
+}
+
+fn router(watched: Watched) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .with_state(watched)
+}
+
+async fn metrics(State(watched): State<Watched>) -> Response {
+    let Some(broker) = watched.broker.get() else {
+        return json_response(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({"error": "starting"}),
+        );
+    };
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    (
+        [(header::CONTENT_TYPE, content_type)],
+        broker.metrics_text(),
+    )
+        .into_response()
+}
+
+async fn live() -> Response {
+    json_response(StatusCode::OK, &json!({"live": true}))
+}
+
+async fn ready(State(watched): State<Watched>) -> Response {
+    let (state, faults) = match watched.broker.get() {
+        _ if watched.stopping.is_cancelled() => ("stopping", Vec::new()),
+        None => ("starting", Vec::new()),
+        Some(broker) => {
+            let health = broker.health();
+            (
+                if health.ready { "ready" } else { "stopping" },
+                health.faults,
+            )
+        }
+    };
+    let is_ready = state == "ready";
+    let code = if is_ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    json_response(
+        code,
+        &json!({"ready": is_ready, "state": state, "faults": faults}),
+    )
+}
+
+async fn not_found(request: Request) -> Result<Response, Infallible> {
+    let body = json!({
+        "error": "not found",
+        "path": request.uri().path(),
+        "paths": ["/metrics", "/health/live", "/health/ready"],
+    });
+    Ok(json_response(StatusCode::NOT_FOUND, &body))
+}
+
+async fn not_allowed() -> Response {
+    json_response(
+        StatusCode::METHOD_NOT_ALLOWED,
+        &json!({"error": "method not allowed", "methods": ["GET", "HEAD"]}),
+    )
+}
+
+fn json_response(code: StatusCode, body: &Value) -> Response {
+    let content_type = HeaderValue::from_static("application/json");
+    (
+        code,
+        [(header::CONTENT_TYPE, content_type)],
+        format!("{body}\n"),
+    )
+        .into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_broker_it_lives_but_is_not_ready() {
+        let watched = Watched::new(CancellationToken::new());
+        assert_eq!(live().await.status(), StatusCode::OK);
+        let state = || State(watched.clone());
+        assert_eq!(
+            ready(state()).await.status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(
+            metrics(state()).await.status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+    }
+}

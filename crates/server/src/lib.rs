@@ -1,0 +1,32 @@
+//! A broker's listeners and its process: gRPC, HTTP, configuration, start and stop.
+//!
+//! A listener translates its protocol into calls of [`tidelog_broker::Broker`] and nothing more.
+//!
+//! # How data flows
+//!
+//! `tidelog serve` resolves a [`Config`] (`config/`) and calls [`run`] (`process.rs`), which binds
+//! the ports, opens the broker, starts a [`Server`] (`server.rs`), says where it listens
+//! (`ready.rs`), and stops it all in order when it is told to.
+//!
+//! A gRPC connection is accepted by `transport.rs`, which bounds their number and what one may
+//! have in flight; a call goes through `grpc/`. HTTP (metrics, health) is `http.rs`.
+//!
+//! Programs and tests that want a broker inside of themselves open a
+//! [`Broker`](tidelog_broker::Broker) and give it to [`Server::start`].
+
+pub mod config;
+mod grpc;
+mod http;
+mod listen;
+mod logging;
+mod metrics;
+mod process;
+mod ready;
+mod server;
+mod transport;
+
+pub use config::{Config, ConfigError, Limits, LogFormat, ServeArgs};
+pub use listen::{BindError, Listeners};
+pub use process::{Exit, run};
+pub use ready::Ready;
+pub use server::{Server, ServerError};

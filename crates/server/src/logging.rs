@@ -1,0 +1,39 @@
+//! Logs: to stderr, so that stdout is for data.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::{Config, LogFormat};
+
+/// Sends the events of the whole process to stderr from now on. Does nothing when a subscriber is
+/// there already, as in a program that embeds the broker.
+pub(crate) fn start(config: &Config) {
+    let levels: Targets = config
+        .log_level
+        .parse()
+        .expect("it was checked when it was read");
+    let registry = tracing_subscriber::registry().with(levels);
+    let started = match config.log_format {
+        LogFormat::Text => {
+            let colours = io::stderr().is_terminal();
+            registry
+                .with(fmt::layer().with_ansi(colours).with_writer(io::stderr))
+                .try_init()
+        }
+        LogFormat::Json => registry
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(io::stderr),
+            )
+            .try_init(),
+    };
+    if started.is_err() {
+        tracing::debug!("another subscriber gets the logs");
+    }
+}

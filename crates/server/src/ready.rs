@@ -1,0 +1,93 @@
+//! Saying where the broker listens: one JSON line on stdout, and a file in the data directory.
+
+use std::io::{self, IoSlice, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tidelog_disk::{Disk, DiskError, OpenHow};
+
+/// The file's name in the data directory.
+const FILE: &str = "addresses.json";
+
+/// What is said once the broker takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Where gRPC listens.
+    pub grpc_addr: SocketAddr,
+    /// Where HTTP listens.
+    pub http_addr: SocketAddr,
+    /// Where the data is, as an absolute path if it can be told.
+    pub data_dir: PathBuf,
+}
+
+impl Ready {
+    /// One line of JSON, with the line's end.
+    pub fn line(&self) -> String {
+        let line = json!({
+            "grpc_addr": self.grpc_addr.to_string(),
+            "http_addr": self.http_addr.to_string(),
+            "data_dir": self.data_dir.display().to_string(),
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        format!("{line}\n")
+    }
+
+    /// Writes the line to stdout. Whoever started the broker and closed its stdout gets no line,
+    /// and that is no reason to end.
+    pub(crate) fn print(&self) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(self.line().as_bytes())?;
+        out.flush()
+    }
+
+    /// Writes the line to `addresses.json` in the data directory: whole or not at all, replacing
+    /// what a killed broker left.
+    pub(crate) fn write(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+        let (path, new) = paths(&self.data_dir);
+        let file = disk.open(&new, OpenHow::Create)?;
+        let line = self.line();
+        file.write_at(0, &[IoSlice::new(line.as_bytes())])?;
+        // Left from a stop in the middle of this, the file may be longer.
+        file.set_len(line.len() as u64)?;
+        disk.rename(&new, &path)
+    }
+
+    /// Removes `addresses.json`: nobody listens there any more.
+    pub(crate) fn remove(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+        disk.remove_file(&paths(&self.data_dir).0)
+    }
+}
+
+fn paths(data_dir: &Path) -> (PathBuf, PathBuf) {
+    (data_dir.join(FILE), data_dir.join(format!("{FILE}.new")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tidelog_disk::OsDisk;
+
+    use super::*;
+
+    #[test]
+    fn the_file_replaces_a_longer_one_and_is_one_line_of_json() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("addresses.json.new"), "x".repeat(4096)).unwrap();
+        let ready = Ready {
+            grpc_addr: "127.0.0.1:1".parse().unwrap(),
+            http_addr: "[::1]:2".parse().unwrap(),
+            data_dir: dir.path().to_owned(),
+        };
+        ready.write(&OsDisk).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("addresses.json")).unwrap();
+        assert_eq!(text, ready.line());
+        assert_eq!(text.lines().count(), 1);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["grpc_addr"], "127.0.0.1:1");
+        assert_eq!(json["http_addr"], "[::1]:2");
+        assert_eq!(json["pid"], std::process::id());
+        ready.remove(&OsDisk).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,14 @@
+//! The API as clients see it: a real server on a free port, real connections.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod append;
+mod fetch;
+mod http;
+mod limits;
+mod produce;
+mod read;
+mod stop;
+mod storage;
+mod support;
+mod topics;
