@@ -1,0 +1,199 @@
+//! The command line.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tidelog_client::BrokerAddresses;
+use tidelog_server::ServeArgs;
+
+use crate::commands::{bench, config, consume, offsets, produce, topic};
+
+/// A replicated, append-only event log in one binary.
+///
+/// Exit codes: 0 ok, 1 failed, 2 usage, 3 not found or refused, 4 unreachable or timed out,
+/// 5 data damaged.
+#[derive(Debug, Parser)]
+#[command(name = "tidelog", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Where brokers are; one that answers is enough.
+    #[arg(
+        long,
+        global = true,
+        env = "TIDELOG_BROKER",
+        default_value = "127.0.0.1:9400",
+        value_name = "HOST:PORT,..."
+    )]
+    pub(crate) broker: BrokerAddresses,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a broker.
+    ///
+    /// Once it is ready, it prints one line of JSON with its addresses to stdout and writes the same
+    /// to addresses.json in its data directory. Logs go to stderr.
+    Serve(Box<ServeArgs>),
+    /// Show what it does: a broker, real events, kill -9, and everything is still there.
+    ///
+    /// Needs nothing but this binary. Runs a broker in a temporary directory, streams 1,707
+    /// earthquakes into it, kills it, starts it again, replays from an offset and from a point in
+    /// time, and checks that nothing is missing.
+    Demo,
+    /// Create, look at, change and delete topics.
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Send records, one a line.
+    Produce(produce::ProduceArgs),
+    /// Read records.
+    Consume(consume::ConsumeArgs),
+    /// Show the offsets of a topic's partitions.
+    Offsets(offsets::OffsetsArgs),
+    /// Measure a broker.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Look at the configuration of a broker.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print a completion script for a shell.
+    ///
+    /// For bash: source <(tidelog completion bash)
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// In which form results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputForm {
+    /// A table for people.
+    #[default]
+    Table,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// In which form results are printed.
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        default_value_t,
+        value_name = "FORM"
+    )]
+    pub(crate) form: OutputForm,
+}
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AcksArg {
+    /// Synced to the disks of a majority of the replicas.
+    #[default]
+    #[value(name = "all")]
+    All,
+    /// Written by the leader; lost if it loses power now.
+    #[value(name = "1")]
+    Leader,
+    /// Nothing: no answer, and errors are not told.
+    #[value(name = "0")]
+    None,
+}
+
+impl AcksArg {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Leader => "1",
+            Self::None => "0",
+        }
+    }
+}
+
+impl From<AcksArg> for tidelog_client::Acks {
+    fn from(acks: AcksArg) -> Self {
+        match acks {
+            AcksArg::All => Self::All,
+            AcksArg::Leader => Self::Leader,
+            AcksArg::None => Self::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_form_is_taken() {
+        for line in [
+            "tidelog serve --config f --data-dir d --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0",
+            "tidelog demo",
+            "tidelog topic create t --partitions 6 -c retention.ms=-1 -c a=b",
+            "tidelog topic list",
+            "tidelog topic describe t -o json",
+            "tidelog topic alter t -c a=b --reset c",
+            "tidelog topic add-partitions t --partitions 12",
+            "tidelog topic trim t --before -5 --yes",
+            "tidelog topic trim t --before @-1h --partition 0 --partition 1 --dry-run",
+            "tidelog topic delete t --dry-run",
+            "tidelog produce t --input f --key-field k --timestamp-field time --header a=b",
+            "tidelog produce t --key k --partition 1 --acks 1 --compression zstd --input -",
+            "tidelog consume t --from -5 --to @2018-02-04 --partition 0 --partition 1 -n 10",
+            "tidelog consume t --from earliest --to -1 --follow -o raw",
+            "tidelog consume t -f %k=%s",
+            "tidelog offsets t --at @-1h",
+            "tidelog bench produce --topic t --records 10 --size 1KiB --batch-size 64KiB -o json",
+            "tidelog bench consume --topic t --records 10",
+            "tidelog bench latency --rate 100 --acks all --partitions 1",
+            "tidelog config explain",
+            "tidelog completion bash",
+            "tidelog version",
+            "tidelog --broker a:1,b:2 topic list",
+            "tidelog topic list --broker a:1",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "tidelog",
+            "tidelog topic create",
+            "tidelog topic create a/b",
+            "tidelog topic create t --partitions 0",
+            "tidelog topic add-partitions t",
+            "tidelog topic trim t",
+            "tidelog produce t --key a --key-field b",
+            "tidelog produce t --acks 2",
+            "tidelog produce t --compression brotli",
+            "tidelog produce t --header novalue",
+            "tidelog consume t --from soon",
+            "tidelog consume t -f %x",
+            "tidelog consume t -f %s -o json",
+            "tidelog consume t -n x",
+            "tidelog bench produce --size 0",
+            "tidelog --broker http://x topic list",
+            "tidelog completion cmd",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `tidelog bench produce`.
+
+use tidelog_client::{Client, DeliveryFuture, ProducerRecord};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::histogram::Histogram;
+use super::report::Report;
+use super::{BenchArgs, Pace, Payload, Stopwatch, producer, progress};
+use crate::failure::Failure;
+
+const RECORDS_DEFAULT: u64 = 1_000_000;
+
+/// Futures go to the task that waits for them in chunks, so that this costs little.
+const CHUNK_RECORDS: usize = 1024;
+const CHUNKS_MAX: usize = 256;
+
+type Sent = (Instant, DeliveryFuture);
+
+pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Failure> {
+    let records = args.records.unwrap_or(RECORDS_DEFAULT);
+    let producer = producer(client, args, None);
+    producer.topic_facts(&args.topic).await?;
+    let mut payload = Payload::new(args.size);
+    let progress = progress(Some(records));
+
+    let stopwatch = Stopwatch::start();
+    let (chunks, chunks_out) = mpsc::channel(CHUNKS_MAX);
+    let waiting = tokio::spawn(wait_for_all(chunks_out));
+    let pace = Pace::new(args.rate);
+    let mut chunk = Vec::with_capacity(CHUNK_RECORDS);
+    for number in 0..records {
+        let due = pace.due(number).await;
+        let record = ProducerRecord::new(args.topic.clone()).value(payload.next());
+        chunk.push((due, producer.send(record).await?));
+        if chunk.len() == CHUNK_RECORDS {
+            let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_RECORDS));
+            if chunks.send(full).await.is_err() {
+                // The task met a failure and ended: it is told below.
+                break;
+            }
+            progress.set_position(number);
+        }
+    }
+    // What is left, unless the task met a failure and ended.
+    drop(chunks.send(chunk).await);
+    drop(chunks);
+    producer.close().await;
+    let latency = waiting.await.expect("the task does not panic")?;
+    let (elapsed, cpu) = stopwatch.stop();
+    progress.finish_and_clear();
+
+    let size = u64::try_from(args.size).unwrap_or(u64::MAX);
+    Ok(Report {
+        bench: "produce",
+        parameters: vec![
+            ("topic", args.topic.as_str().into()),
+            ("record_bytes", args.size.into()),
+            ("batch_bytes", args.batch_size.into()),
+            ("acks", args.acks.name().into()),
+            ("compression", args.compression.name().into()),
+            ("in_flight", args.in_flight.into()),
+            ("rate", args.rate.into()),
+        ],
+        records: latency.count(),
+        bytes: latency.count().saturating_mul(size),
+        elapsed,
+        cpu,
+        latencies: vec![("latency_ms", latency)],
+    })
+}
+
+/// The times from when each record was due until its acknowledgement came.
+async fn wait_for_all(mut chunks: mpsc::Receiver<Vec<Sent>>) -> Result<Histogram, Failure> {
+    let mut latency = Histogram::new();
+    while let Some(chunk) = chunks.recv().await {
+        for (due, future) in chunk {
+            let delivered = future.await?;
+            latency.record(delivered.acknowledged_at.saturating_duration_since(due));
+        }
+    }
+    Ok(latency)
+}

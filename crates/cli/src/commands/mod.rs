@@ -1,0 +1,37 @@
+//! The commands, each in a module of its own.
+
+pub(crate) mod bench;
+pub(crate) mod completion;
+pub(crate) mod config;
+pub(crate) mod confirm;
+pub(crate) mod consume;
+pub(crate) mod demo;
+pub(crate) mod offsets;
+pub(crate) mod partitions;
+pub(crate) mod produce;
+pub(crate) mod serve;
+pub(crate) mod topic;
+
+use std::process::ExitCode;
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+use crate::output::sink::print;
+
+/// Runs the command that was asked for.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let brokers = &cli.broker;
+    match cli.command {
+        Command::Serve(args) => return serve::run(&args),
+        Command::Demo => demo::run()?,
+        Command::Topic(command) => topic::run(brokers, command)?,
+        Command::Produce(args) => produce::run(brokers, args)?,
+        Command::Consume(args) => consume::run(brokers, args)?,
+        Command::Offsets(args) => offsets::run(brokers, args)?,
+        Command::Bench(command) => bench::run(brokers, command)?,
+        Command::Config(command) => config::run(command)?,
+        Command::Completion { shell } => completion::run(shell)?,
+        Command::Version => print(&format!("tidelog {}\n", env!("CARGO_PKG_VERSION")))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

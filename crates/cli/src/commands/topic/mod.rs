@@ -1,0 +1,295 @@
+//! `tidelog topic`.
+
+mod describe;
+mod trim;
+
+use serde_json::{Map, Value, json};
+use tidelog_client::proto::TopicSummary;
+use tidelog_client::{AdminOptions, BrokerAddresses, Client, TopicName};
+
+use super::confirm::confirm;
+use crate::args::{OutputArgs, OutputForm};
+use crate::connect::with_client;
+use crate::failure::{Exit, Failure};
+use crate::output::numbers::{counted, grouped};
+use crate::output::sink::print;
+use crate::output::table::Table;
+use crate::parse::pairs::{by_name, parse_pair};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum TopicCommand {
+    /// Create a topic.
+    Create(CreateArgs),
+    /// List all topics.
+    List(ListArgs),
+    /// Show a topic: settings, partitions, offsets, sizes.
+    Describe(describe::DescribeArgs),
+    /// Change settings of a topic.
+    Alter(AlterArgs),
+    /// Give a topic more partitions. Keys may go to other partitions from then on.
+    AddPartitions(AddPartitionsArgs),
+    /// Drop all records before a position, for good.
+    Trim(trim::TrimArgs),
+    /// Delete a topic and all of its records, for good.
+    Delete(DeleteArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Its name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'.
+    #[arg(value_name = "NAME")]
+    name: TopicName,
+    /// How many partitions it shall have.
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: u32,
+    /// A setting, such as retention.ms=-1; can be given several times.
+    #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    settings: Vec<(String, String)>,
+    /// Check everything, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    /// Also the topics of the cluster itself.
+    #[arg(long)]
+    internal: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AlterArgs {
+    /// The topic.
+    #[arg(value_name = "NAME")]
+    name: TopicName,
+    /// A setting to change, such as retention.ms=-1; can be given several times.
+    #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair,
+        required_unless_present = "reset")]
+    settings: Vec<(String, String)>,
+    /// A setting to give its default back; can be given several times.
+    #[arg(long, value_name = "KEY")]
+    reset: Vec<String>,
+    /// Check everything, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddPartitionsArgs {
+    /// The topic.
+    #[arg(value_name = "NAME")]
+    name: TopicName,
+    /// How many partitions it shall have in all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    partitions: u32,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeleteArgs {
+    /// The topic.
+    #[arg(value_name = "NAME")]
+    name: TopicName,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Say what would be deleted, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(brokers: &BrokerAddresses, command: TopicCommand) -> Result<(), Failure> {
+    with_client(brokers, async |client| match command {
+        TopicCommand::Create(args) => create(&client, args).await,
+        TopicCommand::List(args) => list(&client, &args).await,
+        TopicCommand::Describe(args) => describe::run(&client, &args).await,
+        TopicCommand::Alter(args) => alter(&client, args).await,
+        TopicCommand::AddPartitions(args) => add_partitions(&client, &args).await,
+        TopicCommand::Trim(args) => trim::run(&client, &args).await,
+        TopicCommand::Delete(args) => delete(&client, &args).await,
+    })
+}
+
+async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
+    let settings = by_name(&args.settings).map_err(|name| set_twice(&name))?;
+    let options = AdminOptions {
+        validate_only: args.dry_run,
+    };
+    let topic = client
+        .create_topic(&args.name, args.partitions, settings, options)
+        .await?;
+    let verb = if args.dry_run {
+        "would be created"
+    } else {
+        "created"
+    };
+    let partitions = counted(u64::from(args.partitions), "partition");
+    told(
+        &format!("topic {} {verb} with {partitions}", args.name),
+        &topic,
+        args.output,
+    )
+}
+
+async fn alter(client: &Client, args: AlterArgs) -> Result<(), Failure> {
+    let settings = by_name(&args.settings).map_err(|name| set_twice(&name))?;
+    if let Some(name) = args.reset.iter().find(|name| settings.contains_key(*name)) {
+        return Err(set_twice(name));
+    }
+    let options = AdminOptions {
+        validate_only: args.dry_run,
+    };
+    let topic = client
+        .alter_topic(&args.name, settings, args.reset, options)
+        .await?;
+    let verb = if args.dry_run {
+        "would be changed"
+    } else {
+        "changed"
+    };
+    told(&format!("topic {} {verb}", args.name), &topic, args.output)
+}
+
+async fn add_partitions(client: &Client, args: &AddPartitionsArgs) -> Result<(), Failure> {
+    let topic = client.add_partitions(&args.name, args.partitions).await?;
+    let partitions = counted(u64::from(topic.partitions), "partition");
+    told(
+        &format!("topic {} has {partitions} now", args.name),
+        &topic,
+        args.output,
+    )
+}
+
+async fn list(client: &Client, args: &ListArgs) -> Result<(), Failure> {
+    let topics = client.list_topics(args.internal).await?;
+    print(&match args.output.form {
+        OutputForm::Json => topics
+            .iter()
+            .map(|topic| format!("{}\n", summary(topic)))
+            .collect(),
+        OutputForm::Table => {
+            let mut table = Table::new(&["NAME", "PARTITIONS", "SETTINGS"]);
+            for topic in &topics {
+                table.row([
+                    topic.name.clone(),
+                    topic.partitions.to_string(),
+                    settings(topic),
+                ]);
+            }
+            table.text()
+        }
+    })
+}
+
+async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
+    let name = &args.name;
+    // Also so that nobody is asked about a topic that does not exist.
+    let described = client.describe_topic(name, false).await?;
+    let records: u64 = described
+        .partitions
+        .iter()
+        .map(|partition| {
+            partition
+                .high_watermark
+                .saturating_sub(partition.log_start_offset)
+        })
+        .sum();
+    let bytes: u64 = described
+        .partitions
+        .iter()
+        .map(|partition| partition.size_bytes)
+        .sum();
+    let count = u64::try_from(described.partitions.len()).unwrap_or(u64::MAX);
+    let what = format!(
+        "topic {name} with {}, {} and {} bytes",
+        counted(count, "partition"),
+        counted(records, "record"),
+        grouped(bytes)
+    );
+    if args.dry_run {
+        eprintln!("{what} would be deleted");
+        return Ok(());
+    }
+    confirm(&format!("deletes {what}"), name.as_str(), args.yes)?;
+    client.delete_topic(name).await?;
+    eprintln!("topic {name} deleted");
+    Ok(())
+}
+
+fn set_twice(name: &str) -> Failure {
+    Failure::new(Exit::Usage, format!("setting {name} is given twice"))
+}
+
+/// Tells people on stderr what was done, or programs on stdout what there is now.
+fn told(message: &str, topic: &TopicSummary, output: OutputArgs) -> Result<(), Failure> {
+    match output.form {
+        OutputForm::Json => print(&format!("{}\n", summary(topic))),
+        OutputForm::Table => {
+            eprintln!("{message}");
+            Ok(())
+        }
+    }
+}
+
+/// `{"topic","id","partitions","internal","settings":{…}}`.
+fn summary(topic: &TopicSummary) -> Value {
+    let id: String = topic
+        .topic_id
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut names: Vec<_> = topic.settings.iter().collect();
+    names.sort();
+    let settings: Map<String, Value> = names
+        .into_iter()
+        .map(|(name, value)| (name.clone(), json!(value)))
+        .collect();
+    json!({
+        "topic": topic.name,
+        "id": id,
+        "partitions": topic.partitions,
+        "internal": topic.internal,
+        "settings": settings,
+    })
+}
+
+/// What was set, as one would write it.
+fn settings(topic: &TopicSummary) -> String {
+    let mut settings: Vec<_> = topic
+        .settings
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    settings.sort();
+    settings.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_shown_with_sorted_settings() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let topic = TopicSummary {
+            name: "t".to_owned(),
+            topic_id: vec![0x0a, 0xff].into(),
+            partitions: 6,
+            settings: [pair("b", "2"), pair("a", "1")].into(),
+            internal: false,
+        };
+        assert_eq!(settings(&topic), "a=1 b=2");
+        assert_eq!(
+            summary(&topic).to_string(),
+            r#"{"topic":"t","id":"0aff","partitions":6,"internal":false,"settings":{"a":"1","b":"2"}}"#
+        );
+    }
+}

@@ -1,0 +1,40 @@
+//! An async client of Tidelog's gRPC API: a producer, a reader, and administration of topics.
+//!
+//! * [`Client`] (`client.rs`) is a connection to one of several brokers, cheap to clone, made again
+//!   by itself when it breaks. `admin.rs` has its calls on topics and offsets.
+//! * A record goes [`Producer::send`] (`producer/mod.rs`) → the open batch of its partition
+//!   (`producer/accumulator.rs`) → the driver task, which builds batches and sends them over one
+//!   `Produce` stream (`producer/driver.rs`, `producer/link.rs`) → its [`DeliveryFuture`]
+//!   (`producer/delivery.rs`).
+//! * A record comes from the `Read` stream ([`Reader`], `reader/mod.rs`), whose batches are decoded
+//!   here (`reader/decode.rs`); `reader/progress.rs` knows where to go on after a lost connection.
+//! * Every error is a [`ClientError`] (`error.rs`), sorted by what the caller can do about it.
+//!
+//! # What is promised
+//! With [`Acks::All`] a record whose future gives [`Delivered`] survives the loss of power. A record
+//! whose future gives an error that [is of unknown outcome](ClientError::is_outcome_unknown) may or
+//! may not be there. **A retry can store a record twice**: when a connection breaks, the producer
+//! cannot know whether the batches in flight were stored, and sends them again.
+//!
+//! Records that one task sends to one partition are stored in the order of the calls, retries
+//! included, as long as [`ProducerConfig::in_flight_per_partition_max`] is 1, its default.
+
+mod admin;
+mod backoff;
+mod client;
+mod clock;
+mod error;
+mod producer;
+mod reader;
+
+pub use admin::{AdminOptions, ListedOffset};
+pub use backoff::Backoff;
+pub use client::{BrokerAddresses, BrokerAddressesError, Client, ClientConfig};
+pub use error::{BrokerError, ClientError, ErrorClass};
+pub use producer::{
+    Acks, Delivered, DeliveryFuture, Producer, ProducerConfig, ProducerRecord, TopicFacts,
+};
+pub use reader::{ConsumedRecord, Position, ReadRange, Reader, ReaderConfig, StartAt};
+/// The messages of the API, as administration calls answer them.
+pub use tidelog_proto::v1 as proto;
+pub use tidelog_record::{Compression, Header, Offset, PartitionId, Timestamp, TopicName};

@@ -1,0 +1,104 @@
+//! Calls on topics and offsets.
+
+use std::collections::HashMap;
+
+use tidelog_client::{
+    AdminOptions, Client, ClientError, ErrorClass, PartitionId, Position, TopicName,
+};
+
+use crate::fake::Fake;
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+#[tokio::test]
+async fn topics_come_and_go() {
+    let client = Fake::start(1).await.client();
+    let settings = HashMap::from([("retention.ms".to_owned(), "-1".to_owned())]);
+    let try_only = AdminOptions {
+        validate_only: true,
+    };
+    client
+        .create_topic(&topic("b"), 3, settings.clone(), try_only)
+        .await
+        .unwrap();
+    let options = AdminOptions::default();
+    let made = client
+        .create_topic(&topic("b"), 3, settings.clone(), options)
+        .await
+        .unwrap();
+    assert_eq!((made.partitions, made.settings), (3, settings));
+    let again = client
+        .create_topic(&topic("b"), 3, HashMap::new(), options)
+        .await
+        .unwrap_err();
+    assert_eq!(again.broker().unwrap().reason, "TOPIC_EXISTS");
+    assert_eq!(again.broker().unwrap().facts["topic"], "t");
+    assert_eq!(again.class(), ErrorClass::Refused);
+
+    let names: Vec<_> = client
+        .list_topics(false)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|topic| topic.name)
+        .collect();
+    assert_eq!(names, ["b", "t"], "all pages");
+    client.delete_topic(&topic("b")).await.unwrap();
+    assert!(
+        client
+            .delete_topic(&topic("b"))
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+    let broken = client.add_partitions(&topic("t"), 5).await.unwrap_err();
+    assert!(matches!(broken, ClientError::Protocol { .. }), "{broken:?}");
+}
+
+#[tokio::test]
+async fn offsets_name_the_partition_that_failed() {
+    let client = Fake::start(2).await.client();
+    let at = |partition| (PartitionId::new(partition), Position::Latest);
+    let found = client
+        .list_offsets(&topic("t"), &[at(1), at(0)])
+        .await
+        .unwrap();
+    assert_eq!(
+        found
+            .iter()
+            .map(|found| found.partition.get())
+            .collect::<Vec<_>>(),
+        [1, 0]
+    );
+    let error = client
+        .list_offsets(&topic("t"), &[at(0), at(2)])
+        .await
+        .unwrap_err();
+    let ClientError::Partition {
+        partition, source, ..
+    } = error
+    else {
+        panic!("unexpected {error:?}");
+    };
+    assert_eq!(partition, PartitionId::new(2));
+    assert!(source.is_not_found());
+}
+
+#[tokio::test]
+async fn the_next_broker_of_the_list_answers() {
+    let fake = Fake::start(1).await;
+    // Bound and dropped: nobody listens there now.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let brokers = format!("{free},{}", fake.address);
+    let client = Client::connect(&brokers).await.unwrap();
+    assert_eq!(client.list_topics(false).await.unwrap().len(), 1);
+
+    let config = tidelog_client::ClientConfig::new(brokers.parse().unwrap());
+    let client = Client::lazy(config).unwrap();
+    assert_eq!(client.list_topics(false).await.unwrap().len(), 1);
+}
