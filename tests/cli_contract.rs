@@ -188,7 +188,7 @@ fn topics_from_birth_to_death() {
     let described: Value =
         serde_json::from_str(&broker.ok(&["topic", "describe", "t", "-o", "json"])).unwrap();
     assert_eq!(
-        described["partitions"].as_array().unwrap().len(),
+        described["partition_details"].as_array().unwrap().len(),
         4,
         "{described}"
     );
@@ -253,6 +253,7 @@ fn exit_codes_tell_what_went_wrong() {
     assert_eq!(code(&output), 4, "{}", stderr(&output));
     assert!(stderr(&output).contains(&address), "{}", stderr(&output));
     assert_eq!(code(&run(&["version"], &[], b"")), 0);
+    assert_eq!(code(&run(&["help"], &[], b"")), 0);
     assert_eq!(code(&run(&["completion", "bash"], &[], b"")), 0);
 }
 

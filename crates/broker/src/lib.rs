@@ -7,14 +7,16 @@
 //! *Append*: [`Broker::submit`] (`append.rs`) checks a batch, chooses its partition, takes room in the
 //! broker's budget, and sends it to the partition's shard (`shard.rs`), a thread that owns many logs.
 //! The shard writes what waits and asks the sync coordinator of the `log` crate for a round; when
-//! the batch is durable, `partition.rs` raises the high watermark and answers.
+//! the batch is durable, `partition.rs` raises the high watermark and answers. Near the end of the
+//! disk's space (`space.rs`) it refuses instead. A panic in a log's code stops that log alone.
 //!
 //! *Read*: [`PartitionHandle::read`] and [`Broker::fetch`] (`read.rs`) give slices of the log below
 //! the high watermark; what is not in memory is fetched on threads that may wait.
 //!
 //! *Topics* (`topics.rs`): decided by the state machine of the `controller` crate, one change at a
 //! time; each change is durable in the metadata log, the partition `__cluster_metadata-0`, before
-//! it takes effect, and replayed at the start (`start.rs`).
+//! it takes effect, and replayed at the start (`start.rs`). A change that has begun goes on when its
+//! caller goes away.
 //!
 //! Time, ids and files come in through [`Seams`].
 

@@ -32,8 +32,9 @@ pub(crate) struct Waiter {
     pub(crate) appended: Appended,
     pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
     pub(crate) since: Instant,
-    /// Gives the request's bytes back to the broker's budget when this is dropped.
-    pub(crate) _room: OwnedSemaphorePermit,
+    /// The request's bytes of the broker's budget, given back before the answer: whoever is
+    /// answered finds room for the next request.
+    pub(crate) room: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -148,6 +149,7 @@ impl SyncTarget for Partition {
                 }
                 for waiter in done {
                     Metrics::observe(&self.metrics.append_seconds, waiter.since.elapsed());
+                    drop(waiter.room);
                     // Nobody may be listening any more: the records are stored all the same.
                     drop(waiter.reply.send(Ok(waiter.appended)));
                 }
@@ -156,6 +158,7 @@ impl SyncTarget for Partition {
                 let waiters = std::mem::take(&mut *self.waiters.lock());
                 for waiter in waiters {
                     let cause = poisoned.to_string();
+                    drop(waiter.room);
                     drop(
                         waiter
                             .reply

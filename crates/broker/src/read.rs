@@ -336,14 +336,13 @@ impl Broker {
                 .map(|data| data.batches.len_bytes())
                 .sum();
             let failed = fetched.iter().any(|one| one.result.is_err());
-            // A read ends at its limit and at the end of a segment. What lies behind is there
-            // already: waiting for an append would only delay it.
+            // A read ends at its limit and at the end of a segment, and a partition whose first
+            // batch did not fit gives nothing. What lies behind is there already: waiting for an
+            // append would only delay it.
             let more = fetched
                 .iter()
                 .filter_map(|one| one.result.as_ref().ok())
-                .any(|data| {
-                    !data.batches.is_empty() && data.batches.next_offset < data.high_watermark
-                });
+                .any(|data| bytes > 0 && data.batches.next_offset < data.high_watermark);
             let enough = bytes >= bytes_min || more || failed || self.is_stopping();
             if enough || tokio::time::Instant::now() >= deadline || fetched.is_empty() {
                 return fetched;

@@ -42,9 +42,10 @@ pub(crate) struct Append {
     pub(crate) acks: Acks,
     /// The timestamp all records get is the broker's.
     pub(crate) log_append_time: bool,
+    /// Before `reply`, so that it is given back before whoever waits is told, even by a panic.
+    pub(crate) room: OwnedSemaphorePermit,
     pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
     pub(crate) since: Instant,
-    pub(crate) room: OwnedSemaphorePermit,
 }
 
 /// What a shard is told to do.
@@ -418,16 +419,18 @@ fn accept(
             appended,
             reply: append.reply,
             since: append.since,
-            _room: append.room,
+            room: append.room,
         }),
         Acks::Leader | Acks::None => {
             Metrics::observe(&metrics.append_seconds, append.since.elapsed());
+            drop(append.room);
             drop(append.reply.send(Ok(appended)));
         }
     }
 }
 
 fn refuse(append: Append, error: &AppendError) {
+    drop(append.room);
     drop(append.reply.send(Err(error.clone())));
 }
 

@@ -6,12 +6,12 @@ use tidelog_server::ServeArgs;
 
 use crate::commands::{bench, config, consume, offsets, produce, topic};
 
-/// A replicated, append-only event log in one binary.
+/// An append-only event log and broker in one binary.
 ///
 /// Exit codes: 0 ok, 1 failed, 2 usage, 3 not found or refused, 4 unreachable or timed out,
 /// 5 data damaged.
 #[derive(Debug, Parser)]
-#[command(name = "tidelog", version, disable_help_subcommand = true)]
+#[command(name = "tidelog", version)]
 pub(crate) struct Cli {
     /// Where brokers are; one that answers is enough.
     #[arg(

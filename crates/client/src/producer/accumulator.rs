@@ -133,7 +133,6 @@ impl Accumulator {
         timestamp: Timestamp,
         reserved_bytes: usize,
         batch_bytes_max: usize,
-        now: Instant,
     ) -> Result<Pushed, BuildError> {
         let id = self.queue_id(&record.topic, partition);
         let headers: Vec<(&str, Option<&[u8]>)> = record
@@ -176,6 +175,8 @@ impl Accumulator {
         let mut builder = BatchBuilder::new(self.limits.compression);
         let index = builder.push(timestamp, key, value, &headers)?;
         let full = builder.len_bytes() >= batch_bytes_max;
+        // Only here: reading the clock for each record would show.
+        let now = Instant::now();
         let head = self.begin(partition, reserved_bytes, now);
         let future = head.outcome.future(index, timestamp);
         if !self.limits.linger.is_zero() {
@@ -458,25 +459,25 @@ mod tests {
         })
     }
 
-    fn push(accumulator: &mut Accumulator, partition: u32, len: usize, now: Instant) -> Pushed {
+    fn push(accumulator: &mut Accumulator, partition: u32, len: usize) -> Pushed {
         let topic = TopicName::new("t").unwrap();
         let record = ProducerRecord::new(topic).value(vec![0; len]);
         let partition = PartitionId::new(partition);
         accumulator
-            .push(&record, partition, Timestamp::NONE, len, 1000, now)
+            .push(&record, partition, Timestamp::NONE, len, 1000)
             .unwrap()
     }
 
-    #[test]
-    fn a_full_batch_is_closed_and_an_open_one_lingers() {
+    #[tokio::test(start_paused = true)]
+    async fn a_full_batch_is_closed_and_an_open_one_lingers() {
         let now = Instant::now();
         let mut accumulator = accumulator(5, 1);
         assert!(
-            push(&mut accumulator, 0, 500, now).wake,
+            push(&mut accumulator, 0, 500).wake,
             "the driver must know when it is due"
         );
         assert!(accumulator.next_to_send().is_none());
-        let second = push(&mut accumulator, 0, 500, now);
+        let second = push(&mut accumulator, 0, 500);
         assert!(second.wake, "the first batch is closed");
         let (_, batch) = accumulator.next_to_send().expect("the first is full");
         assert_eq!((batch.head.id, batch.head.reserved_bytes), (0, 500));
@@ -497,14 +498,14 @@ mod tests {
         );
     }
 
-    #[test]
-    fn without_linger_records_gather_while_others_are_on_their_way() {
+    #[tokio::test(start_paused = true)]
+    async fn without_linger_records_gather_while_others_are_on_their_way() {
         let now = Instant::now();
         let mut accumulator = accumulator(0, 1);
-        push(&mut accumulator, 0, 10, now);
+        push(&mut accumulator, 0, 10);
         let (id, _) = accumulator.next_to_send().expect("at once");
         for _ in 0..5 {
-            push(&mut accumulator, 0, 10, now);
+            push(&mut accumulator, 0, 10);
         }
         assert!(accumulator.next_to_send().is_none(), "one at a time");
         accumulator.landed(id);
@@ -512,17 +513,17 @@ mod tests {
         assert_eq!(batch.head.reserved_bytes, 50);
     }
 
-    #[test]
-    fn a_failed_batch_goes_before_later_ones() {
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_batch_goes_before_later_ones() {
         let now = Instant::now();
         let mut accumulator = accumulator(0, 3);
         let mut sent = Vec::new();
         for _ in 0..3 {
-            push(&mut accumulator, 0, 990, now);
+            push(&mut accumulator, 0, 990);
             sent.push(accumulator.next_to_send().expect("room for three"));
         }
-        push(&mut accumulator, 0, 990, now);
-        push(&mut accumulator, 1, 990, now);
+        push(&mut accumulator, 0, 990);
+        push(&mut accumulator, 1, 990);
         // The second, then the first and the third fail.
         let until = now + Duration::from_millis(10);
         for at in [1, 0, 0] {
@@ -556,14 +557,15 @@ mod tests {
         );
     }
 
-    #[test]
-    fn old_batches_expire_and_flushing_waits_only_for_older_ones() {
+    #[tokio::test(start_paused = true)]
+    async fn old_batches_expire_and_flushing_waits_only_for_older_ones() {
         let now = Instant::now();
         let mut accumulator = accumulator(1000, 1);
-        push(&mut accumulator, 0, 10, now);
+        push(&mut accumulator, 0, 10);
         let mark = accumulator.next_batch();
         let later = now + Duration::from_secs(1);
-        push(&mut accumulator, 1, 10, later);
+        tokio::time::advance(later - now).await;
+        push(&mut accumulator, 1, 10);
         assert!(
             accumulator
                 .take_expired(now - Duration::from_secs(1))
@@ -577,12 +579,12 @@ mod tests {
         assert!(accumulator.has_outstanding());
     }
 
-    #[test]
-    fn at_most_so_many_are_on_their_way() {
+    #[tokio::test(start_paused = true)]
+    async fn at_most_so_many_are_on_their_way() {
         let now = Instant::now();
         let mut accumulator = accumulator(0, 1);
         for partition in 0..12 {
-            push(&mut accumulator, partition, 10, now);
+            push(&mut accumulator, partition, 10);
         }
         let sent = std::iter::from_fn(|| accumulator.next_to_send()).count();
         assert_eq!(sent, 10);

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tidelog_record::{BATCH_HEADER_LEN, BatchBuilder};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::Instant;
 
 pub use self::config::{Acks, ProducerConfig, ProducerRecord};
 pub use self::delivery::{Delivered, DeliveryFuture};
@@ -134,8 +133,7 @@ impl Producer {
                     let topic = &record.topic;
                     accumulator.has_open_batch_for(topic, sticky, size, batch_bytes_max)
                 });
-                let now = Instant::now();
-                Ok(accumulator.push(&record, partition, timestamp, size, batch_bytes_max, now)?)
+                Ok(accumulator.push(&record, partition, timestamp, size, batch_bytes_max)?)
             })
         };
         let pushed = match pushed {

@@ -60,7 +60,7 @@ impl Report {
         let mut text = String::new();
         let mut line = |name: &str, value: String| text.push_str(&format!("{name:<22}{value}\n"));
         line("bench", self.bench.to_owned());
-        for (name, value) in &self.parameters {
+        for (name, value) in self.parameters.iter().filter(|(_, value)| !value.is_null()) {
             let value = value
                 .as_str()
                 .map_or_else(|| value.to_string(), str::to_owned);
