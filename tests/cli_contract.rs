@@ -1,5 +1,11 @@
 //! What scripts rely on: commands, their output and their exit codes.
 
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test program, which fails by panicking"
+)]
+
 mod support;
 
 use serde_json::Value;

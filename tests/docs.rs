@@ -1,5 +1,11 @@
 //! What the docs name must exist.
 
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test program, which fails by panicking"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,11 @@
 //! `kill -9` in a loop under load: every record that was acknowledged is there, in order.
 
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test program, which fails by panicking"
+)]
+
 mod support;
 
 use std::collections::HashMap;

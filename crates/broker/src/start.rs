@@ -37,7 +37,7 @@ pub enum StartError {
     /// Another broker runs on the directory.
     #[error("the data directory is in use: {0}")]
     Locked(String),
-    /// Data that everything depends on is damaged. Nothing was changed.
+    /// Data that everything depends on is damaged. Every byte of it is as it was found.
     #[error("{0}")]
     Damaged(String),
     /// The disk refused.
@@ -236,15 +236,17 @@ impl Broker {
 const IN_FLIGHT_BYTES_LIMIT: usize = u32::MAX as usize;
 
 /// Makes the data directory's own name survive power loss, and those of the directories above that
-/// were made with it.
+/// were made with it: as far up as there is nothing else in them.
 fn sync_names_above(disk: &dyn Disk, data_dir: &Path) -> Result<(), DiskError> {
-    for (height, dir) in data_dir.ancestors().skip(1).enumerate() {
-        let here = dir.as_os_str().is_empty();
-        match disk.sync_dir(if here { Path::new(".") } else { dir }) {
-            Ok(()) => {}
-            Err(e) if height == 0 => return Err(e),
-            // Not ours to open, most likely, and so not made by us.
-            Err(e) => tracing::debug!(error = %e, "a directory above the data is not synced"),
+    for dir in data_dir.ancestors().skip(1) {
+        let here = if dir.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            dir
+        };
+        disk.sync_dir(here)?;
+        if disk.list(here).map_or(true, |entries| entries.len() > 1) {
+            break;
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! Changes of topics that are cut off at each of their calls to the disk, and directories that are
 //! not as they should be.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! Nobody waits for ever: appends, reads and waits through stops, deletions, panics and overload;
 //! and retention.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,6 +1,8 @@
 //! Random changes, appends and reads on a disk that fails, is cut off and loses power, against a
 //! model of what was promised.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::collections::{BTreeMap, HashMap};

@@ -10,6 +10,8 @@
 //!   here (`reader/decode.rs`); `reader/progress.rs` knows where to go on after a lost connection.
 //! * Every error is a [`ClientError`] (`error.rs`), sorted by what the caller can do about it.
 //!
+//! How to use it is in [`guide`].
+//!
 //! # What is promised
 //! With [`Acks::All`] a record whose future gives [`Delivered`] survives the loss of power. A record
 //! whose future gives an error that [is of unknown outcome](ClientError::is_outcome_unknown) may or
@@ -24,6 +26,8 @@ mod backoff;
 mod client;
 mod clock;
 mod error;
+#[doc = include_str!("../../../docs/client.md")]
+pub mod guide {}
 mod producer;
 mod reader;
 

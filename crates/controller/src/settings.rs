@@ -204,7 +204,7 @@ impl TopicSettings {
             if !spec.accepts(value) {
                 return Err(SettingError::Value {
                     name: spec.name,
-                    value: value.clone(),
+                    value: value.chars().take(100).collect(),
                     allowed: spec.allowed(),
                 });
             }

@@ -210,13 +210,11 @@ impl Topics {
     }
 
     fn of_clients(&self, name: &str) -> Result<&Arc<Topic>, TopicError> {
-        let topic = self.get(name)?;
-        if topic.name.is_internal() {
-            return Err(TopicError::Internal {
-                name: topic.name.clone(),
-            });
+        // By name, since not every internal topic is made by a command.
+        match TopicName::new(name) {
+            Ok(name) if name.is_internal() => Err(TopicError::Internal { name }),
+            _ => self.get(name),
         }
-        Ok(topic)
     }
 
     /// Folds in a command that was decided on.
@@ -320,6 +318,8 @@ mod tests {
         let topics = Topics::default();
         for name in ["__consumer_offsets", "_schemas"] {
             let e = topics.decide_create(&new(name, 1), id(1)).unwrap_err();
+            assert!(matches!(e, TopicError::Internal { .. }), "{e}");
+            let e = topics.decide_delete(name).unwrap_err();
             assert!(matches!(e, TopicError::Internal { .. }), "{e}");
         }
     }

@@ -235,13 +235,20 @@ fn raise_file_limit() {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Listened to, so that a file over a size limit is an error of the write and not the end of
+    /// the process.
+    _file_size: Signal,
 }
+
+/// SIGXFSZ; the same number on Linux and macOS on the usual processors.
+const SIGXFSZ: i32 = 25;
 
 impl Signals {
     fn new() -> Result<Self, RunError> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(RunError::Signals)?,
             interrupt: signal(SignalKind::interrupt()).map_err(RunError::Signals)?,
+            _file_size: signal(SignalKind::from_raw(SIGXFSZ)).map_err(RunError::Signals)?,
         })
     }
 

@@ -18,8 +18,12 @@ use crate::transport::{Connections, Incoming};
 
 /// HTTP/2 windows: how many bytes a client may have under way on one stream, and on a connection.
 /// With the protocol's 64 KiB one that is 60 ms away gets 1 MB/s.
-const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW: u32 = 1024 * 1024;
+///
+/// Eight streams' worth, also because the HTTP/2 library ends a connection on which small frames wait
+/// whose count it finds suspicious against this window: a full stream window of small requests, one a
+/// frame, must stay below that.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// The headers of one call, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 

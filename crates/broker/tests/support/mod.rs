@@ -1,5 +1,6 @@
 //! What the tests of a broker share.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

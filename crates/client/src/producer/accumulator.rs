@@ -500,7 +500,6 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_linger_records_gather_while_others_are_on_their_way() {
-        let now = Instant::now();
         let mut accumulator = accumulator(0, 1);
         push(&mut accumulator, 0, 10);
         let (id, _) = accumulator.next_to_send().expect("at once");
@@ -581,7 +580,6 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn at_most_so_many_are_on_their_way() {
-        let now = Instant::now();
         let mut accumulator = accumulator(0, 1);
         for partition in 0..12 {
             push(&mut accumulator, partition, 10);

@@ -18,7 +18,7 @@ use super::credit::Credit;
 const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
 
 /// How many bytes a message may be asked to have.
-const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a read is to do.
 pub(super) struct Plan {
