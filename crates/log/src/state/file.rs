@@ -381,7 +381,10 @@ fn read_records(
 ) -> (usize, Ended) {
     match bytes.first_chunk::<8>() {
         Some(&FILE_HEADER) => {}
-        Some(header) if header[..4] == FILE_HEADER[..4] => return (0, Ended::Unknown),
+        // A version of 0 is none: the write of the header broke off behind the name.
+        Some(header) if header[..4] == FILE_HEADER[..4] && header[4..6] != [0, 0] => {
+            return (0, Ended::Unknown);
+        }
         Some(_) => return (0, Ended::Damaged),
         None => return (0, Ended::Blank),
     }

@@ -231,3 +231,19 @@ proptest! {
         prop_assert!(StateRecord::decode(kind, &bytes).is_none_or(|_| bytes.len() < 100));
     }
 }
+
+#[test]
+fn a_journal_whose_header_was_cut_off_at_any_byte_counts_as_empty() {
+    for written in 0..FILE_HEADER.len() {
+        let disk = SimDisk::new(1);
+        let dir = Path::new("/state");
+        let file = StateFile::create(Arc::new(disk.clone()), dir, identity()).unwrap();
+        let before = file.state();
+        drop(file);
+        let mut header = [0; 8];
+        header[..written].copy_from_slice(&FILE_HEADER[..written]);
+        disk.overwrite(&journal_path(dir, 1), 0, &header);
+        let file = StateFile::open(Arc::new(disk.clone()), dir).unwrap();
+        assert_eq!(file.state(), before, "{written} bytes of the header");
+    }
+}
