@@ -194,8 +194,8 @@ impl Peer {
         take(&self.0.in_flight, len, self.0.in_flight_max).await
     }
 
-    /// Waits until the connection has `len` bytes less than it may have in fetch answers that the
-    /// client did not take. What is returned holds them.
+    /// Waits until the connection has `len` bytes less than it may have in answers that the client
+    /// did not take. What is returned holds them.
     pub(crate) async fn unsent(&self, len: usize) -> OwnedSemaphorePermit {
         take(&self.0.unsent, len, self.0.unsent_max).await
     }

@@ -6,8 +6,11 @@ use tidelog_record::{self as record, Offset, Timestamp};
 
 use super::status::RequestError;
 
-/// What a record costs beside its bytes when bytes in flight are counted.
-const RECORD_OVERHEAD: usize = 64;
+/// Records in one request at most: decoded, each takes far more memory than the two bytes that an
+/// empty one takes in the request.
+const RECORDS_MAX: usize = 200_000;
+/// What a record costs beside its bytes when bytes in flight are counted: its fields in memory.
+const RECORD_OVERHEAD: usize = 160;
 /// The same for a request: what is kept for it until it is answered.
 pub(super) const REQUEST_OVERHEAD: usize = 1024;
 
@@ -78,6 +81,13 @@ pub(super) fn append(
         }
         Some(Payload::Records(records)) => {
             let compression = compression(records.compression)?;
+            if records.records.len() > RECORDS_MAX {
+                return Err(RequestError::TooMany {
+                    field: "records.records",
+                    found: records.records.len(),
+                    max: RECORDS_MAX,
+                });
+            }
             let len = records.records.iter().map(record_len).sum();
             let records = records.records.into_iter().map(new_record).collect();
             (

@@ -9,7 +9,7 @@ use tidelog_proto::v1::log_server::Log;
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, DeleteRecordsRequest, DeleteRecordsResponse, DeletedRecords,
     FetchRequest, FetchResponse, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsResponse,
-    ListedOffset, ProduceRequest, ProduceResponse, ReadRequest, ReadResponse,
+    ListedOffset, ProduceRequest, ProduceResponse, ReadRequest,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -136,7 +136,7 @@ impl Log for LogService {
         }
     }
 
-    type ProduceStream = TaskStream<ProduceResponse>;
+    type ProduceStream = TaskStream<Result<ProduceResponse, Status>>;
 
     async fn produce(
         &self,
@@ -160,18 +160,19 @@ impl Log for LogService {
         fetch::fetch(&self.shared, &peer, request.into_inner()).await
     }
 
-    type ReadStream = TaskStream<ReadResponse>;
+    type ReadStream = TaskStream<read::Unsent>;
 
     async fn read(
         &self,
         request: Request<Streaming<ReadRequest>>,
     ) -> Result<Response<Self::ReadStream>, Status> {
+        let peer = self.shared.peer(&request);
         let meter = request.extensions().get::<Meter>().cloned();
         let requests = request.into_inner();
         let shared = self.shared.clone();
         Ok(Response::new(TaskStream::spawn(
             read::MESSAGES_AHEAD,
-            |answers| read::run(shared, meter, requests, answers),
+            |answers| read::run(shared, peer, meter, requests, answers),
         )))
     }
 

@@ -9,20 +9,34 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
+/// What waits for the client, with whatever it holds until the client takes it.
+pub(crate) trait Waiting: Send + 'static {
+    /// The message.
+    type Message;
+
+    /// The answer itself; what it held is given back.
+    fn take(self) -> Result<Self::Message, Status>;
+}
+
+impl<T: Send + 'static> Waiting for Result<T, Status> {
+    type Message = T;
+
+    fn take(self) -> Self {
+        self
+    }
+}
+
 /// The answers of one streaming call, made by a task through a bounded channel. When the client
 /// goes away the stream is dropped, and the task ends with it.
 #[derive(Debug)]
-pub(crate) struct TaskStream<T> {
-    answers: mpsc::Receiver<Result<T, Status>>,
+pub(crate) struct TaskStream<W> {
+    answers: mpsc::Receiver<W>,
     task: Option<JoinHandle<()>>,
 }
 
-impl<T: Send + 'static> TaskStream<T> {
+impl<W: Waiting> TaskStream<W> {
     /// Starts the task. At most `ahead` answers wait for the client.
-    pub(crate) fn spawn<F>(
-        ahead: usize,
-        run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
-    ) -> Self
+    pub(crate) fn spawn<F>(ahead: usize, run: impl FnOnce(mpsc::Sender<W>) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -34,12 +48,12 @@ impl<T: Send + 'static> TaskStream<T> {
     }
 }
 
-impl<T> Stream for TaskStream<T> {
-    type Item = Result<T, Status>;
+impl<W: Waiting> Stream for TaskStream<W> {
+    type Item = Result<W::Message, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(answer) = ready!(self.answers.poll_recv(cx)) {
-            return Poll::Ready(Some(answer));
+            return Poll::Ready(Some(answer.take()));
         }
         // A task that ended by a panic must not look like one that came to its end.
         let Some(task) = &mut self.task else {
@@ -56,7 +70,7 @@ impl<T> Stream for TaskStream<T> {
     }
 }
 
-impl<T> Drop for TaskStream<T> {
+impl<W> Drop for TaskStream<W> {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
             task.abort();

@@ -423,3 +423,23 @@ async fn deleted_records_cannot_be_read_again() {
         "INTERNAL_TOPIC",
     );
 }
+
+#[tokio::test]
+async fn too_many_records_in_one_request_are_refused() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let records = vec![v1::NewRecord::default(); 200_001];
+    let request = v1::AppendRequest {
+        topic: "t".to_owned(),
+        partition: Some(0),
+        payload: Some(v1::append_request::Payload::Records(v1::NewRecords {
+            records,
+            ..v1::NewRecords::default()
+        })),
+        ..v1::AppendRequest::default()
+    };
+    let status = f.log.append(request).await.unwrap_err();
+    told(status, Code::InvalidArgument, "INVALID_REQUEST")
+        .fact("found", 200_001)
+        .fact("max", 200_000);
+}

@@ -576,3 +576,46 @@ async fn a_reader_that_vanishes_leaves_nothing_behind() {
     f.until_metric("tidelog_grpc_streams{method=\"Read\"}", 0.0)
         .await;
 }
+
+#[tokio::test]
+async fn reads_of_one_connection_share_a_bound_and_all_get_through() {
+    // Two messages of the default size, for ten reads.
+    let mut f = Fixture::with(|config| {
+        config.limits.fetch_bytes_max = 2 << 20;
+        config.limits.connection_unsent_bytes_max = 2 << 20;
+    })
+    .await;
+    f.create("t", 1).await;
+    let value = "x".repeat(500_000);
+    for _ in 0..10 {
+        f.append("t", 0, &[&value]).await;
+    }
+    let mut reads = Vec::new();
+    for _ in 0..10 {
+        let start = read_request::Request::Start(ReadStart {
+            format: v1::Format::Batches.into(),
+            ..records("t")
+        });
+        let (requests, stream) = mpsc::channel(1);
+        let request = Some(start);
+        requests.send(v1::ReadRequest { request }).await.unwrap();
+        let responses = f.log.read(ReceiverStream::new(stream)).await.unwrap();
+        reads.push(Reading {
+            requests,
+            responses: responses.into_inner(),
+        });
+    }
+    // The client takes from all of them, in turns: one that it does not take from may hold back
+    // the others of its connection.
+    let totals = reads.into_iter().map(|mut reading| async move {
+        reading.started().await;
+        let mut total = 0;
+        while let Some(Response::Data(data)) = reading.next().await {
+            total += data.batches.len();
+        }
+        total
+    });
+    for total in futures_util::future::join_all(totals).await {
+        assert!(total > 5_000_000);
+    }
+}

@@ -3,7 +3,8 @@
 //! `plan.rs` turns the first message into ranges; `pump.rs` reads them, one message of one
 //! partition after the other, as long as there is credit and the client takes what is sent;
 //! `credit.rs` counts. One task a stream: a slow reader holds back nobody else, and holds at most
-//! [`MESSAGES_AHEAD`] messages in memory, most of them slices of maps.
+//! [`MESSAGES_AHEAD`] messages in memory, most of them slices of maps. All that waits on one connection
+//! is bounded in bytes.
 
 mod credit;
 mod plan;
@@ -12,12 +13,14 @@ mod pump;
 use std::sync::Arc;
 
 use tidelog_proto::v1::{GoingAway, ReadRequest, ReadResponse, read_request, read_response};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::call::Meter;
 use super::status::RequestError;
+use super::task::Waiting;
 use super::{Shared, message_is_complete};
+use crate::transport::Peer;
 
 /// How many messages wait for the client.
 pub(super) const MESSAGES_AHEAD: usize = 2;
@@ -36,12 +39,39 @@ enum End {
     Stopping,
 }
 
+/// An answer that waits for the client, and the room it takes among all that waits on its
+/// connection.
+#[derive(Debug)]
+pub(crate) struct Unsent {
+    answer: Result<ReadResponse, Status>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Waiting for Unsent {
+    type Message = ReadResponse;
+
+    fn take(self) -> Result<ReadResponse, Status> {
+        self.answer
+    }
+}
+
+impl From<Result<ReadResponse, Status>> for Unsent {
+    /// An answer too small to be counted.
+    fn from(answer: Result<ReadResponse, Status>) -> Self {
+        Self {
+            answer,
+            _room: None,
+        }
+    }
+}
+
 /// Where answers go.
-type Sender = mpsc::Sender<Result<ReadResponse, Status>>;
+type Sender = mpsc::Sender<Unsent>;
 
 /// Serves one stream to its end.
 pub(super) async fn run(
     shared: Arc<Shared>,
+    peer: Peer,
     meter: Option<Meter>,
     requests: Streaming<ReadRequest>,
     sender: Sender,
@@ -52,7 +82,7 @@ pub(super) async fn run(
         meter,
         shared: shared.clone(),
     };
-    let end = match serve(&shared, &mut requests, &sender).await {
+    let end = match serve(&shared, &peer, &mut requests, &sender).await {
         Ok(end) | Err(end) => end,
     };
     let last = match end {
@@ -67,10 +97,15 @@ pub(super) async fn run(
         }
     };
     // Only fails when the client is gone, and then nobody wants to know.
-    drop(sender.send(last).await);
+    drop(sender.send(last.into()).await);
 }
 
-async fn serve(shared: &Arc<Shared>, requests: &mut Requests, sender: &Sender) -> Result<End, End> {
+async fn serve(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    requests: &mut Requests,
+    sender: &Sender,
+) -> Result<End, End> {
     let first = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => return Ok(End::Stopping),
@@ -91,7 +126,7 @@ async fn serve(shared: &Arc<Shared>, requests: &mut Requests, sender: &Sender) -
         () = shared.stopping.cancelled() => return Ok(End::Stopping),
         plan = plan::plan(shared, start) => plan.map_err(End::Failed)?,
     };
-    pump::pump(shared, plan, requests, sender).await
+    pump::pump(shared, peer, plan, requests, sender).await
 }
 
 /// The client's messages.

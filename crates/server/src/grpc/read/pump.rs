@@ -11,23 +11,55 @@ use tidelog_broker::ReadError;
 use tidelog_log::Batches;
 use tidelog_proto::v1::read_response::Response;
 use tidelog_proto::v1::{
-    Format, ReadData, ReadHeartbeat, ReadPartitionEnd, ReadPartitionError, ReadResponse,
-    ReadStarted, read_request,
+    Format, ReadData, ReadHeartbeat, ReadPartitionEnd, ReadPartitionError, ReadStarted,
+    read_request,
 };
 use tidelog_record::{BATCH_HEADER_LEN, BatchHeader, Offset};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
-use tonic::Status;
 
 use super::super::Shared;
 use super::super::fetch::joined;
 use super::super::records::RecordCursor;
 use super::super::status::RequestError;
 use super::plan::{Plan, Track};
-use super::{End, Requests, Sender, response};
+use super::{End, Requests, Sender, Unsent, response};
+use crate::transport::Peer;
 
 /// A place in the channel to the client.
-type Place<'a> = mpsc::Permit<'a, Result<ReadResponse, Status>>;
+type Place<'a> = mpsc::Permit<'a, Unsent>;
+
+/// What a message takes of its connection's room; none for words beside the data.
+type Room = Option<OwnedSemaphorePermit>;
+
+/// Waits for a place in the channel, and for data of at most so many bytes also for room.
+async fn place<'a>(
+    sender: &'a Sender,
+    peer: &Peer,
+    data_max: Option<usize>,
+) -> Result<(Place<'a>, Room), mpsc::error::SendError<()>> {
+    let place = sender.reserve().await?;
+    let room = match data_max {
+        Some(len) => tokio::select! {
+            room = peer.unsent(len) => Some(room),
+            () = sender.closed() => return Err(mpsc::error::SendError(())),
+        },
+        None => None,
+    };
+    Ok((place, room))
+}
+
+/// Data that waits for the client. What it does not need of the room is given back at once.
+fn unsent(data: ReadData, mut room: Room, len: usize) -> Unsent {
+    if let Some(room) = &mut room {
+        let excess = room.num_permits().saturating_sub(len);
+        drop(room.split(excess));
+    }
+    Unsent {
+        answer: Ok(response(Response::Data(data))),
+        _room: room,
+    }
+}
 
 /// Waits until the track of this number has something new.
 type Wait = Pin<Box<dyn Future<Output = usize> + Send>>;
@@ -35,6 +67,7 @@ type Wait = Pin<Box<dyn Future<Output = usize> + Send>>;
 /// The state of a read under way.
 struct Pump<'a> {
     shared: &'a Arc<Shared>,
+    peer: &'a Peer,
     plan: Plan,
     /// How many tracks are neither at their end nor failed.
     open: usize,
@@ -58,6 +91,7 @@ struct Rest {
 
 pub(super) async fn pump(
     shared: &Arc<Shared>,
+    peer: &Peer,
     mut plan: Plan,
     requests: &mut Requests,
     sender: &Sender,
@@ -73,6 +107,7 @@ pub(super) async fn pump(
     );
     let mut pump = Pump {
         shared,
+        peer,
         open: plan.tracks.len(),
         ready: VecDeque::new(),
         plan,
@@ -101,6 +136,8 @@ impl Pump<'_> {
             let has_more = self.rest.is_some() || !self.ready.is_empty();
             let allowed = self.plan.credit.allows(self.plan.message_bytes);
             let may_send = !self.outbox.is_empty() || (has_more && allowed.is_some());
+            // Words beside the data need no room.
+            let data_max = allowed.filter(|_| self.outbox.is_empty());
             tokio::select! {
                 biased;
                 () = self.shared.stopping.cancelled() => return Ok(End::Stopping),
@@ -112,13 +149,13 @@ impl Pump<'_> {
                     self.ready.push_back(track);
                     continue;
                 }
-                place = sender.reserve(), if may_send => {
-                    let place = place.map_err(|_| End::Gone)?;
+                place = place(sender, self.peer, data_max), if may_send => {
+                    let (place, room) = place.map_err(|_| End::Gone)?;
                     match self.outbox.pop_front() {
-                        Some(words) => place.send(Ok(response(words))),
+                        Some(words) => place.send(Ok(response(words)).into()),
                         None => {
                             let bytes_max = allowed.unwrap_or(self.plan.message_bytes);
-                            if !self.send_data(place, bytes_max).await {
+                            if !self.send_data(place, room, bytes_max).await {
                                 continue;
                             }
                         }
@@ -126,7 +163,8 @@ impl Pump<'_> {
                 }
                 () = &mut idle => {
                     // A client that does not take what waits for it sees that we live.
-                    drop(sender.try_send(Ok(response(Response::Heartbeat(ReadHeartbeat {})))));
+                    let heartbeat = Ok(response(Response::Heartbeat(ReadHeartbeat {})));
+                    drop(sender.try_send(heartbeat.into()));
                 }
             }
             // Something was sent.
@@ -154,9 +192,9 @@ impl Pump<'_> {
 
     /// Sends one message of the partition whose turn it is, if it has anything. Tells whether it
     /// had.
-    async fn send_data(&mut self, place: Place<'_>, bytes_max: usize) -> bool {
+    async fn send_data(&mut self, place: Place<'_>, room: Room, bytes_max: usize) -> bool {
         if let Some(rest) = self.rest.take() {
-            return self.send_records(place, rest, bytes_max).await;
+            return self.send_records(place, room, rest, bytes_max).await;
         }
         let Some(at) = self.ready.pop_front() else {
             return false;
@@ -182,10 +220,11 @@ impl Pump<'_> {
         match self.plan.format {
             Format::Batches => {
                 let bytes = joined(batches.parts);
-                self.plan.credit.spend(bytes.len());
+                let len = bytes.len();
+                self.plan.credit.spend(len);
                 let mut answer = self.answer(at, batches.next_offset, high_watermark);
                 answer.batches = bytes;
-                place.send(Ok(response(Response::Data(answer))));
+                place.send(unsent(answer, room, len));
                 self.after(at, batches.next_offset);
                 true
             }
@@ -196,13 +235,19 @@ impl Pump<'_> {
                     records,
                     high_watermark,
                 };
-                self.send_records(place, rest, bytes_max).await
+                self.send_records(place, room, rest, bytes_max).await
             }
         }
     }
 
     /// Sends a message of the records left of what was read; keeps the others.
-    async fn send_records(&mut self, place: Place<'_>, mut rest: Rest, bytes_max: usize) -> bool {
+    async fn send_records(
+        &mut self,
+        place: Place<'_>,
+        room: Room,
+        mut rest: Rest,
+        bytes_max: usize,
+    ) -> bool {
         let at = rest.track;
         let taken = match rest.records.take(bytes_max).await {
             Ok(taken) => taken,
@@ -216,7 +261,7 @@ impl Pump<'_> {
             self.plan.credit.spend(taken.len_bytes);
             let mut answer = self.answer(at, taken.next_offset, rest.high_watermark);
             answer.records = taken.records;
-            place.send(Ok(response(Response::Data(answer))));
+            place.send(unsent(answer, room, taken.len_bytes));
         }
         if taken.is_last {
             self.after(at, taken.next_offset);
