@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use support::{create, new_topic, open, read_all, record, submit, try_open};
 use tidelog_broker::{Acks, Broker, ErrorKind, Facts, Position};
-use tidelog_disk::DiskOp;
 use tidelog_record::{Offset, TopicId};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
