@@ -240,8 +240,10 @@ impl AsRef<[u8]> for MapSlice {
         let start = unsafe { self.map.as_ptr().add(self.start) };
         // SAFETY: The pointer and length lie inside the mapping, which `self.map` keeps alive for
         // as long as the borrow. The bytes were below `frozen` when this was made, and no write or
-        // cut through this crate passes the checks of `write_at` and `set_len` there, so they do
-        // not change while borrowed. Other programs are kept off by the data directory's lock.
+        // cut through this handle passes the checks of `write_at` and `set_len` there, so they do
+        // not change while borrowed. That the file has no second writing handle, and that no other
+        // program rewrites it, is what the crate's docs ask for; brokers keep each other off by the
+        // data directory's lock.
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 }
@@ -250,10 +252,13 @@ impl AsRef<[u8]> for MapSlice {
 fn reserve(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     // From the start, because the file may have holes below its present length.
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        // The file system cannot reserve.
-        Err(rustix::io::Errno::OPNOTSUPP) => extend(file, len),
-        other => Ok(other?),
+    loop {
+        return match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Err(rustix::io::Errno::INTR) => continue,
+            // The file system cannot reserve.
+            Err(rustix::io::Errno::OPNOTSUPP) => extend(file, len),
+            other => Ok(other?),
+        };
     }
 }
 
