@@ -21,10 +21,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     // What reflection serves: the public API only.
     std::fs::write(out.join("tidelog_descriptor.bin"), public.encode_to_vec())?;
 
+    // The codec looks messages up by their names.
+    let mut prost = tonic_prost_build::Config::new();
+    prost.enable_type_names();
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::BoundedCodec")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
-        .compile_fds(public)?;
+        .compile_fds_with_config(public, prost)?;
     tonic_prost_build::configure()
         .bytes(".")
         .btree_map(".")

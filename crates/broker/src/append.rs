@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tidelog_controller::TimestampPolicy;
 use tidelog_record::{
-    BatchBuilder, BatchLimits, Compression, Offset, ProducedBatch, Timestamp, partition_for_key,
+    BatchBuilder, BatchHeader, BatchLimits, Compression, Offset, ProducedBatch, Timestamp, partition_for_key,
     validate_produced,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -68,6 +68,40 @@ pub enum Payload {
     },
 }
 
+/// What a record costs in memory beside its bytes, about.
+const RECORD_OVERHEAD: usize = 160;
+
+/// Compressed batches above this many bytes are not checked on the threads that serve connections:
+/// they may become more than a thousand times as large.
+const DECOMPRESSED_INLINE_MAX: usize = 1024;
+/// The same for records above this many bytes that are to be compressed.
+const COMPRESSED_INLINE_MAX: usize = 16 * 1024;
+
+impl Payload {
+    /// What it takes in memory, about.
+    fn len_bytes(&self) -> usize {
+        match self {
+            Self::Batch(bytes) => bytes.len(),
+            Self::Records { records, .. } => records.iter().map(NewRecord::len_bytes).sum(),
+        }
+    }
+
+    /// Whether checking it takes long: (de)compression of more than a little.
+    fn is_heavy(&self) -> bool {
+        match self {
+            Self::Batch(bytes) => {
+                bytes.len() > DECOMPRESSED_INLINE_MAX
+                    && BatchHeader::decode(bytes, bytes.len())
+                        .and_then(|header| header.attributes.compression())
+                        .is_ok_and(|compression| compression != Compression::None)
+            }
+            Self::Records { compression, .. } => {
+                *compression != Compression::None && self.len_bytes() > COMPRESSED_INLINE_MAX
+            }
+        }
+    }
+}
+
 /// A record for the broker to put into a batch.
 #[derive(Clone, Debug, Default)]
 pub struct NewRecord {
@@ -79,6 +113,17 @@ pub struct NewRecord {
     pub value: Option<Bytes>,
     /// Its headers, in order.
     pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+impl NewRecord {
+    fn len_bytes(&self) -> usize {
+        let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers = self
+            .headers
+            .iter()
+            .map(|(key, value)| key.len() + len(value));
+        RECORD_OVERHEAD + len(&self.key) + len(&self.value) + headers.sum::<usize>()
+    }
 }
 
 /// Where records were put.
@@ -153,13 +198,16 @@ impl Broker {
             return Err(AppendError::Stopping);
         }
         let acks = request.acks;
-        let parts = self.parts(request)?;
+        // What is surely refused needs no room.
+        self.partitions_of(&request.topic)?;
+        let room = Arc::new(self.room_for(request.payload.len_bytes()).await?);
+        let parts = self.checked_parts(request).await?;
         let mut pending = Vec::with_capacity(parts.len());
         for part in parts {
             let record_count = part.batch.record_count();
             let number = part.partition.number();
             let record_indexes = part.record_indexes.clone();
-            let reply = match self.hand_over(part, acks).await {
+            let reply = match self.hand_over(part, acks, room.clone()).await {
                 Err(e) if pending.is_empty() => return Err(e),
                 // Earlier parts are on their way: the answer tells of each part by itself.
                 reply => reply,
@@ -187,13 +235,13 @@ impl Broker {
         &self,
         part: Part,
         acks: Acks,
+        room: Arc<OwnedSemaphorePermit>,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         #[allow(
             clippy::disallowed_methods,
             reason = "measured for people, decides nothing"
         )]
         let since = Instant::now();
-        let room = self.room_for(part.batch.total_len()).await?;
         let (reply, replied) = oneshot::channel();
         let partition = part.partition.clone();
         let log_append_time =
@@ -236,6 +284,24 @@ impl Broker {
                 waited_ms: u64::try_from(ROOM_WAIT_MAX.as_millis()).unwrap_or(u64::MAX),
             }),
         }
+    }
+
+    /// The batches of the request, checked. What may take long is done on a thread that may be
+    /// busy, as many at a time as there are cores.
+    async fn checked_parts(&self, request: AppendRequest) -> Result<Vec<Part>, AppendError> {
+        if !request.payload.is_heavy() {
+            return self.parts(request);
+        }
+        let turn = self.inner().heavy_checks.clone().acquire_owned().await;
+        let turn = turn.map_err(|_| AppendError::Stopping)?;
+        let broker = self.clone();
+        let check = move || {
+            let _turn = turn;
+            broker.parts(request)
+        };
+        tokio::task::spawn_blocking(check)
+            .await
+            .map_err(|e| AppendError::Request(format!("the check of the batch failed: {e}")))?
     }
 
     fn parts(&self, request: AppendRequest) -> Result<Vec<Part>, AppendError> {

@@ -118,6 +118,8 @@ struct Inner {
     room: Arc<Semaphore>,
     space: Space,
     cold_reads: Arc<Semaphore>,
+    /// Turns of those that (de)compress batches to check them.
+    heavy_checks: Arc<Semaphore>,
     metadata: Arc<Partition>,
     /// Decides on changes; held while a change is written and carried out, so that there is one
     /// at a time.

@@ -34,7 +34,7 @@ pub(crate) struct Waiter {
     pub(crate) since: Instant,
     /// The request's bytes of the broker's budget, given back before the answer: whoever is
     /// answered finds room for the next request.
-    pub(crate) room: OwnedSemaphorePermit,
+    pub(crate) room: Arc<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]

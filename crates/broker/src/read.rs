@@ -1,5 +1,6 @@
 //! Reading: at once, or after waiting for more; looking up offsets; deleting a prefix.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -324,11 +325,29 @@ impl PartitionHandle {
 
 impl Broker {
     /// Reads from several partitions; waits until there is enough, or long enough.
-    pub async fn fetch(&self, request: FetchRequest) -> Vec<FetchedPartition> {
+    ///
+    /// Whenever there is something to be read, `room` is asked for so many bytes first. It gives
+    /// how many may be read, and what holds them: nothing is held while there is nothing to read.
+    pub async fn fetch<R, F>(
+        &self,
+        mut request: FetchRequest,
+        room: impl Fn(usize) -> F,
+    ) -> (Vec<FetchedPartition>, Option<R>)
+    where
+        F: Future<Output = (usize, R)>,
+    {
         let deadline = tokio::time::Instant::now() + request.wait_max.min(FETCH_WAIT_MAX);
+        let bytes_max = request.bytes_max;
         // More than all that may be given would never come.
-        let bytes_min = request.bytes_min.clamp(1, request.bytes_max.max(1));
+        let bytes_min = request.bytes_min.clamp(1, bytes_max.max(1));
         loop {
+            let mut held = None;
+            request.bytes_max = 0;
+            if self.has_data(&request) {
+                let (granted, room) = room(bytes_max).await;
+                request.bytes_max = granted.min(bytes_max);
+                held = Some(room);
+            }
             let fetched = self.fetch_now(&request).await;
             let bytes: usize = fetched
                 .iter()
@@ -345,20 +364,36 @@ impl Broker {
                 .any(|data| bytes > 0 && data.batches.next_offset < data.high_watermark);
             let enough = bytes >= bytes_min || more || failed || self.is_stopping();
             if enough || tokio::time::Instant::now() >= deadline || fetched.is_empty() {
-                return fetched;
+                return (fetched, held);
             }
+            let has_read = held.is_some();
+            drop(held);
             let waits = fetched.iter().filter_map(|one| {
-                let seen = one.result.as_ref().ok()?.high_watermark;
+                let data = one.result.as_ref().ok()?;
+                // What came since it was seen that there is nothing must not be slept over.
+                let seen = if has_read {
+                    data.high_watermark
+                } else {
+                    data.batches.next_offset
+                };
                 let handle = self.partition(&one.topic, one.partition).ok()?;
                 Some(Box::pin(async move { handle.wait_beyond(seen).await }))
             });
             let waits: Vec<_> = waits.collect();
             if waits.is_empty() {
-                return fetched;
+                return (fetched, None);
             }
             // Running out of time is no error: the next turn answers with what there is.
             drop(tokio::time::timeout_at(deadline, select_all(waits)).await);
         }
+    }
+
+    /// Whether any partition has something behind the offset asked for.
+    fn has_data(&self, request: &FetchRequest) -> bool {
+        request.partitions.iter().any(|wanted| {
+            let handle = self.partition(&wanted.topic, wanted.partition);
+            handle.is_ok_and(|handle| handle.ends().high_watermark.get() > wanted.offset)
+        })
     }
 
     async fn fetch_now(&self, request: &FetchRequest) -> Vec<FetchedPartition> {
@@ -366,7 +401,7 @@ impl Broker {
         let mut fetched = Vec::with_capacity(request.partitions.len());
         let mut any = false;
         for wanted in &request.partitions {
-            let result = if any && left == 0 {
+            let result = if left == 0 {
                 self.peek(wanted)
             } else {
                 self.read_one(wanted, wanted.bytes_max.min(left)).await
@@ -406,12 +441,20 @@ impl Broker {
     /// The ends of a partition, without reading.
     fn peek(&self, wanted: &FetchPartition) -> Result<PartitionData, ReadError> {
         let handle = self.partition(&wanted.topic, wanted.partition)?;
+        handle.check_open()?;
         let Ends {
             log_start,
             high_watermark,
             ..
         } = handle.ends();
         let offset = handle.offset(wanted.offset)?;
+        if !(log_start..=high_watermark).contains(&offset) {
+            return Err(ReadError::OutOfRange {
+                requested: wanted.offset,
+                log_start,
+                high_watermark,
+            });
+        }
         Ok(PartitionData {
             batches: Batches::empty(offset),
             high_watermark,

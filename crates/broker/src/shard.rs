@@ -43,7 +43,7 @@ pub(crate) struct Append {
     /// The timestamp all records get is the broker's.
     pub(crate) log_append_time: bool,
     /// Before `reply`, so that it is given back before whoever waits is told, even by a panic.
-    pub(crate) room: OwnedSemaphorePermit,
+    pub(crate) room: Arc<OwnedSemaphorePermit>,
     pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
     pub(crate) since: Instant,
 }

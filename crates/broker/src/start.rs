@@ -212,6 +212,7 @@ impl Broker {
                 room: Arc::new(Semaphore::new(config.in_flight_bytes_max)),
                 space: around.space,
                 cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
+                heavy_checks: Arc::new(Semaphore::new(heavy_checks())),
                 identity: known.identity,
                 config,
                 seams,
@@ -635,4 +636,9 @@ fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>), StartError> {
         from = batches.next_offset;
     }
     Ok((topics, deleted))
+}
+
+/// How many batches may be (de)compressed for their check at a time: as many as there are cores.
+fn heavy_checks() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZeroUsize::get)
 }

@@ -345,7 +345,7 @@ impl Broker {
             log_append_time: false,
             reply,
             since,
-            room: room.expect("a new semaphore has its permit"),
+            room: Arc::new(room.expect("a new semaphore has its permit")),
         };
         metadata
             .shard

@@ -216,14 +216,15 @@ async fn a_fetch_waits_for_an_append() {
         bytes_max: 1 << 20,
         wait_max: Duration::from_secs(60),
     };
-    let fetch = broker.fetch(request.clone());
-    let (fetched, appended) = tokio::join!(fetch, append(&broker, "t", &["x"]));
+    let anything = |bytes_max| async move { (bytes_max, ()) };
+    let fetch = broker.fetch(request.clone(), anything);
+    let ((fetched, _), appended) = tokio::join!(fetch, append(&broker, "t", &["x"]));
     appended.unwrap();
     assert!(!fetched[0].result.as_ref().unwrap().batches.is_empty());
 
     let mut past = request;
     past.partitions[0].offset = 2;
-    let fetched = broker.fetch(past).await;
+    let (fetched, _) = broker.fetch(past, anything).await;
     let Err(error) = &fetched[0].result else {
         panic!("past the end")
     };

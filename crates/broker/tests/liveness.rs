@@ -13,10 +13,16 @@ use support::{
     FakeClock, append, config, create, in_flight, new_topic, open, read_all, record, seams, submit,
 };
 use tidelog_broker::{
-    Acks, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest, NewRecord, Seams,
+    Acks, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest, FetchedPartition, NewRecord, Seams,
 };
 use tidelog_record::{Offset, Timestamp};
 use tidelog_sim::SimDisk;
+
+/// A fetch by somebody who has room for anything.
+async fn fetch(broker: &Broker, request: FetchRequest) -> Vec<FetchedPartition> {
+    let anything = |bytes_max| async move { (bytes_max, ()) };
+    broker.fetch(request, anything).await.0
+}
 
 fn fetch_of(topic: &str, offset: u64) -> FetchRequest {
     FetchRequest {
@@ -58,7 +64,7 @@ async fn every_append_is_answered_and_every_long_poll_wakes() {
     tasks.spawn(async move {
         let mut next = 0;
         while next < 1600 {
-            let fetched = soon(reader.fetch(fetch_of("t", next))).await;
+            let fetched = soon(fetch(&reader, fetch_of("t", next))).await;
             let data = fetched[0].result.as_ref().unwrap();
             assert!(!data.batches.is_empty());
             next = data.batches.next_offset.get();
@@ -82,7 +88,7 @@ async fn a_stop_answers_all_appends_and_wakes_all_waits() {
         let poll = tokio::spawn(async move {
             let mut request = fetch_of("t", 0);
             request.partitions[0].partition = 1;
-            soon(poll.fetch(request)).await
+            soon(fetch(&poll, request)).await
         });
         let mut tasks = tokio::task::JoinSet::new();
         for task in 0..4 {
@@ -136,7 +142,7 @@ async fn deleting_a_topic_wakes_who_waits_for_it() {
     create(&broker, "t", 1).await.unwrap();
     let handle = broker.partition("t", 0).unwrap();
     let (fetched, (), deleted) = tokio::join!(
-        soon(broker.fetch(fetch_of("t", 0))),
+        soon(fetch(&broker, fetch_of("t", 0))),
         soon(handle.wait_beyond(Offset::ZERO)),
         broker.delete_topic("t"),
     );
@@ -339,6 +345,6 @@ async fn a_fetch_that_stopped_at_a_segments_end_does_not_wait() {
     request.bytes_min = usize::MAX;
     request.bytes_max = usize::MAX;
     request.partitions[0].bytes_max = 1 << 30;
-    let fetched = soon(broker.fetch(request)).await;
+    let fetched = soon(fetch(&broker, request)).await;
     assert!(!fetched[0].result.as_ref().unwrap().batches.is_empty());
 }

@@ -4,6 +4,8 @@
 //! [`internal`] is what brokers keep in their metadata log. Byte fields are [`bytes::Bytes`], so a
 //! received batch is a slice of the frame it came in.
 
+pub mod codec;
+
 /// The public API, package `tidelog.v1`.
 #[allow(
     missing_docs,

@@ -123,6 +123,12 @@ pub struct Records {
 }
 
 impl Records {
+    /// How many bytes the records take, decompressed if they were compressed: what the records
+    /// given out keep in memory together.
+    pub fn len_bytes(&self) -> usize {
+        self.payload.len()
+    }
+
     pub(crate) fn open(
         header: &BatchHeader,
         body: Bytes,

@@ -20,8 +20,10 @@ mod http;
 mod listen;
 mod logging;
 mod metrics;
+mod opened;
 mod process;
 mod ready;
+mod room;
 mod server;
 mod transport;
 

@@ -13,6 +13,8 @@ pub(crate) struct ListenerMetrics {
     streams: IntGaugeVec,
     /// Bytes of requests that are not complete.
     pub(crate) receiving_bytes: IntGauge,
+    /// Bytes of answers that the clients have not taken.
+    pub(crate) unsent_bytes: IntGauge,
 }
 
 impl ListenerMetrics {
@@ -35,14 +37,19 @@ impl ListenerMetrics {
             .expect("the name and label are valid"),
             receiving_bytes: gauge(
                 "tidelog_grpc_receiving_bytes",
-                "Bytes of requests that are not complete yet.",
+                "Bytes of requests that are not complete yet, or wait to be begun.",
+            ),
+            unsent_bytes: gauge(
+                "tidelog_grpc_unsent_bytes",
+                "Bytes of fetch and read answers that the clients have not taken yet.",
             ),
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 4] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 5] = [
             Box::new(metrics.connections.clone()),
             Box::new(metrics.refused.clone()),
             Box::new(metrics.streams.clone()),
             Box::new(metrics.receiving_bytes.clone()),
+            Box::new(metrics.unsent_bytes.clone()),
         ];
         for collector in collectors {
             registry

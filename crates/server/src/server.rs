@@ -14,12 +14,13 @@ use crate::grpc::{self, Shared};
 use crate::http::{self, Watched};
 use crate::listen::Listeners;
 use crate::metrics::ListenerMetrics;
+use crate::opened::OpenedBatches;
+use crate::room::Total;
 use crate::transport::{Connections, Incoming};
 
 /// HTTP/2 windows: how many bytes a client may have under way on one stream, and on a connection.
 /// With the protocol's 64 KiB one that is 60 ms away gets 1 MB/s.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-///
 /// Eight streams' worth, also because the HTTP/2 library ends a connection on which small frames wait
 /// whose count it finds suspicious against this window: a full stream window of small requests, one a
 /// frame, must stay below that.
@@ -96,14 +97,17 @@ impl Waiting {
     pub(crate) async fn serve(self, broker: Broker) -> Server {
         let limits = &self.config.limits;
         let metrics = ListenerMetrics::new(broker.metrics().registry());
+        let unsent = Total::new(limits.unsent_bytes_max, metrics.unsent_bytes.clone());
         let shared = Arc::new(Shared {
             broker: broker.clone(),
             limits: limits.clone(),
             stopping: self.stopping.clone(),
             metrics: metrics.clone(),
+            unsent: unsent.clone(),
+            opened: OpenedBatches::new(),
         });
         let (services, health) = grpc::services(shared).await;
-        let incoming = Incoming::new(self.listeners, limits, metrics);
+        let incoming = Incoming::new(self.listeners, limits, metrics, unsent);
         let connections = incoming.connections();
         let transport = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)

@@ -19,6 +19,7 @@ use tonic::transport::server::Connected;
 
 use crate::config::Limits;
 use crate::metrics::{Counted, ListenerMetrics};
+use crate::room::{Budget, Room, Total};
 
 /// How long no connection is accepted after the system had no more files to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -34,6 +35,7 @@ pub(crate) struct Incoming {
     places: Arc<Semaphore>,
     limits: Limits,
     metrics: ListenerMetrics,
+    unsent: Arc<Total>,
     open: Connections,
     /// The number of the next connection.
     next: u64,
@@ -83,9 +85,15 @@ impl Drop for Open {
 }
 
 impl Incoming {
-    pub(crate) fn new(listener: TcpListener, limits: &Limits, metrics: ListenerMetrics) -> Self {
+    pub(crate) fn new(
+        listener: TcpListener,
+        limits: &Limits,
+        metrics: ListenerMetrics,
+        unsent: Arc<Total>,
+    ) -> Self {
         Self {
             listener,
+            unsent,
             places: Arc::new(Semaphore::new(limits.connections_max)),
             limits: limits.clone(),
             metrics,
@@ -108,7 +116,7 @@ impl Incoming {
         };
         // Small answers would wait for the peer's delayed acknowledgement, 40 ms.
         io.set_nodelay(true).ok()?;
-        let peer = Peer::new(&self.limits);
+        let peer = Peer::new(&self.limits, self.unsent.clone());
         self.next += 1;
         Some(Connection {
             io,
@@ -166,49 +174,42 @@ pub(crate) struct Peer(Arc<PeerState>);
 struct PeerState {
     in_flight: Arc<Semaphore>,
     in_flight_max: usize,
-    unsent: Arc<Semaphore>,
-    unsent_max: usize,
+    unsent: Arc<Budget>,
     is_cut: AtomicBool,
     reader: AtomicWaker,
 }
 
 impl Peer {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        let (in_flight_max, unsent_max) = (
-            limits.connection_in_flight_bytes_max,
-            limits.connection_unsent_bytes_max,
-        );
+    /// `unsent` is what all connections share.
+    pub(crate) fn new(limits: &Limits, unsent: Arc<Total>) -> Self {
+        let in_flight_max = limits.connection_in_flight_bytes_max;
         Self(Arc::new(PeerState {
             in_flight: Arc::new(Semaphore::new(in_flight_max)),
             in_flight_max,
-            unsent: Arc::new(Semaphore::new(unsent_max)),
-            unsent_max,
+            unsent: Budget::new(limits.connection_unsent_bytes_max, unsent),
             is_cut: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         }))
     }
 
     /// Waits until the connection has `len` bytes less than it may have in appends that are not
-    /// answered. What is returned holds them.
+    /// answered. What is returned holds them. What is larger than the whole budget takes all of
+    /// it, and so goes alone.
     pub(crate) async fn in_flight(&self, len: usize) -> OwnedSemaphorePermit {
-        take(&self.0.in_flight, len, self.0.in_flight_max).await
+        let len = u32::try_from(len.min(self.0.in_flight_max)).unwrap_or(u32::MAX);
+        self.0
+            .in_flight
+            .clone()
+            .acquire_many_owned(len)
+            .await
+            .expect("the budget is never closed")
     }
 
-    /// Waits until the connection has `len` bytes less than it may have in answers that the client
-    /// did not take. What is returned holds them.
-    pub(crate) async fn unsent(&self, len: usize) -> OwnedSemaphorePermit {
-        take(&self.0.unsent, len, self.0.unsent_max).await
+    /// Waits until there is room for `len` bytes of answers that the client has not taken, or for
+    /// some of them. What is returned holds them, and tells how many.
+    pub(crate) async fn unsent(&self, len: usize) -> Room {
+        self.0.unsent.take(len).await
     }
-}
-
-/// What is larger than the whole budget takes all of it, and so goes alone.
-async fn take(budget: &Arc<Semaphore>, len: usize, max: usize) -> OwnedSemaphorePermit {
-    let len = u32::try_from(len.min(max)).unwrap_or(u32::MAX);
-    budget
-        .clone()
-        .acquire_many_owned(len)
-        .await
-        .expect("the budget is never closed")
 }
 
 /// One accepted connection.

@@ -55,9 +55,12 @@ pub struct ServeArgs {
     /// The most one fetch is answered with [default: 50MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub fetch_bytes_max: Option<String>,
-    /// Fetch answers that one connection has not taken yet [default: 64MiB]
+    /// Fetch and read answers that one connection has not taken yet [default: 64MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub connection_unsent_bytes_max: Option<String>,
+    /// Fetch and read answers that all connections have not taken yet [default: 512MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub unsent_bytes_max: Option<String>,
     /// How long a graceful stop may take [default: 30000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub shutdown_deadline_ms: Option<String>,
@@ -95,6 +98,7 @@ impl ServeArgs {
             "receiving_bytes_max" => &self.receiving_bytes_max,
             "fetch_bytes_max" => &self.fetch_bytes_max,
             "connection_unsent_bytes_max" => &self.connection_unsent_bytes_max,
+            "unsent_bytes_max" => &self.unsent_bytes_max,
             "shutdown_deadline_ms" => &self.shutdown_deadline_ms,
             "keepalive_interval_ms" => &self.keepalive_interval_ms,
             "keepalive_timeout_ms" => &self.keepalive_timeout_ms,

@@ -71,9 +71,12 @@ pub struct Limits {
     pub receiving_bytes_max: usize,
     /// The most bytes one fetch is answered with, but for a first batch that is larger.
     pub fetch_bytes_max: usize,
-    /// Bytes of fetch answers of one connection that the client has not taken yet. Above it
-    /// answers wait.
+    /// Bytes of fetch and read answers of one connection that the client has not taken yet. Above
+    /// it answers wait.
     pub connection_unsent_bytes_max: usize,
+    /// The same for all connections together. Above it each connection has one message of at most
+    /// 1 MiB on its way, so that those that take theirs go on.
+    pub unsent_bytes_max: usize,
     /// How long a graceful stop may take.
     pub shutdown_deadline: Duration,
     /// After how long without a sign of life a client is asked for one.
@@ -108,6 +111,7 @@ impl Default for Config {
                 receiving_bytes_max: 0,
                 fetch_bytes_max: 0,
                 connection_unsent_bytes_max: 0,
+                unsent_bytes_max: 0,
                 shutdown_deadline: Duration::ZERO,
                 keepalive_interval: Duration::ZERO,
                 keepalive_timeout: Duration::ZERO,
@@ -145,6 +149,7 @@ impl Config {
                 limits.connection_unsent_bytes_max,
                 fetch,
             ),
+            ("unsent_bytes_max", limits.unsent_bytes_max, fetch),
         ] {
             if value < least {
                 return Err(ConfigError::TooSmall {

@@ -227,6 +227,13 @@ pub(super) static SETTINGS: &[Setting] = &[
         BYTES_TO_4_GIB,
         connection_unsent_bytes_max
     ),
+    bytes!(
+        "unsent_bytes_max",
+        "512MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        unsent_bytes_max
+    ),
     millis!("shutdown_deadline_ms", "30000", shutdown_deadline),
     millis!("keepalive_interval_ms", "30000", keepalive_interval),
     millis!("keepalive_timeout_ms", "10000", keepalive_timeout),

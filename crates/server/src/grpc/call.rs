@@ -12,13 +12,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
 use tidelog_broker::Broker;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
 use super::status::{Failure, RequestError, sort_foreign};
 use crate::metrics::ListenerMetrics;
+use crate::room::Room;
 
 /// The service around all others.
 #[derive(Clone, Debug)]
@@ -152,7 +152,7 @@ fn timeout(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
-/// The bytes of incomplete requests of all connections.
+/// The bytes of requests of all connections that are not complete, or wait to be begun.
 #[derive(Debug)]
 struct Receiving {
     bytes: AtomicUsize,
@@ -160,7 +160,8 @@ struct Receiving {
     metrics: ListenerMetrics,
 }
 
-/// Counts the bytes of one call's request, or of the message that a stream is at.
+/// Counts the bytes of one call's request, or of the message that a stream is at, until they are
+/// counted elsewhere or nobody holds this any more.
 #[derive(Clone, Debug)]
 pub(crate) struct Meter(Arc<Metered>);
 
@@ -186,9 +187,15 @@ impl Meter {
         }
     }
 
-    /// The message is complete: what it took is counted elsewhere from now on. What came of the
-    /// next one already, less than a frame, is let go too.
-    pub(crate) fn message_is_complete(&self) {
+    /// Counts what a message takes beside its bytes once it is decoded.
+    pub(crate) fn decoded(&self, len: usize) -> Result<(), RequestError> {
+        self.add(len)
+            .map_err(|limit| RequestError::Receiving { limit })
+    }
+
+    /// What the message took is counted elsewhere from now on, or no more. What came of the next
+    /// one already, less than a frame, is let go too.
+    pub(crate) fn message_is_taken(&self) {
         self.0.clear();
     }
 }
@@ -244,23 +251,16 @@ impl http_body::Body for MeteredBody {
     }
 }
 
-impl Drop for MeteredBody {
-    fn drop(&mut self) {
-        // A handler may keep the request's extensions, and the meter in them, for long.
-        self.meter.message_is_complete();
-    }
-}
-
 /// In the extensions of a response: what is given back once its body was taken or dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct HeldBytes {
-    _permit: Arc<OwnedSemaphorePermit>,
+    _room: Arc<Room>,
 }
 
 impl HeldBytes {
-    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(room: Room) -> Self {
         Self {
-            _permit: Arc::new(permit),
+            _room: Arc::new(room),
         }
     }
 }

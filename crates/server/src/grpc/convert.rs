@@ -4,6 +4,7 @@ use tidelog_broker::{self as broker, Position};
 use tidelog_proto::v1;
 use tidelog_record::{self as record, Offset, Timestamp};
 
+use super::call::Meter;
 use super::status::RequestError;
 
 /// Records in one request at most: decoded, each takes far more memory than the two bytes that an
@@ -11,6 +12,8 @@ use super::status::RequestError;
 const RECORDS_MAX: usize = 200_000;
 /// What a record costs beside its bytes when bytes in flight are counted: its fields in memory.
 const RECORD_OVERHEAD: usize = 160;
+/// The same for a header.
+const HEADER_OVERHEAD: usize = 64;
 /// The same for a request: what is kept for it until it is answered.
 pub(super) const REQUEST_OVERHEAD: usize = 1024;
 
@@ -57,9 +60,11 @@ pub(super) fn position(
     }
 }
 
-/// An append as the broker takes it, with the bytes it counts as while it is in flight.
+/// An append as the broker takes it, with the bytes it counts as while it is in flight. What its
+/// records take now that they are decoded is counted by `meter` until there is room for it.
 pub(super) fn append(
     request: v1::AppendRequest,
+    meter: Option<&Meter>,
 ) -> Result<(broker::AppendRequest, usize), RequestError> {
     use v1::append_request::Payload;
     let acks = match v1::Acks::try_from(request.acks) {
@@ -87,6 +92,9 @@ pub(super) fn append(
                     found: records.records.len(),
                     max: RECORDS_MAX,
                 });
+            }
+            if let Some(meter) = meter {
+                meter.decoded(records.records.iter().map(record_overhead).sum())?;
             }
             let len = records.records.iter().map(record_len).sum();
             let records = records.records.into_iter().map(new_record).collect();
@@ -131,13 +139,18 @@ fn compression(compression: i32) -> Result<record::Compression, RequestError> {
     })
 }
 
+/// What a record takes beside its bytes.
+fn record_overhead(record: &v1::NewRecord) -> usize {
+    RECORD_OVERHEAD + record.headers.len() * HEADER_OVERHEAD
+}
+
 fn record_len(record: &v1::NewRecord) -> usize {
     let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     let headers = record
         .headers
         .iter()
         .map(|header| header.key.len() + len(&header.value));
-    RECORD_OVERHEAD + len(&record.key) + len(&record.value) + headers.sum::<usize>()
+    record_overhead(record) + len(&record.key) + len(&record.value) + headers.sum::<usize>()
 }
 
 fn new_record(record: v1::NewRecord) -> broker::NewRecord {

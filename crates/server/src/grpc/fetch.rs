@@ -14,6 +14,7 @@ use super::call::HeldBytes;
 use super::records::RecordCursor;
 use super::status::RequestError;
 use super::{Shared, convert, log};
+use crate::room::Room;
 use crate::transport::Peer;
 
 /// The longest a fetch may wait, in milliseconds.
@@ -51,12 +52,19 @@ pub(super) async fn fetch(
         bytes_max,
         wait_max: Duration::from_millis(u64::from(request.max_wait_ms)),
     };
-    let fetched = tokio::select! {
-        fetched = shared.broker.fetch(wanted) => fetched,
+    // Answers wait here while the client has not taken earlier ones. There is room for this one
+    // before anything is read for it.
+    let room = |len| async move {
+        let room = peer.unsent(len).await;
+        (room.len(), room)
+    };
+    let (fetched, room) = tokio::select! {
+        fetched = shared.broker.fetch(wanted, room) => fetched,
         () = shared.stopping.cancelled() => return Err(shared.reject(RequestError::Stopping)),
     };
 
     let mut partitions = Vec::with_capacity(fetched.len());
+    let bytes_max = room.as_ref().map_or(bytes_max, Room::len);
     let mut left = bytes_max;
     for (one, offset) in fetched.into_iter().zip(offsets) {
         let mut answer = FetchedPartition {
@@ -66,7 +74,7 @@ pub(super) async fn fetch(
             ..FetchedPartition::default()
         };
         let filled = match one.result {
-            Ok(data) => fill(&mut answer, data, offset, format, &mut left).await,
+            Ok(data) => fill(shared, &mut answer, data, offset, format, &mut left).await,
             Err(error) => Err(error),
         };
         if let Err(error) = filled {
@@ -75,10 +83,11 @@ pub(super) async fn fetch(
         partitions.push(answer);
     }
 
-    // An answer waits here, as slices of maps, while the client has not taken earlier ones.
-    let held = peer.unsent(bytes_max.saturating_sub(left)).await;
     let mut response = Response::new(FetchResponse { partitions });
-    response.extensions_mut().insert(HeldBytes::new(held));
+    if let Some(mut room) = room {
+        room.shrink(bytes_max.saturating_sub(left));
+        response.extensions_mut().insert(HeldBytes::new(room));
+    }
     Ok(response)
 }
 
@@ -105,6 +114,7 @@ fn at_most(asked: u32, limit: usize) -> usize {
 /// Puts what was read from a partition into its answer. `left` is what the whole answer may still
 /// take; only a first part may pass it.
 async fn fill(
+    shared: &Shared,
     answer: &mut FetchedPartition,
     data: PartitionData,
     offset: u64,
@@ -129,7 +139,7 @@ async fn fill(
                 return Ok(());
             }
             let from = Offset::new(offset).unwrap_or(Offset::MAX);
-            let taken = RecordCursor::new(parts, from, next_offset)
+            let taken = RecordCursor::new(parts, from, next_offset, shared.opened.clone())
                 .take(*left)
                 .await?;
             answer.records = taken.records;

@@ -117,9 +117,12 @@ impl Log for LogService {
     ) -> Result<Response<AppendResponse>, Status> {
         let shared = &self.shared;
         let peer = shared.peer(&request);
-        let (request, len) = convert::append(request.into_inner()).map_err(|e| shared.reject(e))?;
+        let meter = request.extensions().get::<Meter>().cloned();
+        let (request, len) =
+            convert::append(request.into_inner(), meter.as_ref()).map_err(|e| shared.reject(e))?;
         let wants_answer = request.acks != Acks::None;
         let room = peer.in_flight(len).await;
+        drop(meter);
         let pending = shared
             .broker
             .submit(request)

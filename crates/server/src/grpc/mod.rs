@@ -35,6 +35,8 @@ use self::call::{Around, Meter};
 use self::status::{Failure, RequestError, failure, sort_foreign};
 use crate::config::Limits;
 use crate::metrics::ListenerMetrics;
+use crate::opened::OpenedBatches;
+use crate::room::Total;
 use crate::transport::Peer;
 
 /// What all services share.
@@ -45,6 +47,10 @@ pub(crate) struct Shared {
     /// Set when the server begins to stop: calls that wait or go on and on end.
     pub(crate) stopping: CancellationToken,
     pub(crate) metrics: ListenerMetrics,
+    /// Bytes of answers that no client has taken yet.
+    pub(crate) unsent: Arc<Total>,
+    /// What decompressed batches take.
+    pub(crate) opened: OpenedBatches,
 }
 
 impl Shared {
@@ -76,15 +82,15 @@ impl Shared {
         match request.extensions().get::<Peer>() {
             Some(peer) => peer.clone(),
             // Only a call that did not come through our transport.
-            None => Peer::new(&self.limits),
+            None => Peer::new(&self.limits, self.unsent.clone()),
         }
     }
 }
 
-/// Which message of a stream is complete is told to the meter that `call.rs` put there.
-fn message_is_complete(meter: Option<&Meter>) {
+/// That a message of a stream was taken is told to the meter that `call.rs` put there.
+fn message_is_taken(meter: Option<&Meter>) {
     if let Some(meter) = meter {
-        meter.message_is_complete();
+        meter.message_is_taken();
     }
 }
 

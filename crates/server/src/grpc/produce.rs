@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::call::Meter;
 use super::status::{Failure, RequestError, failure};
-use super::{Shared, convert, message_is_complete};
+use super::{Shared, convert, message_is_taken};
 use crate::transport::Peer;
 
 /// How many answers wait for the client. They are small.
@@ -64,8 +64,7 @@ pub(super) async fn run(
             };
             match next {
                 Ok(Some(request)) => {
-                    message_is_complete(meter.as_ref());
-                    take(&shared, &peer, request, &mut answers).await?;
+                    take(&shared, &peer, meter.as_ref(), request, &mut answers).await?;
                 }
                 Ok(None) => break End::Sent,
                 Err(status) => break End::Broken(shared.broken(status, PATH)),
@@ -88,12 +87,13 @@ pub(super) async fn run(
 async fn take(
     shared: &Arc<Shared>,
     peer: &Peer,
+    meter: Option<&Meter>,
     request: ProduceRequest,
     answers: &mut Answers,
 ) -> Result<(), Gone> {
     let correlation_id = request.correlation_id;
     let converted = match request.append {
-        Some(append) => convert::append(append),
+        Some(append) => convert::append(append, meter),
         None => Err(RequestError::Missing {
             field: "append",
             what: "what to append must be given",
@@ -106,12 +106,14 @@ async fn take(
             let room = answers
                 .during(peer.in_flight(convert::REQUEST_OVERHEAD))
                 .await?;
+            message_is_taken(meter);
             answers.failed(shared, correlation_id, &error.into(), room);
             return Ok(());
         }
     };
     let wants_answer = append.acks != Acks::None;
     let room = answers.during(peer.in_flight(len)).await?;
+    message_is_taken(meter);
     match answers.during(shared.broker.submit(append)).await? {
         Ok(pending) => answers.wait_for(shared.clone(), correlation_id, pending, room),
         Err(error) => {

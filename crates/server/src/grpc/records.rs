@@ -9,26 +9,42 @@ use tidelog_proto::v1;
 use tidelog_record::{Batch, BatchError, BatchLimits, Compression, Offset, Records, split_batches};
 
 use super::convert::stored_record;
+use crate::opened::{OpenedBatch, OpenedBatches, SMALL};
 
 /// Compressed batches above this many bytes are decompressed on a thread that may be busy.
-const DECOMPRESS_INLINE_MAX: usize = 16 * 1024;
+const DECOMPRESS_INLINE_MAX: usize = 1024;
 
 /// What a field costs beside its bytes: its number and its length.
 const FIELD_OVERHEAD: usize = 4;
 
 /// Records `from..end` of some batches, in order. Holds the decompressed form of one batch at a
-/// time.
+/// time, counted in [`OpenedBatches`]. The records given out share its memory if it is [`SMALL`],
+/// and are copied out of it otherwise, so that they keep alive what they take and no more.
 pub(super) struct RecordCursor {
     /// Parts not begun.
     parts: VecDeque<Bytes>,
     /// Batches of the part that was begun.
     batches: tidelog_record::Batches,
-    /// Records of the batch that was begun, and that batch's base offset.
-    records: Option<(Offset, Records)>,
+    /// The batch that was begun.
+    begun: Option<Begun>,
     /// A record that did not fit.
     held: Option<v1::Record>,
     next: Offset,
     end: Offset,
+    opened: OpenedBatches,
+}
+
+struct Begun {
+    base: Offset,
+    batch: Batch,
+    /// `None` when its memory was wanted for another.
+    records: Option<Open>,
+}
+
+struct Open {
+    records: Records,
+    is_small: bool,
+    _room: Option<OpenedBatch>,
 }
 
 /// Some of the records of a [`RecordCursor`].
@@ -44,14 +60,34 @@ pub(super) struct Taken {
 
 impl RecordCursor {
     /// Records of `parts` with offsets in `from..end`. `end` is also where reading goes on.
-    pub(super) fn new(parts: Vec<Bytes>, from: Offset, end: Offset) -> Self {
+    pub(super) fn new(
+        parts: Vec<Bytes>,
+        from: Offset,
+        end: Offset,
+        opened: OpenedBatches,
+    ) -> Self {
         Self {
             parts: parts.into(),
             batches: split_batches(Bytes::new(), 0),
-            records: None,
+            begun: None,
             held: None,
             next: from,
             end,
+            opened,
+        }
+    }
+
+    /// Whether it holds memory that others may want.
+    pub(super) fn is_large(&self) -> bool {
+        let open = self.begun.as_ref().and_then(|begun| begun.records.as_ref());
+        open.is_some_and(|open| !open.is_small)
+    }
+
+    /// Lets go of the memory of a decompressed batch. The next [`RecordCursor::take`] decompresses
+    /// it again.
+    pub(super) fn close(&mut self) {
+        if let Some(begun) = &mut self.begun {
+            begun.records = None;
         }
     }
 
@@ -90,20 +126,28 @@ impl RecordCursor {
             return Ok(Some(held));
         }
         loop {
-            while let Some((base, records)) = &mut self.records {
-                let Some(record) = records.next().transpose()? else {
-                    self.records = None;
-                    break;
-                };
-                let Some(offset) = record.offset(*base) else {
-                    continue;
-                };
-                if offset >= self.end {
-                    return Ok(None);
+            if let Some(begun) = &mut self.begun {
+                if begun.records.is_none() {
+                    begun.records = Some(open(begun.batch.clone(), &self.opened).await?);
                 }
-                if offset >= self.next {
-                    return Ok(Some(stored_record(offset, record)));
+                let open = begun.records.as_mut().expect("it was opened");
+                for record in &mut open.records {
+                    let record = record?;
+                    let Some(offset) = record.offset(begun.base) else {
+                        continue;
+                    };
+                    if offset >= self.end {
+                        return Ok(None);
+                    }
+                    if offset >= self.next {
+                        let mut record = stored_record(offset, record);
+                        if !open.is_small {
+                            copy_out(&mut record);
+                        }
+                        return Ok(Some(record));
+                    }
                 }
+                self.begun = None;
             }
             let Some(batch) = self.next_batch().transpose()? else {
                 return Ok(None);
@@ -113,7 +157,11 @@ impl RecordCursor {
             let Some(base) = base else {
                 return Ok(None);
             };
-            self.records = Some((base, open(batch).await?));
+            self.begun = Some(Begun {
+                base,
+                batch,
+                records: None,
+            });
         }
     }
 
@@ -128,18 +176,42 @@ impl RecordCursor {
     }
 }
 
-async fn open(batch: Batch) -> Result<Records, BatchError> {
+async fn open(batch: Batch, opened: &OpenedBatches) -> Result<Open, BatchError> {
     let limits = BatchLimits {
         batch_bytes_max: tidelog_log::BATCH_BYTES_LIMIT,
         ..BatchLimits::default()
     };
-    let is_plain = batch.header().attributes.compression()? == Compression::None;
-    if is_plain || batch.bytes().len() <= DECOMPRESS_INLINE_MAX {
-        return batch.records(&limits);
+    // Plain records are slices of what was read.
+    if batch.header().attributes.compression()? == Compression::None {
+        return Ok(Open {
+            records: batch.records(&limits)?,
+            is_small: true,
+            _room: None,
+        });
     }
-    tokio::task::spawn_blocking(move || batch.records(&limits))
-        .await
-        .expect("decoding does not panic, and is not cancelled")
+    let mut room = opened.reserve(limits.decompressed_bytes_max).await;
+    let records = if batch.bytes().len() <= DECOMPRESS_INLINE_MAX {
+        batch.records(&limits)?
+    } else {
+        tokio::task::spawn_blocking(move || batch.records(&limits))
+            .await
+            .expect("decoding does not panic, and is not cancelled")?
+    };
+    room.shrink(records.len_bytes());
+    Ok(Open {
+        is_small: records.len_bytes() <= SMALL,
+        records,
+        _room: Some(room),
+    })
+}
+
+/// Gives the record memory of its own.
+fn copy_out(record: &mut v1::Record) {
+    let headers = record.headers.iter_mut().map(|header| &mut header.value);
+    let fields = [&mut record.key, &mut record.value].into_iter();
+    for bytes in fields.chain(headers).flatten() {
+        *bytes = Bytes::copy_from_slice(bytes);
+    }
 }
 
 /// Stored batches were checked when they came in: one that cannot be decoded was damaged since.
@@ -174,6 +246,36 @@ mod tests {
         Offset::new(value).unwrap()
     }
 
+    fn opened() -> OpenedBatches {
+        OpenedBatches::new()
+    }
+
+    #[tokio::test]
+    async fn a_large_batch_can_be_closed_between_two_parts() {
+        let mut builder = BatchBuilder::new(Compression::Zstd);
+        let value = vec![7; 100_000];
+        for _ in 0..30 {
+            builder
+                .push(Timestamp::from_millis(1), None, Some(&value), &[])
+                .unwrap();
+        }
+        let large = builder.build().unwrap();
+        let parts = vec![large, batch(30, 2, Compression::Gzip)];
+        let mut cursor = RecordCursor::new(parts, offset(0), offset(32), opened());
+        let mut offsets = Vec::new();
+        loop {
+            let taken = cursor.take(250_000).await.unwrap();
+            offsets.extend(taken.records.iter().map(|record| record.offset));
+            if taken.is_last {
+                break;
+            }
+            assert_eq!(cursor.is_large(), taken.next_offset < offset(30));
+            cursor.close();
+            assert!(!cursor.is_large());
+        }
+        assert_eq!(offsets, (0..32).collect::<Vec<_>>());
+    }
+
     async fn all(mut cursor: RecordCursor, bytes_max: usize) -> (Vec<u64>, usize) {
         let (mut offsets, mut takes) = (Vec::new(), 0);
         loop {
@@ -202,16 +304,16 @@ mod tests {
                     batch(210, 5, compression),
                 ]
             };
-            let cursor = RecordCursor::new(parts(), offset(7), offset(213));
+            let cursor = RecordCursor::new(parts(), offset(7), offset(213), opened());
             let (offsets, takes) = all(cursor, 1000).await;
             assert_eq!(offsets, (7..213).collect::<Vec<_>>());
             assert!(takes > 20, "{takes}");
 
-            let cursor = RecordCursor::new(parts(), offset(0), offset(215));
+            let cursor = RecordCursor::new(parts(), offset(0), offset(215), opened());
             assert_eq!(all(cursor, 1).await, ((0..215).collect(), 215));
-            let cursor = RecordCursor::new(parts(), offset(0), offset(215));
+            let cursor = RecordCursor::new(parts(), offset(0), offset(215), opened());
             assert_eq!(all(cursor, usize::MAX).await, ((0..215).collect(), 1));
-            let cursor = RecordCursor::new(parts(), offset(100), offset(100));
+            let cursor = RecordCursor::new(parts(), offset(100), offset(100), opened());
             assert_eq!(all(cursor, 1000).await.0, Vec::<u64>::new());
         }
     }
@@ -220,7 +322,7 @@ mod tests {
     async fn a_damaged_batch_is_told() {
         let mut bytes = batch(0, 3, Compression::None).to_vec();
         *bytes.last_mut().unwrap() ^= 1;
-        let mut cursor = RecordCursor::new(vec![Bytes::from(bytes)], offset(0), offset(3));
+        let mut cursor = RecordCursor::new(vec![Bytes::from(bytes)], offset(0), offset(3), opened());
         assert!(matches!(
             cursor.take(1000).await,
             Err(ReadError::Damaged(_))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use prost::Message;
 use tidelog_broker::{ErrorKind, Facts, Metrics};
 use tidelog_proto::ERROR_DOMAIN;
+use tidelog_proto::codec::TOO_MANY_ENTRIES;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -57,6 +58,17 @@ pub(crate) enum RequestError {
         /// Its path in the request.
         field: &'static str,
         /// How many there are.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// All lists of the request together have too many entries.
+    #[error(
+        "the request has {found} entries or more: records, headers, settings and partitions \
+         together; allowed are at most {max}. Send fewer in one request"
+    )]
+    TooManyEntries {
+        /// How many were found when counting ended.
         found: usize,
         /// The limit.
         max: usize,
@@ -131,6 +143,9 @@ impl From<RequestError> for Failure {
             }
             RequestError::TooMany { field, found, max } => {
                 failure.field = Some(field.to_owned());
+                failure.facts = vec![("found", found.to_string()), ("max", max.to_string())];
+            }
+            RequestError::TooManyEntries { found, max } => {
                 failure.facts = vec![("found", found.to_string()), ("max", max.to_string())];
             }
             RequestError::Malformed { .. } => {}
@@ -282,6 +297,10 @@ pub(crate) fn sort_foreign(status: &Status, path: &str) -> Option<Failure> {
     }
     let message = status.message();
     match status.code() {
+        Code::InvalidArgument if message.starts_with(TOO_MANY_ENTRIES) => {
+            let [found, max] = numbers(message)?;
+            Some(RequestError::TooManyEntries { found, max }.into())
+        }
         Code::OutOfRange => {
             let [size, limit] = numbers(message)?;
             Some(RequestError::TooLarge { size, limit }.into())
@@ -371,6 +390,14 @@ mod tests {
             Some((
                 "REQUEST_TOO_LARGE",
                 vec![("size", "9".into()), ("limit", "8".into())]
+            ))
+        );
+        let many = Status::invalid_argument(format!("{TOO_MANY_ENTRIES}: 9, allowed are 8"));
+        assert_eq!(
+            sorted(&many),
+            Some((
+                "INVALID_REQUEST",
+                vec![("found", "9".into()), ("max", "8".into())]
             ))
         );
         let unknown = Status::unimplemented("");

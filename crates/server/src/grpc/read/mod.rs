@@ -13,13 +13,14 @@ mod pump;
 use std::sync::Arc;
 
 use tidelog_proto::v1::{GoingAway, ReadRequest, ReadResponse, read_request, read_response};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::call::Meter;
 use super::status::RequestError;
 use super::task::Waiting;
-use super::{Shared, message_is_complete};
+use super::{Shared, message_is_taken};
+use crate::room::Room;
 use crate::transport::Peer;
 
 /// How many messages wait for the client.
@@ -44,7 +45,7 @@ enum End {
 #[derive(Debug)]
 pub(crate) struct Unsent {
     answer: Result<ReadResponse, Status>,
-    _room: Option<OwnedSemaphorePermit>,
+    _room: Option<Room>,
 }
 
 impl Waiting for Unsent {
@@ -147,7 +148,7 @@ impl Requests {
         let message = requests.message().await;
         match message {
             Ok(Some(request)) => {
-                message_is_complete(self.meter.as_ref());
+                message_is_taken(self.meter.as_ref());
                 let empty = || {
                     let what = "start or add_credit_bytes must be given";
                     let error = RequestError::Missing {

@@ -15,7 +15,7 @@ use tidelog_proto::v1::{
     read_request,
 };
 use tidelog_record::{BATCH_HEADER_LEN, BatchHeader, Offset};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use super::super::Shared;
@@ -24,20 +24,18 @@ use super::super::records::RecordCursor;
 use super::super::status::RequestError;
 use super::plan::{Plan, Track};
 use super::{End, Requests, Sender, Unsent, response};
+use crate::room::Room;
 use crate::transport::Peer;
 
 /// A place in the channel to the client.
 type Place<'a> = mpsc::Permit<'a, Unsent>;
-
-/// What a message takes of its connection's room; none for words beside the data.
-type Room = Option<OwnedSemaphorePermit>;
 
 /// Waits for a place in the channel, and for data of at most so many bytes also for room.
 async fn place<'a>(
     sender: &'a Sender,
     peer: &Peer,
     data_max: Option<usize>,
-) -> Result<(Place<'a>, Room), mpsc::error::SendError<()>> {
+) -> Result<(Place<'a>, Option<Room>), mpsc::error::SendError<()>> {
     let place = sender.reserve().await?;
     let room = match data_max {
         Some(len) => tokio::select! {
@@ -50,10 +48,9 @@ async fn place<'a>(
 }
 
 /// Data that waits for the client. What it does not need of the room is given back at once.
-fn unsent(data: ReadData, mut room: Room, len: usize) -> Unsent {
+fn unsent(data: ReadData, mut room: Option<Room>, len: usize) -> Unsent {
     if let Some(room) = &mut room {
-        let excess = room.num_permits().saturating_sub(len);
-        drop(room.split(excess));
+        room.shrink(len);
     }
     Unsent {
         answer: Ok(response(Response::Data(data))),
@@ -138,6 +135,7 @@ impl Pump<'_> {
             let may_send = !self.outbox.is_empty() || (has_more && allowed.is_some());
             // Words beside the data need no room.
             let data_max = allowed.filter(|_| self.outbox.is_empty());
+            let is_large = self.rest.as_ref().is_some_and(|rest| rest.records.is_large());
             tokio::select! {
                 biased;
                 () = self.shared.stopping.cancelled() => return Ok(End::Stopping),
@@ -154,12 +152,19 @@ impl Pump<'_> {
                     match self.outbox.pop_front() {
                         Some(words) => place.send(Ok(response(words)).into()),
                         None => {
-                            let bytes_max = allowed.unwrap_or(self.plan.message_bytes);
+                            let bytes_max = room.as_ref().map_or(self.plan.message_bytes, Room::len);
                             if !self.send_data(place, room, bytes_max).await {
                                 continue;
                             }
                         }
                     }
+                }
+                // The client does not take what it has, and others want the memory.
+                () = self.shared.opened.wanted(), if is_large => {
+                    if let Some(rest) = &mut self.rest {
+                        rest.records.close();
+                    }
+                    continue;
                 }
                 () = &mut idle => {
                     // A client that does not take what waits for it sees that we live.
@@ -192,7 +197,7 @@ impl Pump<'_> {
 
     /// Sends one message of the partition whose turn it is, if it has anything. Tells whether it
     /// had.
-    async fn send_data(&mut self, place: Place<'_>, room: Room, bytes_max: usize) -> bool {
+    async fn send_data(&mut self, place: Place<'_>, room: Option<Room>, bytes_max: usize) -> bool {
         if let Some(rest) = self.rest.take() {
             return self.send_records(place, room, rest, bytes_max).await;
         }
@@ -229,7 +234,12 @@ impl Pump<'_> {
                 true
             }
             Format::Records => {
-                let records = RecordCursor::new(batches.parts, track.next, batches.next_offset);
+                let records = RecordCursor::new(
+                    batches.parts,
+                    track.next,
+                    batches.next_offset,
+                    self.shared.opened.clone(),
+                );
                 let rest = Rest {
                     track: at,
                     records,
@@ -244,7 +254,7 @@ impl Pump<'_> {
     async fn send_records(
         &mut self,
         place: Place<'_>,
-        room: Room,
+        room: Option<Room>,
         mut rest: Rest,
         bytes_max: usize,
     ) -> bool {
