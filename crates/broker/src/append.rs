@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tidelog_controller::TimestampPolicy;
 use tidelog_record::{
-    BatchBuilder, BatchHeader, BatchLimits, Compression, Offset, ProducedBatch, Timestamp, partition_for_key,
-    validate_produced,
+    BatchBuilder, BatchHeader, BatchLimits, Compression, Offset, ProducedBatch, Timestamp,
+    partition_for_key, validate_produced,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 

@@ -13,7 +13,8 @@ use support::{
     FakeClock, append, config, create, in_flight, new_topic, open, read_all, record, seams, submit,
 };
 use tidelog_broker::{
-    Acks, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest, FetchedPartition, NewRecord, Seams,
+    Acks, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest, FetchedPartition, NewRecord,
+    Seams,
 };
 use tidelog_record::{Offset, Timestamp};
 use tidelog_sim::SimDisk;

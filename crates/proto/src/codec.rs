@@ -269,7 +269,11 @@ mod tests {
         for len in 0..whole.len() {
             assert!(SHAPES.entries(shape, &whole[..len]) <= 5, "{len}");
         }
-        for garbage in [&[0xff; 30][..], &[0x0b, 0x0c], &[0x12, 0xff, 0xff, 0xff, 0xff, 0x0f]] {
+        for garbage in [
+            &[0xff; 30][..],
+            &[0x0b, 0x0c],
+            &[0x12, 0xff, 0xff, 0xff, 0xff, 0x0f],
+        ] {
             assert_eq!(SHAPES.entries(shape, garbage), 0);
         }
     }

@@ -18,12 +18,15 @@ use crate::opened::OpenedBatches;
 use crate::room::Total;
 use crate::transport::{Connections, Incoming};
 
-/// HTTP/2 windows: how many bytes a client may have under way on one stream, and on a connection.
-/// With the protocol's 64 KiB one that is 60 ms away gets 1 MB/s.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-/// Eight streams' worth, also because the HTTP/2 library ends a connection on which small frames wait
-/// whose count it finds suspicious against this window: a full stream window of small requests, one a
-/// frame, must stay below that.
+/// How many bytes of one stream a client may have under way that were not read: with the protocol's
+/// own 64 KiB a client that is 60 ms away gets 1 MB/s, with this 4.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for a connection.
+///
+/// Much more than a stream's, since the HTTP/2 library ends a connection on which many small frames
+/// wait unread: each counts what it lacks to 256 bytes, and half of this is what they may count
+/// together. A stream that is held back, full of frames of 16 bytes, must stay below that, and so must
+/// five with the smallest batches.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// The headers of one call, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;

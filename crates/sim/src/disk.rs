@@ -11,6 +11,7 @@ use tidelog_disk::{DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, LockErr
 use crate::SimRng;
 use crate::faults::Call;
 use crate::handle::{SimFile, SimLock};
+use crate::holds::Holds;
 use crate::names::Ino;
 use crate::state::State;
 
@@ -22,6 +23,7 @@ const FREE_BYTES_DEFAULT: u64 = 1 << 40;
 #[derive(Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    pub(crate) holds: Arc<Holds>,
 }
 
 impl fmt::Debug for SimDisk {
@@ -44,6 +46,7 @@ impl SimDisk {
     pub(crate) fn with_state(state: State) -> Self {
         Self {
             state: Arc::new(Mutex::new(state)),
+            holds: Arc::default(),
         }
     }
 
@@ -58,6 +61,7 @@ impl SimDisk {
         call: Call<'_>,
         act: impl FnOnce(&mut State) -> io::Result<T>,
     ) -> Result<T, DiskError> {
+        self.holds.pass(&call);
         let mut state = self.state();
         let result = match state.faults.count(&call) {
             None => act(&mut state),
@@ -181,8 +185,10 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<(), DiskError> {
+        let call = mutates(DiskOp::SyncDir, dir);
+        self.holds.pass(&call);
         let mut state = self.state();
-        let failed = state.faults.count(&mutates(DiskOp::SyncDir, dir));
+        let failed = state.faults.count(&call);
         let result = state.sync_dir(dir, failed);
         result.map_err(|e| DiskError::new(DiskOp::SyncDir, dir, e))
     }

@@ -57,7 +57,7 @@ impl OpFilter {
         self
     }
 
-    fn takes(&self, call: &Call<'_>) -> bool {
+    pub(crate) fn takes(&self, call: &Call<'_>) -> bool {
         let takes_op = match &self.which {
             Which::Any => true,
             Which::Mutating => call.mutates,

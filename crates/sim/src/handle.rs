@@ -68,17 +68,18 @@ impl SimFile {
         op: DiskOp,
         act: impl FnOnce(&mut State, Option<io::Error>) -> io::Result<T>,
     ) -> Result<T, DiskError> {
-        let mut state = self.disk.state();
-        let result = if state.incarnation == self.incarnation {
-            let mutates = matches!(
+        let call = Call {
+            op,
+            path: &self.path,
+            mutates: matches!(
                 op,
                 DiskOp::Write | DiskOp::Sync | DiskOp::SetLen | DiskOp::Reserve
-            );
-            let failed = state.faults.count(&Call {
-                op,
-                path: &self.path,
-                mutates,
-            });
+            ),
+        };
+        self.disk.holds.pass(&call);
+        let mut state = self.disk.state();
+        let result = if state.incarnation == self.incarnation {
+            let failed = state.faults.count(&call);
             if matches!(op, DiskOp::Write | DiskOp::SetLen | DiskOp::Reserve) && !self.is_writable {
                 Err(io::Error::from_raw_os_error(BAD_HANDLE))
             } else {

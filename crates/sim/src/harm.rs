@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::faults::{FailMode, InjectedError, OpFilter};
+use crate::holds::Hang;
 use crate::image::SECTOR_BYTES;
 use crate::names::Ino;
 use crate::state::State;
@@ -13,6 +14,7 @@ impl SimDisk {
     /// Power loss. Of everything unsynced, what survives is drawn from the seed. All open files
     /// fail from now on, all locks are free, and armed failures are gone.
     pub fn crash(&self) {
+        self.holds.clear();
         let state = &mut *self.state();
         state.end_process();
         let used = state.used();
@@ -33,6 +35,7 @@ impl SimDisk {
     /// The process ends, the system goes on: nothing is lost, but all open files fail from now on,
     /// all locks are free, and armed failures are gone.
     pub fn kill(&self) {
+        self.holds.clear();
         self.state().end_process();
     }
 
@@ -93,6 +96,12 @@ impl SimDisk {
         mode: FailMode,
     ) {
         self.state().faults.arm(filter, nth, error.into(), mode);
+    }
+
+    /// Makes all calls that `filter` takes hang, before they do anything, until what is returned
+    /// is dropped, or the disk crashes or its process is killed.
+    pub fn hang(&self, filter: OpFilter) -> Hang {
+        self.holds.add(filter)
     }
 
     /// Disarms all failures.

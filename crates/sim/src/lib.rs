@@ -48,6 +48,7 @@ mod faults;
 mod file;
 mod handle;
 mod harm;
+mod holds;
 mod image;
 mod names;
 mod rng;
@@ -55,5 +56,6 @@ mod state;
 
 pub use disk::SimDisk;
 pub use faults::{FailMode, InjectedError, OpFilter};
+pub use holds::Hang;
 pub use image::SECTOR_BYTES;
 pub use rng::SimRng;

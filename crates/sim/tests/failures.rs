@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{contents, create, create_durable, disk, names, write};
 use tidelog_disk::{Disk, DiskOp, OpenHow};
-use tidelog_sim::{FailMode, InjectedError, OpFilter};
+use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 #[test]
 fn a_failed_sync_loses_bytes_that_no_later_sync_saves() {
@@ -366,4 +366,29 @@ fn files_without_names_are_forgotten_once_closed() {
     drop(file);
     disk.sync_dir(Path::new("/d")).unwrap();
     assert!(format!("{disk:?}").contains("files: 0"), "{disk:?}");
+}
+
+#[test]
+fn a_call_that_hangs_goes_on_where_it_was() {
+    let disk = SimDisk::new(1);
+    let dir = Path::new("/d");
+    disk.create_dir_all(dir).unwrap();
+    let file = disk.open(&dir.join("f"), OpenHow::CreateNew).unwrap();
+    let hang = disk.hang(OpFilter::op(DiskOp::Sync).on("f"));
+    std::thread::scope(|scope| {
+        let sync = scope.spawn(|| file.sync_data());
+        hang.wait_until_one_hangs();
+        // Other calls go on meanwhile.
+        write(&*file, 0, b"x").unwrap();
+        assert!(!sync.is_finished());
+        drop(hang);
+        sync.join().unwrap().unwrap();
+    });
+    let hang = disk.hang(OpFilter::op(DiskOp::Sync));
+    std::thread::scope(|scope| {
+        let sync = scope.spawn(|| file.sync_data());
+        hang.wait_until_one_hangs();
+        disk.kill();
+        sync.join().unwrap().unwrap_err();
+    });
 }

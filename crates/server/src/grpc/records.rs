@@ -60,12 +60,7 @@ pub(super) struct Taken {
 
 impl RecordCursor {
     /// Records of `parts` with offsets in `from..end`. `end` is also where reading goes on.
-    pub(super) fn new(
-        parts: Vec<Bytes>,
-        from: Offset,
-        end: Offset,
-        opened: OpenedBatches,
-    ) -> Self {
+    pub(super) fn new(parts: Vec<Bytes>, from: Offset, end: Offset, opened: OpenedBatches) -> Self {
         Self {
             parts: parts.into(),
             batches: split_batches(Bytes::new(), 0),
@@ -322,7 +317,8 @@ mod tests {
     async fn a_damaged_batch_is_told() {
         let mut bytes = batch(0, 3, Compression::None).to_vec();
         *bytes.last_mut().unwrap() ^= 1;
-        let mut cursor = RecordCursor::new(vec![Bytes::from(bytes)], offset(0), offset(3), opened());
+        let mut cursor =
+            RecordCursor::new(vec![Bytes::from(bytes)], offset(0), offset(3), opened());
         assert!(matches!(
             cursor.take(1000).await,
             Err(ReadError::Damaged(_))

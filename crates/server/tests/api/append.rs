@@ -443,3 +443,59 @@ async fn too_many_records_in_one_request_are_refused() {
         .fact("found", 200_001)
         .fact("max", 200_000);
 }
+
+#[tokio::test]
+async fn a_request_that_would_grow_when_decoded_is_refused_before() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let request = |records, headers| {
+        let record = v1::NewRecord {
+            headers: vec![v1::Header::default(); headers],
+            ..v1::NewRecord::default()
+        };
+        v1::AppendRequest {
+            topic: "t".to_owned(),
+            partition: Some(0),
+            payload: Some(v1::append_request::Payload::Records(v1::NewRecords {
+                records: vec![record; records],
+                ..v1::NewRecords::default()
+            })),
+            ..v1::AppendRequest::default()
+        }
+    };
+    for (records, headers) in [(3_000_000, 0), (10, 300_000)] {
+        let status = f.log.append(request(records, headers)).await.unwrap_err();
+        let told = told(status, Code::InvalidArgument, "INVALID_REQUEST");
+        told.fact("max", 250_000).cannot_be_retried();
+        let found: usize = told.facts["found"].parse().unwrap();
+        assert!(
+            (250_001..250_010).contains(&found),
+            "counted no further: {found}"
+        );
+    }
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+}
+
+#[tokio::test]
+async fn what_decoded_records_take_counts_as_received() {
+    // 1,000 empty records are 2,000 bytes in the request and 160,000 in memory.
+    let mut f = Fixture::with(|config| {
+        config.limits.request_bytes_max = 64 * 1024;
+        config.limits.receiving_bytes_max = 100_000;
+    })
+    .await;
+    f.create("t", 1).await;
+    let records = |count| v1::AppendRequest {
+        topic: "t".to_owned(),
+        partition: Some(0),
+        payload: Some(v1::append_request::Payload::Records(v1::NewRecords {
+            records: vec![v1::NewRecord::default(); count],
+            ..v1::NewRecords::default()
+        })),
+        ..v1::AppendRequest::default()
+    };
+    let status = f.log.append(records(1000)).await.unwrap_err();
+    told(status, Code::ResourceExhausted, "OVERLOADED").can_be_retried();
+    f.log.append(records(500)).await.unwrap();
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+}

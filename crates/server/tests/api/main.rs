@@ -5,6 +5,7 @@
 mod append;
 mod fetch;
 mod http;
+mod http2;
 mod limits;
 mod produce;
 mod read;

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::position::At;
 use tidelog_proto::v1::read_response::Response;
 use tidelog_proto::v1::{self, ReadStart, read_request};
 use tidelog_record::Compression;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::support::{Fixture, append_batch, at, batch_of, in_time, text, told, told_within};
@@ -24,7 +26,15 @@ impl Reading {
         Self::with(f, read_request::Request::Start(start)).await
     }
 
+    async fn over(mut log: LogClient<Channel>, start: ReadStart) -> Self {
+        Self::by(&mut log, read_request::Request::Start(start)).await
+    }
+
     async fn with(f: &Fixture, first: read_request::Request) -> Self {
+        Self::by(&mut f.another().await, first).await
+    }
+
+    async fn by(log: &mut LogClient<Channel>, first: read_request::Request) -> Self {
         let (requests, stream) = mpsc::channel(16);
         requests
             .send(v1::ReadRequest {
@@ -32,7 +42,6 @@ impl Reading {
             })
             .await
             .unwrap();
-        let mut log = f.another().await;
         let responses = log
             .read(ReceiverStream::new(stream))
             .await
@@ -617,5 +626,80 @@ async fn reads_of_one_connection_share_a_bound_and_all_get_through() {
     });
     for total in futures_util::future::join_all(totals).await {
         assert!(total > 5_000_000);
+    }
+}
+
+#[tokio::test]
+async fn what_others_do_not_take_slows_a_reader_but_never_stops_it() {
+    // All connections together may have one fetch waiting.
+    let mut f = Fixture::with(|config| {
+        config.limits.fetch_bytes_max = 2 << 20;
+        config.limits.connection_unsent_bytes_max = 2 << 20;
+        config.limits.unsent_bytes_max = 2 << 20;
+    })
+    .await;
+    f.create("t", 1).await;
+    let value = "x".repeat(900_000);
+    for _ in 0..20 {
+        f.append("t", 0, &[&value]).await;
+    }
+    let batches = || ReadStart {
+        format: v1::Format::Batches.into(),
+        ..records("t")
+    };
+    // Takes nothing: its window fills, then its connection's share.
+    let hogs = [
+        Reading::over(f.another().await, batches()).await,
+        Reading::over(f.another().await, batches()).await,
+        Reading::over(f.another().await, batches()).await,
+    ];
+    f.until_metric_at_least("tidelog_grpc_unsent_bytes", 1.8e6)
+        .await;
+    let mut quick = Reading::over(f.another().await, batches()).await;
+    quick.started().await;
+    let mut total = 0;
+    while let Some(Response::Data(data)) = quick.next().await {
+        total += data.batches.len();
+    }
+    assert!(total > 18_000_000);
+    drop((hogs, quick));
+    f.until_metric("tidelog_grpc_unsent_bytes", 0.0).await;
+}
+
+#[tokio::test]
+async fn large_decompressed_batches_share_a_bound_and_all_readers_get_through() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    // 40 MiB that compress to a few kilobytes: six of them are all that may be open.
+    let value = vec![0; 1 << 20];
+    let mut builder = tidelog_record::BatchBuilder::new(tidelog_record::Compression::Zstd);
+    let at = tidelog_record::Timestamp::from_millis(1);
+    for _ in 0..40 {
+        builder.push(at, None, Some(&value), &[]).unwrap();
+    }
+    let large = builder.build().unwrap();
+    f.log
+        .append(crate::support::append_batch("t", 0, large))
+        .await
+        .unwrap();
+    // Each takes one message and then nothing, with its batch open.
+    let mut slow = Vec::new();
+    for _ in 0..10 {
+        let mut reading = Reading::over(f.another().await, records("t")).await;
+        reading.started().await;
+        assert!(matches!(reading.next().await, Some(Response::Data(_))));
+        slow.push(reading);
+    }
+    for mut reading in slow {
+        let mut next = 1;
+        while let Some(Response::Data(data)) = reading.next().await {
+            next += data.records.len();
+            assert!(
+                data.records
+                    .iter()
+                    .all(|r| r.value.as_ref().unwrap().len() == 1 << 20)
+            );
+        }
+        assert_eq!(next, 40);
     }
 }

@@ -145,6 +145,10 @@ impl Fixture {
     }
 
     /// Waits until a metric has a value.
+    pub(crate) async fn until_metric_at_least(&self, name: &str, value: f64) {
+        until(async || self.metric(name).await >= value).await;
+    }
+
     pub(crate) async fn until_metric(&self, name: &str, value: f64) {
         until(async || (self.metric(name).await - value).abs() < f64::EPSILON).await;
     }

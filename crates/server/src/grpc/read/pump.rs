@@ -135,7 +135,10 @@ impl Pump<'_> {
             let may_send = !self.outbox.is_empty() || (has_more && allowed.is_some());
             // Words beside the data need no room.
             let data_max = allowed.filter(|_| self.outbox.is_empty());
-            let is_large = self.rest.as_ref().is_some_and(|rest| rest.records.is_large());
+            let is_large = self
+                .rest
+                .as_ref()
+                .is_some_and(|rest| rest.records.is_large());
             tokio::select! {
                 biased;
                 () = self.shared.stopping.cancelled() => return Ok(End::Stopping),

@@ -1,0 +1,235 @@
+//! What other gRPC implementations do with HTTP/2 and ours does not: frames of their own sizes,
+//! and deadlines that they leave to the server.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
+use http::Request;
+use prost::Message;
+use tidelog_broker::Seams;
+use tidelog_disk::DiskOp;
+use tidelog_proto::v1;
+use tidelog_sim::{OpFilter, SimDisk};
+use tokio::net::TcpStream;
+use tonic::{Code, Status};
+
+use crate::support::{Fixture, append_batch, append_records, batch, fetch, in_time, told};
+
+/// A connection whose frames the test makes.
+async fn connect(f: &Fixture) -> SendRequest<Bytes> {
+    let io = TcpStream::connect(f.server.grpc_addr()).await.unwrap();
+    let (requests, connection) = h2::client::Builder::new()
+        .initial_window_size(8 << 20)
+        .initial_connection_window_size(64 << 20)
+        .handshake(io)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    requests
+}
+
+/// Begins a call.
+async fn call(
+    requests: &mut SendRequest<Bytes>,
+    method: &str,
+    timeout: Option<&str>,
+) -> (
+    impl Future<Output = Result<http::Response<RecvStream>, h2::Error>> + use<>,
+    SendStream<Bytes>,
+) {
+    let mut request = Request::post(format!("http://tidelog/tidelog.v1.Log/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if let Some(timeout) = timeout {
+        request = request.header("grpc-timeout", timeout);
+    }
+    let mut ready = requests.clone().ready().await.unwrap();
+    ready
+        .send_request(request.body(()).unwrap(), false)
+        .unwrap()
+}
+
+/// A message as gRPC frames it.
+fn framed(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(message.encoded_len()).unwrap());
+    message.encode(&mut bytes).unwrap();
+    bytes.freeze()
+}
+
+/// Sends bytes as one frame, when the peer's window lets it.
+async fn send(stream: &mut SendStream<Bytes>, bytes: Bytes) {
+    stream.reserve_capacity(bytes.len());
+    while stream.capacity() < bytes.len() {
+        std::future::poll_fn(|cx| stream.poll_capacity(cx))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    stream.send_data(bytes, false).unwrap();
+}
+
+/// The messages of an answer, until it ends or there are `count`.
+async fn messages<M: Message + Default>(body: &mut RecvStream, count: usize) -> Vec<M> {
+    let (mut bytes, mut messages) = (BytesMut::new(), Vec::new());
+    while messages.len() < count {
+        let Some(data) = body.data().await else {
+            break;
+        };
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+        bytes.extend_from_slice(&data);
+        while bytes.len() >= 5 {
+            let len = 5 + u32::from_be_bytes(bytes[1..5].try_into().unwrap()) as usize;
+            if bytes.len() < len {
+                break;
+            }
+            messages.push(M::decode(&bytes.split_to(len)[5..]).unwrap());
+        }
+    }
+    messages
+}
+
+/// The status with which a call without an answer ended.
+async fn refused(
+    response: impl Future<Output = Result<http::Response<RecvStream>, h2::Error>>,
+) -> Status {
+    let response = in_time(response).await.unwrap();
+    Status::from_header_map(response.headers()).expect("no answer but a status")
+}
+
+#[tokio::test]
+async fn many_requests_of_one_small_frame_each_are_all_answered() {
+    // So little may be in flight that the stream is held back nearly all the time, with as many
+    // frames waiting as the window lets in.
+    let mut f = Fixture::with(|config| {
+        config.limits.request_bytes_max = 64 * 1024;
+        config.limits.connection_in_flight_bytes_max = 64 * 1024;
+    })
+    .await;
+    f.create("t", 1).await;
+    let mut requests = connect(&f).await;
+    let (response, mut stream) = call(&mut requests, "Produce", None).await;
+    const COUNT: usize = 60_000;
+    let sending = tokio::spawn(async move {
+        for id in 0..COUNT {
+            let mut append = append_records("t", &[(None, "v")]);
+            append.acks = v1::Acks::Leader.into();
+            let request = v1::ProduceRequest {
+                correlation_id: id as u64,
+                append: Some(append),
+            };
+            let frame = framed(&request);
+            assert!(frame.len() < 40, "{}", frame.len());
+            send(&mut stream, frame).await;
+        }
+        stream.send_data(Bytes::new(), true).unwrap();
+    });
+    let mut body = in_time(response).await.unwrap().into_body();
+    let mut answers = in_time(messages::<v1::ProduceResponse>(&mut body, COUNT)).await;
+    in_time(sending).await.unwrap();
+    // Answers come as they are ready.
+    answers.sort_by_key(|answer| answer.correlation_id);
+    let mut offsets: Vec<u64> = Vec::new();
+    for (id, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.correlation_id, id as u64);
+        let Some(v1::produce_response::Outcome::Appended(appended)) = &answer.outcome else {
+            panic!("{answer:?}");
+        };
+        offsets.extend(appended.results[0].base_offset);
+    }
+    assert_eq!(offsets, (0..COUNT as u64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_request_may_come_in_frames_of_any_size() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let request = framed(&append_batch("t", 0, batch(&["x".repeat(2000).as_str()])));
+    for (at, size) in [1, 2, 3, 5, 100, 16_384].into_iter().enumerate() {
+        let mut requests = connect(&f).await;
+        let (response, mut stream) = call(&mut requests, "Append", None).await;
+        for part in request.chunks(size) {
+            send(&mut stream, Bytes::copy_from_slice(part)).await;
+        }
+        stream.send_data(Bytes::new(), true).unwrap();
+        let mut body = in_time(response).await.unwrap().into_body();
+        let answers = in_time(messages::<v1::AppendResponse>(&mut body, 1)).await;
+        assert_eq!(answers[0].results[0].base_offset, Some(at as u64), "{size}");
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_that_waits_past_its_deadline_is_told_so() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let mut requests = connect(&f).await;
+    let (response, mut stream) = call(&mut requests, "Fetch", Some("50m")).await;
+    let wait = v1::FetchRequest {
+        min_bytes: 1,
+        max_wait_ms: 60_000,
+        ..fetch("t", 0, 0)
+    };
+    stream.send_data(framed(&wait), true).unwrap();
+    told(
+        refused(response).await,
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+    )
+    .fact("timeout_ms", 50)
+    .cannot_be_retried();
+}
+
+#[tokio::test]
+async fn an_append_past_its_deadline_is_told_so_and_goes_on() {
+    let disk = Arc::new(SimDisk::new(7));
+    let seams = Seams {
+        disk: disk.clone(),
+        ..Seams::os()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut f = Fixture::on(dir, seams, |_| {}).await;
+    f.create("t", 1).await;
+    let hung = disk.hang(OpFilter::op(DiskOp::Sync).on("t-0"));
+    let mut requests = connect(&f).await;
+    let (response, mut stream) = call(&mut requests, "Append", Some("50m")).await;
+    let append = append_batch("t", 0, batch(&["v"]));
+    stream.send_data(framed(&append), true).unwrap();
+    told(
+        refused(response).await,
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+    )
+    .fact("timeout_ms", 50)
+    .cannot_be_retried();
+    assert_eq!(
+        f.values("t", 0, 0).await,
+        [""; 0],
+        "not durable, not readable"
+    );
+    drop(hung);
+    let appended = v1::FetchRequest {
+        min_bytes: 1,
+        max_wait_ms: 60_000,
+        ..fetch("t", 0, 0)
+    };
+    in_time(f.log.fetch(appended)).await.unwrap();
+    assert_eq!(f.values("t", 0, 0).await, ["v"]);
+}
+
+#[tokio::test]
+async fn a_deadline_far_away_changes_nothing() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let mut requests = connect(&f).await;
+    let (response, mut stream) = call(&mut requests, "Append", Some("60S")).await;
+    let append = append_batch("t", 0, batch(&["v"]));
+    stream.send_data(framed(&append), true).unwrap();
+    let mut body = in_time(response).await.unwrap().into_body();
+    let answers = in_time(messages::<v1::AppendResponse>(&mut body, 1)).await;
+    assert_eq!(answers[0].results[0].base_offset, Some(0));
+}
