@@ -672,16 +672,13 @@ async fn large_decompressed_batches_share_a_bound_and_all_readers_get_through() 
     f.create("t", 1).await;
     // 40 MiB that compress to a few kilobytes: six of them are all that may be open.
     let value = vec![0; 1 << 20];
-    let mut builder = tidelog_record::BatchBuilder::new(tidelog_record::Compression::Zstd);
+    let mut builder = tidelog_record::BatchBuilder::new(Compression::Zstd);
     let at = tidelog_record::Timestamp::from_millis(1);
     for _ in 0..40 {
         builder.push(at, None, Some(&value), &[]).unwrap();
     }
     let large = builder.build().unwrap();
-    f.log
-        .append(crate::support::append_batch("t", 0, large))
-        .await
-        .unwrap();
+    f.log.append(append_batch("t", 0, large)).await.unwrap();
     // Each takes one message and then nothing, with its batch open.
     let mut slow = Vec::new();
     for _ in 0..10 {
