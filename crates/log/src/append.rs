@@ -11,6 +11,7 @@ use crate::header::SEGMENT_HEADER_LEN;
 use crate::index::{IndexEntry, SegmentIndex};
 use crate::internal::InternalKind;
 use crate::log::Log;
+use crate::producers::{StoredBatch, Verdict};
 use crate::segment::{LogEnd, SEGMENT_BYTES_LIMIT};
 use crate::walk::chain;
 
@@ -21,6 +22,9 @@ pub struct Appended {
     pub batches: usize,
     /// The offset of the first record of the first batch; the others follow without a gap.
     pub base_offset: Offset,
+    /// The first batch was stored before, at `base_offset`: it is the only one taken, and nothing
+    /// was written. It may not be durable yet.
+    pub duplicate: Option<StoredBatch>,
 }
 
 /// An active file is extended by at least this many bytes at a time ...
@@ -29,17 +33,24 @@ const RESERVE_MIN: u64 = 64 << 10;
 const RESERVE_MAX: u64 = 8 << 20;
 /// How many index entries wait in memory before the file gets them.
 const INDEX_ENTRIES_PER_WRITE: usize = 64;
+/// A snapshot of the producers is written after so many bytes, or eight times its own length: what
+/// an open after a kill has to walk.
+const SNAPSHOT_INTERVAL: u64 = 4 << 20;
 
 impl Log {
     /// Appends batches from the front of `batches`, as many as fit the active segment and at least
     /// one, rolling first when it is full or old. Call again for the rest.
+    ///
+    /// A batch of an idempotent producer is taken only if it is its next one, and told to be a
+    /// duplicate if it was stored before.
     ///
     /// The batches get the next offsets and the present leader epoch, in their headers. The bytes
     /// are then the operating system's; they are durable after a sync. Copies 61 bytes a batch,
     /// the stamped headers; bodies go to the file as they are.
     ///
     /// # Errors
-    /// With [`AppendError::Full`] and [`AppendError::TooLarge`] nothing happened. With
+    /// With [`AppendError::Full`] and [`AppendError::TooLarge`] nothing happened; nor with
+    /// [`AppendError::Producer`], which is about the first batch alone. With
     /// [`AppendError::Poisoned`] it is not known whether the batches will be there after the next
     /// open.
     ///
@@ -51,24 +62,42 @@ impl Log {
         now: Timestamp,
     ) -> Result<Appended, AppendError> {
         self.shared.check()?;
+        if let Verdict::Stored(stored) = self.producers.check(batches[0].header())? {
+            return Ok(Appended {
+                batches: 1,
+                base_offset: stored.base_offset,
+                duplicate: Some(stored),
+            });
+        }
         self.check_fits(batches)?;
         self.roll_if_due(batches[0].total_len() as u64, now)?;
         self.write_durable_epochs();
         let (count, len) = self.fitting(batches);
         self.reserve(len)?;
 
+        // Nothing may fail between the write and its note in `end`.
+        next_index(self.end.index, count as u64)?;
         let base_offset = self.end.offset;
         let mut stamped: Vec<([u8; BATCH_HEADER_LEN], Bytes)> = Vec::with_capacity(count);
         let mut next = base_offset;
-        for batch in &mut batches[..count] {
+        for (at, batch) in batches[..count].iter_mut().enumerate() {
+            // The first was checked above. What ends the run is answered by the next call.
+            if at > 0 && self.producers.check(batch.header()) != Ok(Verdict::Next) {
+                break;
+            }
             batch.stamp(next, self.end.epoch);
-            next = next
-                .checked_add(u64::from(batch.record_count()))
-                .ok_or(AppendError::Exhausted)?;
+            next = match next.checked_add(u64::from(batch.record_count())) {
+                Some(next) => next,
+                None if at == 0 => return Err(AppendError::Exhausted),
+                None => break,
+            };
             stamped.push(batch.parts());
+            // Before the write, since the batches behind are checked against it. If the write
+            // fails, nothing is ever appended again.
+            let offset = Offset::from_wire(batch.header().base_offset).expect("it was just given");
+            self.producers.note(batch.header(), offset, Some(now));
         }
-        // Nothing may fail between the write and its note in `end`.
-        next_index(self.end.index, count as u64)?;
+        let count = stamped.len();
         let mut slices = Vec::with_capacity(count * 2);
         for (header, body) in &stamped {
             slices.extend([IoSlice::new(header), IoSlice::new(body)]);
@@ -87,11 +116,16 @@ impl Log {
             end.chain = chain(end.chain, header);
             end.max_timestamp = end.max_timestamp.max(batch.max_timestamp());
         }
+        self.since_snapshot += u64::from(end.position - self.end.position);
         self.advance(end);
         self.write_index_if_due();
+        if self.since_snapshot >= SNAPSHOT_INTERVAL.max(8 * self.snapshot_len) {
+            self.write_producers();
+        }
         Ok(Appended {
             batches: count,
             base_offset,
+            duplicate: None,
         })
     }
 

@@ -8,6 +8,7 @@ use tidelog_disk::DiskError;
 use tidelog_record::{BatchError, Offset};
 
 use crate::internal::InternalError;
+use crate::producers::ProducerError;
 
 /// Damage found in a log's files: bytes that were durable and are not what was written.
 #[derive(Debug, Error)]
@@ -137,6 +138,9 @@ pub enum AppendError {
         /// The longest a segment may be.
         segment_bytes: u64,
     },
+    /// The first batch is of an idempotent producer, and is not its next one.
+    #[error(transparent)]
+    Producer(#[from] ProducerError),
     /// The log has no more offsets, Raft indexes or epochs to give.
     #[error("the log has no more offsets to give")]
     Exhausted,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError, DiskFile};
-use tidelog_record::{LeaderEpoch, Offset, Timestamp};
+use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, Timestamp};
 
 use crate::append::index_entry;
 use crate::epochs::{self, EpochStart};
@@ -13,6 +13,7 @@ use crate::header::LogIdentity;
 use crate::index;
 use crate::internal::{InternalEntry, InternalKind};
 use crate::options::LogOptions;
+use crate::producers::{self, ProducerError, ProducerTable, StoredBatch, Verdict};
 use crate::reader::LogReader;
 use crate::segment::{LogEnd, Segment, epochs_path, index_path};
 use crate::shared::Shared;
@@ -34,6 +35,12 @@ pub struct Log {
     pub(crate) reserved: u64,
     /// Whether the file of the epoch table lacks an entry.
     pub(crate) epochs_unwritten: bool,
+    /// The producers at `end`.
+    pub(crate) producers: ProducerTable,
+    /// Bytes appended since the last snapshot of the producers.
+    pub(crate) since_snapshot: u64,
+    /// How long that was.
+    pub(crate) snapshot_len: u64,
 }
 
 impl Log {
@@ -164,6 +171,12 @@ impl Log {
         if keep_from == 0 {
             return;
         }
+        // What is removed tells nothing any more of the producers that wrote it. Not held up when
+        // it fails: space may be what the removal is for.
+        self.write_producers();
+        if let Err(error) = producers::sync(self.disk(), self.dir(), self.end.offset) {
+            tracing::warn!(%error, "power loss may make producers forgotten");
+        }
         self.shared.set_segments(segments[keep_from..].to_vec());
         for segment in &segments[..keep_from] {
             let removed = self.disk().remove_file(&segment.path).and_then(|()| {
@@ -176,6 +189,7 @@ impl Log {
                 tracing::warn!(error = %e, "a segment below the log start was not removed");
             }
         }
+        self.remove_stale_producers();
         if let Err(e) = self.disk().sync_dir(self.dir()) {
             tracing::warn!(error = %e, "removed segments may be there again after power loss");
         }
@@ -192,7 +206,61 @@ impl Log {
         self.write_index(true);
         self.sync_file()?;
         self.write_durable_epochs();
+        if self.since_snapshot > 0 {
+            self.write_producers();
+        }
         Ok(self.end)
+    }
+
+    /// Where the batch was stored before, or `None` if it is one to be stored.
+    ///
+    /// # Errors
+    /// Why an append of it would be refused.
+    pub fn check_producer(
+        &self,
+        batch: &ProducedBatch,
+    ) -> Result<Option<StoredBatch>, ProducerError> {
+        self.producers
+            .check(batch.header())
+            .map(|verdict| match verdict {
+                Verdict::Stored(stored) => Some(stored),
+                Verdict::Next => None,
+            })
+    }
+
+    /// How many producers the log knows.
+    pub fn producer_count(&self) -> usize {
+        self.producers.len()
+    }
+
+    /// Forgets producers that were last heard of before `before`; returns how many. `now` is the
+    /// time that those found at the open count as heard of.
+    pub fn expire_producers(&mut self, before: Timestamp, now: Timestamp) -> usize {
+        self.producers.expire(before, now)
+    }
+
+    /// Writes a snapshot of the producers as they are now. Without one the next open reads more.
+    pub(crate) fn write_producers(&mut self) {
+        // Also when it fails: the next interval tries again.
+        self.since_snapshot = 0;
+        match producers::write(self.disk(), self.dir(), &self.end, &self.producers) {
+            Ok(len) => self.snapshot_len = len,
+            Err(error) => tracing::warn!(%error, "a snapshot of producers was not written"),
+        }
+        self.remove_stale_producers();
+    }
+
+    fn remove_stale_producers(&self) {
+        let segments = self.shared.segments();
+        let is_segment = |offset| {
+            segments
+                .iter()
+                .any(|segment| segment.header.base_offset == offset)
+        };
+        let removed = producers::remove_stale(self.disk(), self.dir(), self.end.offset, is_segment);
+        if let Err(error) = removed {
+            tracing::warn!(%error, "old snapshots of producers were not removed");
+        }
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {

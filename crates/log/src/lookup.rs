@@ -219,7 +219,7 @@ pub(crate) fn find_damage(
     let mut walk = Walk::new(file, start_of(segment));
     while u64::from(walk.end.position) < limit {
         match walk.step(limit, Look::Everything) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(WalkError::Damage(what)) => return corruption(&segment.path, &walk.end, what),
             // What is known is enough to refuse the file.
             Err(WalkError::Disk(_)) => break,

@@ -17,6 +17,7 @@ use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalError, InternalKi
 use crate::log::{Log, create_dir_durably, remove_if_there};
 use crate::lookup::start_of;
 use crate::options::LogOptions;
+use crate::producers::{ProducerTable, rebuild};
 use crate::recover::Recovered;
 use crate::roll::{NewSegment, encode_header, map_or_go_without, new_segment_file};
 use crate::segment::{
@@ -90,6 +91,9 @@ impl Log {
             end,
             reserved: u64::from(end.position),
             epochs_unwritten: false,
+            producers: ProducerTable::default(),
+            since_snapshot: 0,
+            snapshot_len: 0,
         })
     }
 
@@ -198,6 +202,7 @@ impl Opening<'_> {
         let mut segments = self.keep_above_start(sealed, &active, end.log_start)?;
         segments.push(active.clone());
         let epochs = self.epochs(&segments, &end, &walked_from, epochs)?;
+        let known = rebuild(&**self.disk, self.dir, &segments, &end);
         let disk = self.disk.clone();
         let shared = Shared::new(
             disk,
@@ -216,6 +221,9 @@ impl Opening<'_> {
             end,
             reserved: u64::from(end.position),
             epochs_unwritten: true,
+            producers: known.producers,
+            since_snapshot: known.walked_bytes,
+            snapshot_len: 0,
         };
         log.write_durable_epochs();
         Ok((log, recovery))

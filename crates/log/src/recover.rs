@@ -69,7 +69,7 @@ impl Opening<'_> {
         while u64::from(walk.end.position) < newest.len {
             let before = walk.end;
             match walk.step(newest.len, Look::Everything) {
-                Ok(()) => {
+                Ok(_) => {
                     let last = index
                         .last()
                         .map_or(newest.header_len, |entry| entry.position);

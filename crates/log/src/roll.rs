@@ -98,6 +98,7 @@ impl Log {
         self.shared.set_written(end, &self.file);
         self.shared.set_durable(end, &*self.file);
         self.shared.set_segments(segments);
+        self.write_producers();
         Ok(())
     }
 

@@ -177,8 +177,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Passes one batch that must lie wholly below `limit`.
-    pub(crate) fn step(&mut self, limit: u64, look: Look) -> Result<(), WalkError> {
+    /// Passes one batch that must lie wholly below `limit`; gives its header.
+    pub(crate) fn step(&mut self, limit: u64, look: Look) -> Result<BatchHeader, WalkError> {
         let at = u64::from(self.end.position);
         let room = limit.saturating_sub(at);
         let room_len = usize::try_from(room).unwrap_or(usize::MAX);
@@ -213,7 +213,7 @@ impl<'a> Walk<'a> {
                 index: before.index,
             });
         }
-        Ok(())
+        Ok(header)
     }
 
     /// The bytes `at..at + len`, or fewer when the file ends before.

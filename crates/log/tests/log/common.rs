@@ -104,8 +104,9 @@ pub(crate) fn append(log: &mut Log, batch: ProducedBatch) -> Offset {
     let Appended {
         batches: taken,
         base_offset,
+        duplicate,
     } = log.append(&mut batches, at(0)).unwrap();
-    assert_eq!(taken, 1);
+    assert_eq!((taken, duplicate), (1, None));
     base_offset
 }
 

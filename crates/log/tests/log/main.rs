@@ -12,5 +12,6 @@ mod common;
 mod damage;
 mod faults;
 mod model;
+mod producers;
 mod state;
 mod sync;

@@ -10,11 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use bytes::Bytes;
 use tidelog_disk::DiskOp;
-use tidelog_log::{AppendError, INITIAL_EPOCH, INITIAL_INDEX, Log, LogEnd, LogOptions};
-use tidelog_record::{Compression, LeaderEpoch, Offset, ProducedBatch};
+use tidelog_log::{
+    AppendError, INITIAL_EPOCH, INITIAL_INDEX, Log, LogEnd, LogOptions, ProducerError,
+};
+use tidelog_record::{BatchHeader, Compression, LeaderEpoch, Offset, ProducedBatch};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
 use crate::common::*;
+use crate::producers::{Senders, batch_by};
 
 const SEEDS: u64 = 1000;
 const STEPS: u64 = 60;
@@ -54,9 +57,12 @@ fn random_runs_keep_what_was_durable() {
         poisoned,
         segments,
         trims,
+        duplicates,
     } = seen;
     if all_seeds {
-        let least = [crashes, kills, lost, torn, poisoned, segments, trims];
+        let least = [
+            crashes, kills, lost, torn, poisoned, segments, trims, duplicates,
+        ];
         assert!(least.iter().all(|count| *count > 100), "{seen:?}");
     }
 }
@@ -71,6 +77,7 @@ struct Seen {
     poisoned: u64,
     segments: u64,
     trims: u64,
+    duplicates: u64,
 }
 
 impl Seen {
@@ -82,6 +89,7 @@ impl Seen {
         self.poisoned += other.poisoned;
         self.segments += other.segments;
         self.trims += other.trims;
+        self.duplicates += other.duplicates;
     }
 }
 
@@ -221,8 +229,19 @@ impl World {
     }
 
     fn append(&mut self) {
+        let mut senders = self.senders();
         let mut batches: Vec<(ProducedBatch, Vec<i64>)> = (0..1 + self.rng.below(5))
             .map(|_| {
+                let id = 1 + i64::try_from(self.rng.below(4)).unwrap();
+                // Of those that are gone it may know nothing, once snapshots were spoilt.
+                let first = self.log().reader().segments()[0].base_offset.get();
+                if self.rng.chance(15)
+                    && let Some(last) = senders.0.get(&id)
+                    && last[0].1 >= first
+                {
+                    let (batch, _) = last[self.rng.index(last.len())].clone();
+                    return (batch, Vec::new());
+                }
                 let times: Vec<i64> = (0..1 + self.rng.below(4))
                     .map(|_| self.now + i64::try_from(self.rng.below(100)).unwrap() - 50)
                     .collect();
@@ -231,6 +250,12 @@ impl World {
                 self.rng.fill(&mut value);
                 let records: Vec<(i64, &[u8])> =
                     times.iter().map(|time| (*time, &value[..])).collect();
+                if self.rng.chance(50) {
+                    let sequence = senders.next_sequence(id);
+                    let batch = batch_by(id, 0, sequence, &records);
+                    senders.note(&batch, u64::MAX);
+                    return (batch, times);
+                }
                 let compression = Compression::ALL[self.rng.index(Compression::ALL.len())];
                 (batch_of(&records, compression), times)
             })
@@ -242,9 +267,37 @@ impl World {
             let epoch = self.log().end().epoch.get();
             let result = self.log().append(&mut produced, now);
             let taken = match &result {
+                Ok(appended) if appended.duplicate.is_some() => {
+                    let (batch, times) = batches.remove(0);
+                    assert!(times.is_empty(), "a new batch is told to be old");
+                    assert_eq!(appended.batches, 1);
+                    assert_eq!(self.stored_at(&batch), Some(appended.base_offset.get()));
+                    self.seen.duplicates += 1;
+                    continue;
+                }
                 Ok(appended) => {
                     assert_eq!(appended.base_offset, base);
+                    let taken = &batches[..appended.batches];
+                    assert!(
+                        taken.iter().all(|(_, times)| !times.is_empty()),
+                        "stored twice"
+                    );
                     appended.batches
+                }
+                // Its batches are in segments that are gone, or were sent too long ago.
+                Err(AppendError::Producer(e)) => {
+                    let (batch, times) = batches.remove(0);
+                    let first = self.log().reader().segments()[0].base_offset.get();
+                    let known = self.senders().0.get(&batch.header().producer_id).cloned();
+                    let gone = known.is_some_and(|last| last.iter().all(|(_, at)| *at < first));
+                    let is_old = times.is_empty() && matches!(e, ProducerError::Duplicate { .. });
+                    assert!(gone || is_old, "{e}");
+                    // What this producer sends behind it cannot be stored either.
+                    let id = batch.header().producer_id;
+                    if !times.is_empty() {
+                        batches.retain(|(batch, _)| batch.header().producer_id != id);
+                    }
+                    continue;
                 }
                 // Any of them may be on the disk.
                 Err(AppendError::Poisoned(_)) => batches.len(),
@@ -268,6 +321,27 @@ impl World {
             }
             assert_eq!(self.log().end().offset, next);
         }
+    }
+
+    fn batches(&self) -> impl Iterator<Item = &Bytes> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Batch { bytes, .. } => Some(bytes),
+            _ => None,
+        })
+    }
+
+    fn senders(&self) -> Senders {
+        Senders::of(self.batches())
+    }
+
+    /// Where a batch of a producer is.
+    fn stored_at(&self, batch: &ProducedBatch) -> Option<u64> {
+        let of = |header: &BatchHeader| (header.producer_id, header.base_sequence);
+        self.batches()
+            .map(|bytes| BatchHeader::decode(bytes, bytes.len()).unwrap())
+            .filter(|header| of(header) == of(batch.header()))
+            .map(|header| header.base_offset.unsigned_abs())
+            .last()
     }
 
     fn sync(&mut self) {
@@ -500,9 +574,10 @@ impl World {
             (log_start, log_start)
         );
         self.check_reads();
+        let first = reader.segments()[0].base_offset.get();
+        self.senders().check(self.log(), first);
 
         // Epochs, as far back as there are records.
-        let first = reader.segments()[0].base_offset.get();
         let mut epoch = INITIAL_EPOCH.get();
         let mut starts = Vec::new();
         for (n, entry) in self.entries.iter().enumerate() {

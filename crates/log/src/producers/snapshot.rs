@@ -1,0 +1,216 @@
+//! The files beside a log that hold its producers as they were at some place.
+//!
+//! Like an index a snapshot is derived: written without a sync, believed when its checksum holds
+//! and the headers behind it lead to the end of the log, and else built again.
+
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+
+use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
+use tidelog_record::{LeaderEpoch, Offset, RaftIndex, Timestamp};
+
+use super::{PRODUCER_BATCHES, PRODUCERS_MAX, Producer, ProducerTable, StoredBatch};
+use crate::segment::{LogEnd, base_offset_of};
+use crate::wire::Fields;
+
+pub(super) const MAGIC: [u8; 8] = *b"TPRS\0\x01\0\0";
+const END_LEN: usize = 52;
+const PRODUCER_LEN: usize = 20;
+const BATCH_LEN: usize = 24;
+const LEN_MAX: usize =
+    MAGIC.len() + END_LEN + 4 + PRODUCERS_MAX * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN) + 4;
+/// In place of a time that nobody knows.
+const NO_TIME: i64 = i64::MIN;
+
+/// The file's name: the offset of the place it stands for.
+pub(crate) fn snapshot_path(dir: &Path, offset: Offset) -> PathBuf {
+    dir.join(format!("{:020}.producers", offset.get()))
+}
+
+/// Producers as they were at `end`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) end: LogEnd,
+    pub(crate) producers: ProducerTable,
+}
+
+impl Snapshot {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (content, crc) = bytes.split_last_chunk::<4>()?;
+        if u32::from_be_bytes(*crc) != crc32fast::hash(content) {
+            return None;
+        }
+        let mut fields = Fields::new(content.strip_prefix(&MAGIC)?);
+        let end = LogEnd {
+            sequence: fields.u64()?,
+            position: fields.u32()?,
+            offset: Offset::new(fields.u64()?)?,
+            index: RaftIndex::new(fields.u64()?),
+            epoch: LeaderEpoch::new(fields.u32()?)?,
+            chain: fields.u32()?,
+            max_timestamp: Timestamp::from_millis(fields.i64()?),
+            log_start: Offset::new(fields.u64()?)?,
+        };
+        let count = usize::try_from(fields.u32()?).ok()?;
+        if count > PRODUCERS_MAX {
+            return None;
+        }
+        let mut producers = ProducerTable::default();
+        for _ in 0..count {
+            let id = i64::try_from(fields.u64()?).ok()?;
+            let producer = decode_producer(&mut fields)?;
+            if producers.producers.insert(id, producer).is_some() {
+                return None;
+            }
+        }
+        fields.rest().is_empty().then_some(Self { end, producers })
+    }
+}
+
+/// The snapshot file of `producers` at `end`: producers in the order of their ids.
+pub(super) fn encode(end: &LogEnd, producers: &ProducerTable) -> Vec<u8> {
+    let mut sorted: Vec<_> = producers.producers.iter().collect();
+    sorted.sort_unstable_by_key(|(id, _)| **id);
+    let mut bytes = Vec::with_capacity(
+        MAGIC.len() + END_LEN + 8 + sorted.len() * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN),
+    );
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&end.sequence.to_be_bytes());
+    bytes.extend_from_slice(&end.position.to_be_bytes());
+    bytes.extend_from_slice(&end.offset.get().to_be_bytes());
+    bytes.extend_from_slice(&end.index.get().to_be_bytes());
+    bytes.extend_from_slice(&end.epoch.get().to_be_bytes());
+    bytes.extend_from_slice(&end.chain.to_be_bytes());
+    bytes.extend_from_slice(&end.max_timestamp.millis().to_be_bytes());
+    bytes.extend_from_slice(&end.log_start.get().to_be_bytes());
+    let count = u32::try_from(sorted.len()).expect("their number is bounded");
+    bytes.extend_from_slice(&count.to_be_bytes());
+    for (id, producer) in sorted {
+        bytes.extend_from_slice(&id.to_be_bytes());
+        bytes.extend_from_slice(&producer.epoch.to_be_bytes());
+        let batches = u8::try_from(producer.batches.len()).expect("at most five");
+        bytes.extend_from_slice(&[batches, 0]);
+        bytes.extend_from_slice(&time_to_wire(producer.last_seen).to_be_bytes());
+        for batch in &producer.batches {
+            bytes.extend_from_slice(&batch.base_sequence.to_be_bytes());
+            bytes.extend_from_slice(&batch.records.to_be_bytes());
+            bytes.extend_from_slice(&batch.base_offset.get().to_be_bytes());
+            bytes.extend_from_slice(&time_to_wire(batch.log_append_time).to_be_bytes());
+        }
+    }
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+fn decode_producer(fields: &mut Fields<'_>) -> Option<Producer> {
+    let epoch = i16::try_from(fields.u16()?).ok()?;
+    let count = usize::from(fields.u8()?);
+    if fields.u8()? != 0 || !(1..=PRODUCER_BATCHES).contains(&count) {
+        return None;
+    }
+    let last_seen = time_from_wire(fields.i64()?);
+    let batch = |fields: &mut Fields<'_>| {
+        Some(StoredBatch {
+            base_sequence: i32::try_from(fields.u32()?).ok()?,
+            records: Some(fields.u32()?).filter(|records| *records > 0)?,
+            base_offset: Offset::new(fields.u64()?)?,
+            log_append_time: time_from_wire(fields.i64()?),
+        })
+    };
+    let batches = (0..count).map(|_| batch(fields)).collect::<Option<_>>()?;
+    Some(Producer {
+        epoch,
+        last_seen,
+        batches,
+    })
+}
+
+fn time_to_wire(time: Option<Timestamp>) -> i64 {
+    time.map_or(NO_TIME, Timestamp::millis)
+}
+
+fn time_from_wire(millis: i64) -> Option<Timestamp> {
+    (millis != NO_TIME).then(|| Timestamp::from_millis(millis))
+}
+
+/// Writes the snapshot of `producers` at `end`. Returns its length in bytes.
+pub(crate) fn write(
+    disk: &dyn Disk,
+    dir: &Path,
+    end: &LogEnd,
+    producers: &ProducerTable,
+) -> Result<u64, DiskError> {
+    let bytes = encode(end, producers);
+    let file = disk.open(&snapshot_path(dir, end.offset), OpenHow::Create)?;
+    file.write_at(0, &[IoSlice::new(&bytes)])?;
+    file.set_len(bytes.len() as u64)?;
+    Ok(bytes.len() as u64)
+}
+
+/// Makes the snapshot at `offset` and its name durable.
+pub(crate) fn sync(disk: &dyn Disk, dir: &Path, offset: Offset) -> Result<(), DiskError> {
+    disk.open(&snapshot_path(dir, offset), OpenHow::Write)?
+        .sync_data()?;
+    disk.sync_dir(dir)
+}
+
+/// All snapshots that can be read, newest first.
+pub(crate) fn load_all<'a>(
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+) -> Result<impl Iterator<Item = Snapshot> + 'a, DiskError> {
+    let mut offsets: Vec<Offset> = disk
+        .list(dir)?
+        .iter()
+        .filter_map(|entry| base_offset_of(&entry.name, "producers"))
+        .collect();
+    offsets.sort_unstable();
+    Ok(offsets.into_iter().rev().filter_map(move |offset| {
+        let path = snapshot_path(dir, offset);
+        match load(disk, &path) {
+            Ok(Some(snapshot)) if snapshot.end.offset == offset => Some(snapshot),
+            Ok(_) => {
+                tracing::warn!(snapshot = %path.display(), "a snapshot of producers is broken");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a snapshot of producers cannot be read");
+                None
+            }
+        }
+    }))
+}
+
+fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, DiskError> {
+    let file = disk.open(path, OpenHow::Read)?;
+    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
+    if len > LEN_MAX {
+        return Ok(None);
+    }
+    Ok(Snapshot::decode(&read_up_to(&*file, 0, len)?))
+}
+
+/// Removes the snapshots that no start will want: all but those of a segment's beginning and the
+/// two newest, and those past `end`, which a cut left behind.
+pub(crate) fn remove_stale(
+    disk: &dyn Disk,
+    dir: &Path,
+    end: Offset,
+    is_segment: impl Fn(Offset) -> bool,
+) -> Result<(), DiskError> {
+    let mut offsets: Vec<Offset> = disk
+        .list(dir)?
+        .iter()
+        .filter_map(|entry| base_offset_of(&entry.name, "producers"))
+        .collect();
+    offsets.sort_unstable();
+    let present = offsets.partition_point(|offset| *offset <= end);
+    for (at, offset) in offsets.iter().enumerate() {
+        let is_new = at < present && at + 2 >= present;
+        if !is_new && (at >= present || !is_segment(*offset)) {
+            disk.remove_file(&snapshot_path(dir, *offset))?;
+        }
+    }
+    Ok(())
+}
