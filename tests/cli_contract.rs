@@ -264,6 +264,35 @@ fn exit_codes_tell_what_went_wrong() {
 }
 
 #[test]
+fn only_commands_that_talk_to_a_broker_take_its_address() {
+    // What is wrong with it concerns nobody else.
+    let env = [("TIDELOG_BROKER", "http://not/an/address")];
+    assert_eq!(code(&run(&["version"], &env, b"")), 0);
+    assert_eq!(code(&run(&["completion", "bash"], &env, b"")), 0);
+    let output = run(&["topic", "list"], &env, b"");
+    assert_eq!(code(&output), 2);
+    let said = stderr(&output);
+    assert!(said.contains("http://not/an/address"), "{said}");
+
+    let help = |args: &[&str]| String::from_utf8(run(args, &[], b"").stdout).unwrap();
+    for command in ["topic", "produce", "consume", "offsets", "bench"] {
+        let help = help(&[command, "--help"]);
+        assert!(help.contains("--broker"), "{command}: {help}");
+    }
+    for command in ["serve", "demo", "config", "completion", "version"] {
+        let help = help(&[command, "--help"]);
+        assert!(!help.contains("--broker"), "{command}: {help}");
+    }
+    assert!(help(&["topic", "list", "--help"]).contains("--broker"));
+    assert!(!help(&["--help"]).contains("--broker"));
+
+    let (_dir, broker) = started();
+    let env = [("TIDELOG_BROKER", "nobody.invalid:9400")];
+    let list = ["topic", "list", "--broker", &broker.grpc];
+    assert_eq!(code(&run(&list, &env, b"")), 0, "the flag wins");
+}
+
+#[test]
 fn health_and_metrics() {
     let (_dir, broker) = started();
     broker.ok(&["topic", "create", "t"]);

@@ -205,10 +205,10 @@ mod tests {
     fn maker(options: &str) -> RecordMaker {
         let line = format!("tidelog produce t {options}");
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Produce(args) = cli.command else {
+        let Command::Produce(on) = cli.command else {
             panic!("it says produce");
         };
-        RecordMaker::new(&args)
+        RecordMaker::new(&on.args)
     }
 
     fn line(text: &str) -> Line {
