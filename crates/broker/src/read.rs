@@ -248,7 +248,7 @@ impl PartitionHandle {
     /// Drops every record below `before`, for good, and gives the new log start offset.
     ///
     /// # Errors
-    /// [`ReadError::OutOfRange`] unless that lies between the log start and the high watermark.
+    /// [`DeleteError::OutOfRange`] unless that lies between the log start and the high watermark.
     pub async fn delete_records(&self, before: Position) -> Result<Offset, DeleteError> {
         let partition = &self.partition;
         if partition.topic.is_internal() {
@@ -280,12 +280,11 @@ impl PartitionHandle {
                 requested,
                 start,
                 end,
-            }) => Err(ReadError::OutOfRange {
-                requested: requested.get(),
+            }) => Err(DeleteError::OutOfRange {
+                requested,
                 log_start: start,
                 high_watermark: end,
-            }
-            .into()),
+            }),
             Err(tidelog_log::TrimError::Append(e)) => Err(append_error(partition, e).into()),
         }
     }

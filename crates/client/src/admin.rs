@@ -172,7 +172,7 @@ impl Client {
     /// Looks up a position in each of the partitions; the answers are in the same order.
     ///
     /// # Errors
-    /// [`ClientError::Partition`] for the first partition that failed, and what any call meets.
+    /// [`ClientError::NotLookedUp`] for the first partition that failed, and what any call meets.
     pub async fn list_offsets(
         &self,
         topic: &TopicName,
@@ -200,7 +200,9 @@ impl Client {
             .into_iter()
             .map(|found| {
                 let partition = PartitionId::new(found.partition);
-                partition_error(partition, found.offset, found.error)?;
+                if let Some(source) = in_partition(found.error) {
+                    return Err(ClientError::NotLookedUp { partition, source });
+                }
                 Ok(ListedOffset {
                     partition,
                     offset: offset(found.offset)?,
@@ -214,8 +216,8 @@ impl Client {
     /// offsets they have then, in the same order.
     ///
     /// # Errors
-    /// [`ClientError::Partition`] for the first partition that failed (others may be done), and what
-    /// any call meets.
+    /// [`ClientError::NotDeleted`] for the first partition that failed (others may be done), and
+    /// what any call meets.
     pub async fn delete_records(
         &self,
         topic: &TopicName,
@@ -243,7 +245,9 @@ impl Client {
             .into_iter()
             .map(|deleted| {
                 let partition = PartitionId::new(deleted.partition);
-                partition_error(partition, deleted.log_start_offset, deleted.error)?;
+                if let Some(source) = in_partition(deleted.error) {
+                    return Err(ClientError::NotDeleted { partition, source });
+                }
                 Ok((partition, offset(deleted.log_start_offset)?))
             })
             .collect()
@@ -264,22 +268,9 @@ fn check_count(call: &str, found: usize, asked: usize) -> Result<(), ClientError
     Err(ClientError::Protocol { what })
 }
 
-fn partition_error(
-    partition: PartitionId,
-    next_offset: u64,
-    error: Option<tonic_types::Status>,
-) -> Result<(), ClientError> {
-    match error {
-        None => Ok(()),
-        Some(error) => {
-            let source = Box::new(ClientError::from_message(&error));
-            Err(ClientError::Partition {
-                partition,
-                next_offset,
-                source,
-            })
-        }
-    }
+/// The error that stands beside a partition of an answer.
+fn in_partition(error: Option<tonic_types::Status>) -> Option<Box<ClientError>> {
+    error.map(|error| Box::new(ClientError::from_message(&error)))
 }
 
 /// The offset in a field of the API.

@@ -377,9 +377,18 @@ impl Log for Fake {
 
     async fn delete_records(
         &self,
-        _: Request<v1::DeleteRecordsRequest>,
+        request: Request<v1::DeleteRecordsRequest>,
     ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
-        Err(Status::unimplemented("delete_records"))
+        // Nothing can be deleted here.
+        let beyond = error(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", "0 to 10", None);
+        let partitions = request.into_inner().partitions;
+        let partitions = partitions.into_iter().map(|asked| v1::DeletedRecords {
+            partition: asked.partition,
+            error: Some(in_band(&beyond)),
+            ..Default::default()
+        });
+        let partitions = partitions.collect();
+        Ok(Response::new(v1::DeleteRecordsResponse { partitions }))
     }
 }
 

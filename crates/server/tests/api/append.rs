@@ -401,7 +401,10 @@ async fn deleted_records_cannot_be_read_again() {
         Code::OutOfRange,
         "OFFSET_OUT_OF_RANGE",
     )
+    .says("records before offset 4 cannot be deleted")
+    .says("from the log start, 2, to the high watermark, 3")
     .fact("requested", 4)
+    .fact("log_start_offset", 2)
     .fact("high_watermark", 3);
     let unknown = f
         .log
