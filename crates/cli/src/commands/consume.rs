@@ -58,7 +58,9 @@ enum RecordForm {
 }
 
 pub(crate) fn run(brokers: &BrokerAddresses, args: ConsumeArgs) -> Result<(), Failure> {
+    let topic = args.topic.clone();
     with_client(brokers, async |client| consume(client, args).await)
+        .map_err(|failure| failure.of_topic(&topic))
 }
 
 async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
@@ -106,7 +108,7 @@ async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
             }
             // The other partitions go on; the worst is told at the end.
             Err(error) => {
-                let next = Failure::from(error).of_topic(args.topic.as_str());
+                let next = Failure::from(error).of_topic(&args.topic);
                 next.print();
                 failure = Some(worse(failure, next.exit));
             }

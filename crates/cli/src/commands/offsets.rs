@@ -34,7 +34,8 @@ pub(crate) fn run(brokers: &BrokerAddresses, args: OffsetsArgs) -> Result<(), Fa
     let text = with_client(brokers, async |client| match args.at {
         Some(at) => show_at(&client, &args, at).await,
         None => show_ends(&client, &args).await,
-    })?;
+    })
+    .map_err(|failure| failure.of_topic(&args.topic))?;
     print(&text)
 }
 

@@ -60,7 +60,7 @@ async fn demo() -> Result<(), Failure> {
 
     let broker = start(dir.path(), "Started a broker").await?;
     let written = write(&broker, &topic, &events).await;
-    explained(&broker, written)?;
+    explained(&broker, written.map_err(|failure| failure.of_topic(&topic)))?;
 
     let pid = broker.pid;
     broker.kill().await?;
@@ -70,7 +70,10 @@ async fn demo() -> Result<(), Failure> {
 
     let broker = start(dir.path(), "Started it again on the same directory").await?;
     let replayed = replay(&broker, &topic, &events).await;
-    explained(&broker, replayed)?;
+    explained(
+        &broker,
+        replayed.map_err(|failure| failure.of_topic(&topic)),
+    )?;
     broker.kill().await?;
     dir.close()
         .map_err(|error| Failure::failed(format!("cannot remove the data: {error}")))?;

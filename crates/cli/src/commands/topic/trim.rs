@@ -16,7 +16,7 @@ use crate::parse::position::position_arg;
 pub(crate) struct TrimArgs {
     /// The topic.
     #[arg(value_name = "NAME")]
-    name: TopicName,
+    pub(super) name: TopicName,
     /// The first record to stay: an offset, latest, -N (so many stay), @TIME.
     #[arg(long, value_name = "POSITION", value_parser = position_arg, allow_hyphen_values = true)]
     before: Position,
