@@ -1,6 +1,7 @@
 //! Reading to the end, following, going on after a lost connection, credit.
 
 use std::collections::BTreeMap;
+use std::task::Poll;
 use std::time::Duration;
 
 use tidelog_client::{
@@ -124,6 +125,100 @@ async fn each_record_comes_once_over_lost_connections() {
     }));
     // The last stream asks only for what is left.
     assert_eq!(state.starts.last().unwrap().partitions.len(), 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_goes_away_is_read_on_from_where_it_was() {
+    let fake = Fake::start(2).await;
+    fake.fill(0, 100, 9, Compression::None);
+    fake.fill(1, 50, 9, Compression::Lz4);
+    fake.state().read_goodbyes = [0, 1, 4, 0, 2].into();
+    let (offsets, errors) = read(&fake, config()).await;
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(offsets[&0], (0..100).collect::<Vec<_>>());
+    assert_eq!(offsets[&1], (0..50).collect::<Vec<_>>());
+    let state = fake.state();
+    assert_eq!(state.starts.len(), 6, "a stream for each goodbye, and one");
+    let asked = |start: usize| state.starts[start].partitions[0].from.unwrap().at.unwrap();
+    use tidelog_proto::v1::position::At;
+    assert_eq!(asked(2), At::Offset(9), "behind the one batch that came");
+    assert_eq!(asked(3), At::Offset(45), "and the next four");
+}
+
+#[tokio::test]
+async fn a_follower_comes_back_after_the_broker_went_away() {
+    let fake = Fake::start(1).await;
+    fake.state().read_goodbyes = [1].into();
+    let config = ReaderConfig {
+        follow: true,
+        ..config()
+    };
+    let mut reader = Reader::open(fake.client(), config).await.unwrap();
+    fake.fill(0, 10, 5, Compression::None);
+    for offset in 0..10 {
+        assert_eq!(reader.next().await.unwrap().unwrap().offset.get(), offset);
+    }
+    assert_eq!(fake.state().starts.len(), 2);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_silent_is_given_up_for_a_new_stream() {
+    let fake = Fake::start(1).await;
+    let config = ReaderConfig {
+        follow: true,
+        silence_timeout: Duration::from_millis(20),
+        ..config()
+    };
+    let mut reader = Reader::open(fake.client(), config).await.unwrap();
+    let reading = tokio::spawn(async move { reader.next().await.unwrap().unwrap() });
+    fake.until(|state| state.starts.len() >= 3).await;
+    fake.fill(0, 1, 1, Compression::None);
+    assert_eq!(reading.await.unwrap().offset, Offset::ZERO);
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_stream_alive() {
+    let fake = Fake::start(2).await;
+    let client = fake.client();
+    let silence_timeout = Duration::from_secs(1);
+    let follow = async |partition| {
+        let config = ReaderConfig {
+            partitions: vec![PartitionId::new(partition).into()],
+            follow: true,
+            silence_timeout,
+            ..config()
+        };
+        Reader::open(client.clone(), config).await.unwrap()
+    };
+    let (mut quiet, mut busy) = (follow(0).await, follow(1).await);
+
+    // The clock stands, and does not go on by itself while a thread is at work.
+    tokio::time::pause();
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
+    let working = tokio::task::spawn_blocking(move || {
+        let ended = released.recv_timeout(Duration::from_secs(60));
+        assert!(ended.is_err(), "nothing is ever sent");
+    });
+    let mut next = std::pin::pin!(quiet.next());
+    for turn in 0..5 {
+        fake.state().heartbeats.insert(0, 1);
+        fake.until(|state| state.heartbeats_sent == turn + 1).await;
+        // A record that was sent behind the heartbeat on the same connection: with it, the
+        // heartbeat is here too.
+        fake.add(1, turn);
+        let record = busy.next().await.unwrap().unwrap();
+        assert_eq!(usize::try_from(record.offset.get()).unwrap(), turn);
+        let is_waiting =
+            std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context).is_pending()));
+        assert!(is_waiting.await, "a heartbeat is no record");
+        // Two of these are longer than the silence that is allowed.
+        tokio::time::advance(silence_timeout * 6 / 10).await;
+    }
+    fake.add(0, 0);
+    assert_eq!(next.await.unwrap().unwrap().offset, Offset::ZERO);
+    assert_eq!(fake.state().starts.len(), 2, "the streams of the beginning");
+    drop(release);
+    working.await.unwrap();
 }
 
 #[tokio::test]
