@@ -320,7 +320,7 @@ fn range_facts(
 /// Why records were not deleted.
 #[derive(Clone, Debug, Error)]
 pub enum DeleteError {
-    /// The place could not be looked up.
+    /// The offset could not be looked up.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The offset is below the log start or above the high watermark.

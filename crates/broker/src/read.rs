@@ -40,9 +40,9 @@ pub struct Ends {
     pub leader_epoch: LeaderEpoch,
 }
 
-/// A place in a partition, to be looked up.
+/// An offset in a partition, or by what to look one up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Position {
+pub enum OffsetSpec {
     /// This offset.
     Offset(Offset),
     /// The log start offset.
@@ -55,7 +55,7 @@ pub enum Position {
     BeforeLatest(u64),
 }
 
-/// A place that was looked up.
+/// An offset that was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The offset.
@@ -197,24 +197,24 @@ impl PartitionHandle {
         drop(changed);
     }
 
-    /// Looks a place up. An offset is not checked against the log.
+    /// Looks an offset up. One that is given is not checked against the log.
     ///
     /// # Errors
     /// Look-ups by time read from the disk, which may fail.
-    pub async fn resolve(&self, at: Position) -> Result<Resolved, ReadError> {
+    pub async fn resolve(&self, at: OffsetSpec) -> Result<Resolved, ReadError> {
         self.check_open()?;
         let ends = self.ends();
         let (offset, timestamp) = match at {
-            Position::Offset(offset) => (offset, None),
-            Position::Earliest => (ends.log_start, None),
-            Position::Latest => (ends.high_watermark, None),
-            Position::BeforeLatest(records) => (
+            OffsetSpec::Offset(offset) => (offset, None),
+            OffsetSpec::Earliest => (ends.log_start, None),
+            OffsetSpec::Latest => (ends.high_watermark, None),
+            OffsetSpec::BeforeLatest(records) => (
                 ends.high_watermark
                     .saturating_sub(records)
                     .max(ends.log_start),
                 None,
             ),
-            Position::Timestamp(timestamp) => {
+            OffsetSpec::Timestamp(timestamp) => {
                 let cold_reads = self.broker.inner().cold_reads.clone();
                 let turn = cold_reads.acquire_owned().await;
                 let turn = turn.map_err(|_| ReadError::Stopping)?;
@@ -249,7 +249,7 @@ impl PartitionHandle {
     ///
     /// # Errors
     /// [`DeleteError::OutOfRange`] unless that lies between the log start and the high watermark.
-    pub async fn delete_records(&self, before: Position) -> Result<Offset, DeleteError> {
+    pub async fn delete_records(&self, before: OffsetSpec) -> Result<Offset, DeleteError> {
         let partition = &self.partition;
         if partition.topic.is_internal() {
             return Err(AppendError::InternalTopic {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tidelog_proto::v1;
 use tidelog_record::{Offset, PartitionId, Timestamp, TopicName};
 
-use crate::{Client, ClientError, Position};
+use crate::{Client, ClientError, OffsetSpec};
 
 /// How a change shall be made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -169,17 +169,17 @@ impl Client {
         Ok(())
     }
 
-    /// Looks up a position in each of the partitions; the answers are in the same order.
+    /// Looks up an offset in each of the partitions; the answers are in the same order.
     ///
     /// # Errors
     /// [`ClientError::NotLookedUp`] for the first partition that failed, and what any call meets.
     pub async fn list_offsets(
         &self,
         topic: &TopicName,
-        positions: &[(PartitionId, Position)],
+        specs: &[(PartitionId, OffsetSpec)],
     ) -> Result<Vec<ListedOffset>, ClientError> {
         let request = v1::ListOffsetsRequest {
-            partitions: positions
+            partitions: specs
                 .iter()
                 .map(|&(partition, at)| v1::ListOffsetsPartition {
                     topic: topic.to_string(),
@@ -194,7 +194,7 @@ impl Client {
                 async move { log.list_offsets(request).await }
             })
             .await?;
-        check_count("ListOffsets", response.partitions.len(), positions.len())?;
+        check_count("ListOffsets", response.partitions.len(), specs.len())?;
         response
             .partitions
             .into_iter()
@@ -212,7 +212,7 @@ impl Client {
             .collect()
     }
 
-    /// Drops all records before a position in each of the partitions, for good. Gives the log start
+    /// Drops all records before an offset in each of the partitions, for good. Gives the log start
     /// offsets they have then, in the same order.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ impl Client {
     pub async fn delete_records(
         &self,
         topic: &TopicName,
-        before: &[(PartitionId, Position)],
+        before: &[(PartitionId, OffsetSpec)],
     ) -> Result<Vec<(PartitionId, Offset)>, ClientError> {
         let request = v1::DeleteRecordsRequest {
             topic: topic.to_string(),

@@ -128,7 +128,7 @@ pub enum ClientError {
         /// Why.
         source: Box<ClientError>,
     },
-    /// A position was not looked up in a partition.
+    /// No offset was looked up in a partition.
     #[error("cannot look up offsets of partition {partition}: {source}")]
     NotLookedUp {
         /// The partition.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tidelog_client::{
-    AdminOptions, Client, ClientError, ErrorClass, PartitionId, Position, TopicName,
+    AdminOptions, Client, ClientError, ErrorClass, OffsetSpec, PartitionId, TopicName,
 };
 
 use crate::fake::Fake;
@@ -60,7 +60,7 @@ async fn topics_come_and_go() {
 #[tokio::test]
 async fn offsets_name_the_partition_that_failed() {
     let client = Fake::start(2).await.client();
-    let at = |partition| (PartitionId::new(partition), Position::Latest);
+    let at = |partition| (PartitionId::new(partition), OffsetSpec::Latest);
     let found = client
         .list_offsets(&topic("t"), &[at(1), at(0)])
         .await
@@ -90,7 +90,7 @@ async fn offsets_name_the_partition_that_failed() {
 #[tokio::test]
 async fn what_was_not_deleted_is_told() {
     let client = Fake::start(2).await.client();
-    let before = [(PartitionId::new(1), Position::BeforeLatest(3))];
+    let before = [(PartitionId::new(1), OffsetSpec::BeforeLatest(3))];
     let error = client
         .delete_records(&topic("t"), &before)
         .await

@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tidelog_client::{
-    Backoff, ClientError, Compression, ErrorClass, Offset, PartitionId, Position, Reader,
+    Backoff, ClientError, Compression, ErrorClass, Offset, OffsetSpec, PartitionId, Reader,
     ReaderConfig, TopicName,
 };
 use tonic::Code;
@@ -61,7 +61,7 @@ async fn ranges_are_exact_though_batches_are_not() {
     let fake = Fake::start(2).await;
     fake.fill(0, 100, 10, Compression::Lz4);
     fake.fill(1, 100, 10, Compression::Lz4);
-    let offset = |offset| Position::Offset(Offset::new(offset).unwrap());
+    let offset = |offset| OffsetSpec::Offset(Offset::new(offset).unwrap());
     let (offsets, _) = read(
         &fake,
         ReaderConfig {
@@ -77,7 +77,7 @@ async fn ranges_are_exact_though_batches_are_not() {
     let (offsets, _) = read(
         &fake,
         ReaderConfig {
-            from: Position::BeforeLatest(3),
+            from: OffsetSpec::BeforeLatest(3),
             ..config()
         },
     )
@@ -89,7 +89,7 @@ async fn ranges_are_exact_though_batches_are_not() {
     let (offsets, _) = read(
         &fake,
         ReaderConfig {
-            from: Position::Latest,
+            from: OffsetSpec::Latest,
             ..config()
         },
     )
@@ -106,7 +106,7 @@ async fn each_record_comes_once_over_lost_connections() {
     let (offsets, errors) = read(
         &fake,
         ReaderConfig {
-            from: Position::BeforeLatest(150),
+            from: OffsetSpec::BeforeLatest(150),
             ..config()
         },
     )
@@ -140,7 +140,7 @@ async fn a_broker_that_goes_away_is_read_on_from_where_it_was() {
     let state = fake.state();
     assert_eq!(state.starts.len(), 6, "a stream for each goodbye, and one");
     let asked = |start: usize| state.starts[start].partitions[0].from.unwrap().at.unwrap();
-    use tidelog_proto::v1::position::At;
+    use tidelog_proto::v1::offset_spec::At;
     assert_eq!(asked(2), At::Offset(9), "behind the one batch that came");
     assert_eq!(asked(3), At::Offset(45), "and the next four");
 }
@@ -310,7 +310,7 @@ async fn a_partition_that_fails_does_not_stop_the_others() {
 async fn partitions_that_cannot_be_read_at_all_are_told() {
     let fake = Fake::start(2).await;
     fake.fill(0, 10, 5, Compression::None);
-    let from = Position::Offset(Offset::new(11).unwrap());
+    let from = OffsetSpec::Offset(Offset::new(11).unwrap());
     let (offsets, errors) = read(&fake, ReaderConfig { from, ..config() }).await;
     assert!(offsets.is_empty());
     assert_eq!(errors.len(), 2, "{errors:?}");

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tidelog_proto::v1;
-use tidelog_proto::v1::position::At;
+use tidelog_proto::v1::offset_spec::At;
 use tidelog_record::Compression;
 use tonic::Code;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tidelog_client::{Client, Position, ProducerRecord, Reader, ReaderConfig};
+use tidelog_client::{Client, OffsetSpec, ProducerRecord, Reader, ReaderConfig};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -33,7 +33,7 @@ pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Fail
     check_size(args, producer.topic_facts(&args.topic).await?)?;
     let run_id = fastrand::u64(..);
     let reader = ReaderConfig {
-        from: Position::Latest,
+        from: OffsetSpec::Latest,
         follow: true,
         ..ReaderConfig::new(args.topic.clone())
     };

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidelog_client::{
-    AdminOptions, Client, ConsumedRecord, Offset, PartitionId, Position, Producer, ProducerConfig,
-    ReadRange, Reader, ReaderConfig, Timestamp, TopicName,
+    AdminOptions, Client, ConsumedRecord, Offset, OffsetSpec, PartitionId, Producer,
+    ProducerConfig, ReadRange, Reader, ReaderConfig, Timestamp, TopicName,
 };
 use tokio::time::Instant;
 
@@ -155,7 +155,7 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
 
     let config = ReaderConfig {
         partitions: vec![FROM_PARTITION.into()],
-        from: Position::Offset(Offset::new(FROM_OFFSET).expect("it is small")),
+        from: OffsetSpec::Offset(Offset::new(FROM_OFFSET).expect("it is small")),
         ..ReaderConfig::new(topic.clone())
     };
     let tail = Replay::read(&client, config).await?;
@@ -184,7 +184,7 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
     ))?;
 
     let config = ReaderConfig {
-        from: Position::Time(SINCE),
+        from: OffsetSpec::Time(SINCE),
         ..ReaderConfig::new(topic.clone())
     };
     let since = Replay::read(&client, config).await?;

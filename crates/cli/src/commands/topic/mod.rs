@@ -28,7 +28,7 @@ pub(crate) enum TopicCommand {
     Alter(AlterArgs),
     /// Give a topic more partitions. Keys may go to other partitions from then on.
     AddPartitions(AddPartitionsArgs),
-    /// Drop all records before a position, for good.
+    /// Drop all records before an offset, for good.
     Trim(trim::TrimArgs),
     /// Delete a topic and all of its records, for good.
     Delete(DeleteArgs),

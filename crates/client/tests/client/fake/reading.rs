@@ -143,10 +143,10 @@ impl Reading {
     /// What can be read, and what cannot.
     fn ranges(&self) -> (Vec<v1::ReadRange>, Vec<v1::ReadPartitionError>) {
         let state = self.fake.state();
-        let look_up = |position: &v1::Position, end: u64| match position.at {
-            Some(v1::position::At::Offset(offset)) => offset,
-            Some(v1::position::At::BeforeLatest(records)) => end.saturating_sub(records),
-            Some(v1::position::At::Latest(_)) => end,
+        let look_up = |spec: &v1::OffsetSpec, end: u64| match spec.at {
+            Some(v1::offset_spec::At::Offset(offset)) => offset,
+            Some(v1::offset_spec::At::BeforeLatest(records)) => end.saturating_sub(records),
+            Some(v1::offset_spec::At::Latest(_)) => end,
             _ => 0,
         };
         let (mut ranges, mut failed) = (Vec::new(), Vec::new());

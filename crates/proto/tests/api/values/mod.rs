@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use tidelog_proto::v1;
-use tidelog_proto::v1::position::At;
+use tidelog_proto::v1::offset_spec::At;
 
 use crate::wire::Case;
 
@@ -41,8 +41,8 @@ fn settings() -> HashMap<String, String> {
     HashMap::from([("retention.ms".to_owned(), "-1".to_owned())])
 }
 
-fn offset(offset: u64) -> v1::Position {
-    v1::Position {
+fn offset(offset: u64) -> v1::OffsetSpec {
+    v1::OffsetSpec {
         at: Some(At::Offset(offset)),
     }
 }
@@ -101,37 +101,37 @@ fn records() -> Vec<Case> {
             },
         ),
         Case::new(
-            "Position",
+            "OffsetSpec",
             "/offset",
-            &v1::Position {
+            &v1::OffsetSpec {
                 at: Some(At::Offset(BIG)),
             },
         ),
         Case::new(
-            "Position",
+            "OffsetSpec",
             "/earliest",
-            &v1::Position {
+            &v1::OffsetSpec {
                 at: Some(At::Earliest(true)),
             },
         ),
         Case::new(
-            "Position",
+            "OffsetSpec",
             "/latest",
-            &v1::Position {
+            &v1::OffsetSpec {
                 at: Some(At::Latest(true)),
             },
         ),
         Case::new(
-            "Position",
+            "OffsetSpec",
             "/timestamp_ms",
-            &v1::Position {
+            &v1::OffsetSpec {
                 at: Some(At::TimestampMs(TIME)),
             },
         ),
         Case::new(
-            "Position",
+            "OffsetSpec",
             "/before_latest",
-            &v1::Position {
+            &v1::OffsetSpec {
                 at: Some(At::BeforeLatest(300)),
             },
         ),
