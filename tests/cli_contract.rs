@@ -162,6 +162,8 @@ fn ranges_and_offsets() {
         said.contains('6') && said.contains("10"),
         "both ends are named: {said}"
     );
+    broker.ok(&["topic", "trim", "t", "--before", "1000", "--yes"]);
+    assert_eq!(consumed(&[]), "", "all there was");
 }
 
 #[test]
