@@ -51,8 +51,8 @@ pub use append::{
 pub use error::{AppendError, DeleteError, ErrorKind, Facts, LookupError, ReadError, TopicError};
 pub use metrics::Metrics;
 pub use read::{
-    Ends, FetchPartition, FetchRequest, FetchedPartition, PartitionData, PartitionHandle, Position,
-    Resolved,
+    Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
+    PartitionHandle, Resolved,
 };
 pub use seams::{Clock, Random, Seams};
 pub use start::StartError;

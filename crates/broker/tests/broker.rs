@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidelog_broker::{
     Acks, AppendError, AppendRequest, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest,
-    NewRecord, NewTopic, Payload, Position, ReadError, Seams,
+    NewRecord, NewTopic, OffsetSpec, Payload, ReadError, Seams,
 };
 use tidelog_disk::DiskOp;
 use tidelog_record::{BatchBuilder, BatchLimits, Compression, Offset, Timestamp, split_batches};
@@ -249,7 +249,7 @@ async fn deleting_records_moves_the_start_for_good() {
     }
     let handle = broker.partition("t", 0).unwrap();
     let start = handle
-        .delete_records(Position::BeforeLatest(1))
+        .delete_records(OffsetSpec::BeforeLatest(1))
         .await
         .unwrap();
     assert_eq!(start.get(), 2);
@@ -258,7 +258,7 @@ async fn deleting_records_moves_the_start_for_good() {
     assert_eq!(read_all(&broker, "t", 0).await, ["c"]);
     let handle = broker.partition("t", 0).unwrap();
     let e = handle
-        .delete_records(Position::Offset(Offset::new(9).unwrap()))
+        .delete_records(OffsetSpec::Offset(Offset::new(9).unwrap()))
         .await
         .unwrap_err();
     assert_eq!(e.reason(), "OFFSET_OUT_OF_RANGE");

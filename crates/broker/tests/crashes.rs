@@ -318,7 +318,7 @@ async fn a_full_disk_refuses_appends_and_new_topics_and_heals() {
     assert_eq!(read_all(&broker, "old", 0).await.unwrap().len(), 1);
     let handle = broker.partition("old", 0).unwrap();
     handle
-        .delete_records(tidelog_broker::Position::Latest)
+        .delete_records(tidelog_broker::OffsetSpec::Latest)
         .await
         .unwrap();
     assert_eq!(broker.health().faults, Vec::<String>::new());

@@ -21,7 +21,7 @@ pub struct ServeArgs {
     /// Form of the logs on stderr: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// What is logged: error, warn, info, debug, trace, or by module, as in
+    /// What is logged: off, error, warn, info, debug, trace, or by module, as in
     /// info,tidelog_log=debug [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -115,7 +115,7 @@ mod tests {
     use clap::{Args, Command};
 
     use super::*;
-    use crate::config::settings::SETTINGS;
+    use crate::config::settings::{LOG_LEVELS, SETTINGS};
 
     #[test]
     fn every_setting_has_its_flag_and_tells_its_default() {
@@ -133,6 +133,11 @@ mod tests {
             let own = help[at..].split("\n\n").next().unwrap();
             let shown = format!("[default: {}]", setting.default);
             assert!(own.contains(&shown), "{own}");
+            if setting.key == "log_level" {
+                let levels = LOG_LEVELS.join(", ");
+                assert!(own.contains(&levels), "{own}");
+                assert!(setting.allowed.contains(&levels), "{}", setting.allowed);
+            }
         }
         let flags = command
             .get_arguments()

@@ -241,13 +241,16 @@ pub(super) static SETTINGS: &[Setting] = &[
     millis!("read_heartbeat_ms", "15000", read_heartbeat),
 ];
 
+/// What can be logged, from nothing to everything.
+pub(super) const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Whether `text` says which events to log.
 ///
 /// `Targets` takes any word for a module, so that a mistyped level would log everything: a word
 /// without `=` must be a level.
 fn is_log_level(text: &str) -> bool {
     let is_level = |word: &str| {
-        ["off", "error", "warn", "info", "debug", "trace"]
+        LOG_LEVELS
             .iter()
             .any(|level| word.eq_ignore_ascii_case(level))
     };
