@@ -78,6 +78,7 @@ impl Log {
             segment: active,
             file,
             end,
+            reserved,
         } = new_segment_file(&*disk, dir, &options, header)?;
         let segments = vec![active.clone()];
         let epochs = EpochTable::default();
@@ -88,8 +89,9 @@ impl Log {
             active,
             file,
             end,
-            reserved: u64::from(end.position),
+            reserved,
             epochs_unwritten: false,
+            pending_epoch: None,
         })
     }
 
@@ -173,7 +175,7 @@ impl Opening<'_> {
 
         // Nothing was changed until here: a refusal leaves the files as they were.
         self.remove_unfinished(unfinished)?;
-        self.make_durable(&*file, &newest, &recovered)?;
+        let reserved = self.make_durable(&*file, &newest, &recovered)?;
         let Recovered {
             mut index,
             walked_from,
@@ -214,8 +216,9 @@ impl Opening<'_> {
             active,
             file,
             end,
-            reserved: u64::from(end.position),
+            reserved,
             epochs_unwritten: true,
+            pending_epoch: None,
         };
         log.write_durable_epochs();
         Ok((log, recovery))

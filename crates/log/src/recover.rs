@@ -151,13 +151,14 @@ impl Opening<'_> {
         }
     }
 
-    /// Keeps a copy of a torn tail, cuts it, and makes what was kept durable.
+    /// Keeps a copy of a torn tail, cuts it, and makes what was kept durable. Returns how far space
+    /// is taken: the room of a log whose end is not torn stays, for the disk may have no other.
     pub(crate) fn make_durable(
         &self,
         file: &dyn DiskFile,
         newest: &Candidate,
         recovered: &Recovered,
-    ) -> Result<(), OpenError> {
+    ) -> Result<u64, OpenError> {
         let Recovered {
             end,
             durable,
@@ -172,9 +173,15 @@ impl Opening<'_> {
                 tracing::warn!(error = %e, "the torn tail could not be kept");
             }
         }
-        let is_cut = newest.len != position;
+        let mut len = position;
+        let resting = newest.len.min(self.options.resting_len(end.position));
+        // What is there may be a hole.
+        if recovery.torn_bytes == 0 && resting > position && file.reserve(resting).is_ok() {
+            len = resting;
+        }
+        let is_cut = newest.len != len;
         if is_cut {
-            file.set_len(position)?;
+            file.set_len(len)?;
         }
         // What the page cache shows is not yet durable, not even after a sync: an earlier sync may
         // have failed and left these pages marked clean. Writing the same bytes again makes them
@@ -192,7 +199,8 @@ impl Opening<'_> {
         // Nor are names known to be durable: neither the newest file's, nor that an unfinished file
         // is gone, which would come back to say that the one before it ended where it no longer
         // does.
-        Ok(self.disk.sync_dir(self.dir)?)
+        self.disk.sync_dir(self.dir)?;
+        Ok(len)
     }
 
     /// Keeps the torn tail for a look: the last one of the log, instead of an earlier one.

@@ -21,6 +21,8 @@ pub(crate) struct NewSegment {
     pub(crate) segment: Arc<Segment>,
     pub(crate) file: Arc<dyn DiskFile>,
     pub(crate) end: LogEnd,
+    /// Space is taken for the file up to here.
+    pub(crate) reserved: u64,
 }
 
 impl Log {
@@ -83,7 +85,12 @@ impl Log {
                 chain: self.end.chain,
             }),
         };
-        let NewSegment { segment, file, end } = self.create_segment(header)?;
+        let NewSegment {
+            segment,
+            file,
+            end,
+            reserved,
+        } = self.create_segment(header)?;
         self.active.seal(SealedEnd::of(&self.end));
         let mut segments = self.shared.segments().to_vec();
         // The segment before the one just sealed is no longer likely to be cached.
@@ -94,7 +101,7 @@ impl Log {
         self.active = segment;
         self.file = file;
         self.end = end;
-        self.reserved = u64::from(end.position);
+        self.reserved = reserved;
         self.shared.set_written(end, &self.file);
         self.shared.set_durable(end, &*self.file);
         self.shared.set_segments(segments);
@@ -139,14 +146,20 @@ pub(crate) fn new_segment_file(
     file.write_at(0, &[IoSlice::new(&encoded)])?;
     file.sync_data()?;
     disk.sync_dir(dir)?;
-    let map_len = map_or_go_without(&*file, options);
     let end = LogEnd::after_header(&header, &encoded);
+    // Only now: a file that is longer than its header must have a header.
+    let reserved = options.resting_len(end.position);
+    if reserved > u64::from(end.position) {
+        file.reserve(reserved)?;
+    }
+    let map_len = map_or_go_without(&*file, options);
     let index = SegmentIndex::new(Segment::index_base(&header));
     let segment = Segment::active(path, header, end.position, file.clone(), index, 0, map_len);
     Ok(NewSegment {
         segment: Arc::new(segment),
         file,
         end,
+        reserved,
     })
 }
 

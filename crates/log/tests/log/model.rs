@@ -126,6 +126,8 @@ impl World {
             segment_bytes: u32::try_from(700 + rng.below(3000)).unwrap(),
             segment_ms: 1 + rng.below(300),
             index_interval_bytes: u32::try_from(1 + rng.below(600)).unwrap(),
+            room_bytes: u32::try_from(rng.below(2) * rng.below(5000)).unwrap(),
+            appends_use_room: rng.chance(50),
         };
         let log = create(&disk, options);
         let recorded = vec![log.end()];
@@ -362,7 +364,12 @@ impl World {
                 self.disk.stop_failing();
                 self.open(Some(end));
                 assert_eq!(self.log().end(), end);
-                let closed = u64::from(end.position);
+                // With the room that it keeps, whole blocks of it.
+                let position = u64::from(end.position);
+                let closed = match u64::from(self.log().options().room_bytes) {
+                    0 => position,
+                    room => (position + room).next_multiple_of(4096),
+                };
                 let path = self.log().reader().segments().pop().unwrap().path;
                 assert_eq!(self.disk.contents(&path).len() as u64, closed);
             }
