@@ -14,8 +14,8 @@ use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
 use tidelog_log::{
-    Found, INITIAL_EPOCH, Log, LogEnd, LogIdentity, LogOptions, OpenError, Poisoned, RoundObserver,
-    SyncCoordinator, SyncTarget,
+    AppendError, Found, INITIAL_EPOCH, Log, LogEnd, LogIdentity, LogOptions, OpenError, Poisoned,
+    RoundObserver, SyncCoordinator, SyncTarget,
 };
 use tidelog_record::{
     BatchLimits, LeaderEpoch, Offset, PartitionId, TopicId, TopicName, split_batches,
@@ -187,11 +187,15 @@ impl Broker {
         start.begin_epochs(&opened)?;
         let mut logs: Vec<HashMap<GroupKey, Log>> = shards_of(&start, opened);
         let mut threads = Vec::new();
+        let space = Space::new(disk, data_dir, start.config.free_bytes_min);
+        if let Some(warning) = space.warning() {
+            tracing::warn!("{warning}");
+        }
         let around = shard::Surroundings {
             coordinator,
             clock: start.seams.clock.clone(),
             metrics: start.metrics.clone(),
-            space: Space::new(disk, data_dir, start.config.free_bytes_min),
+            space,
             lock: lock.clone(),
         };
         for (number, mailbox) in mailboxes.into_iter().enumerate() {
@@ -314,8 +318,15 @@ pub(crate) fn log_options(settings: &TopicSettings) -> LogOptions {
         segment_bytes: settings.segment_bytes,
         segment_ms: settings.segment_ms,
         index_interval_bytes: settings.index_interval_bytes,
+        room_bytes: ROOM_BYTES,
+        appends_use_room: false,
     }
 }
+
+/// For some twenty starts and deletions of records on a full disk.
+const ROOM_BYTES: u32 = 2 << 10;
+/// For some hundred changes of topics on a full disk: settings that let go of more, deletions.
+const METADATA_ROOM_BYTES: u32 = 64 << 10;
 
 /// What the state file says of a group that is new here: its only voter, which has the vote.
 pub(crate) fn new_group(term: u64) -> GroupState {
@@ -328,6 +339,9 @@ pub(crate) fn new_group(term: u64) -> GroupState {
         checkpoint: None,
     }
 }
+
+/// How many records go into the state file at once.
+const RECORDS_AT_ONCE: usize = 1024;
 
 type Groups = BTreeMap<GroupKey, GroupState>;
 
@@ -369,7 +383,11 @@ impl Start {
             .copied()
             .unwrap_or_else(|| new_group(u64::from(INITIAL_EPOCH.get())));
         let identity = self.identity(key, group.incarnation);
-        let options = log_options(&settings);
+        let mut options = log_options(&settings);
+        if key.topic_id == METADATA_TOPIC_ID {
+            options.room_bytes = METADATA_ROOM_BYTES;
+            options.appends_use_room = true;
+        }
         let disk = || self.seams.disk.clone();
         let opened = Log::open(disk(), &dir, identity, options, group.checkpoint);
         let mut log = match opened {
@@ -400,13 +418,18 @@ impl Start {
             ))
         };
         let epoch = epoch.ok_or_else(full)?;
-        log.begin_epoch(epoch).map_err(|e| {
-            OpenError::Disk(DiskError::new(
-                DiskOp::Write,
-                &dir,
-                std::io::Error::other(e),
-            ))
-        })?;
+        match log.begin_epoch(epoch) {
+            Ok(()) => {}
+            // It is readable, and takes appends once the epoch has begun.
+            Err(e @ AppendError::Full { .. }) => {
+                tracing::warn!(error = %e, "the disk is full: a partition opens for reading, and \
+                    takes appends as soon as there is space");
+            }
+            Err(e) => {
+                let source = std::io::Error::other(e);
+                return Err(OpenError::Disk(DiskError::new(DiskOp::Write, &dir, source)));
+            }
+        }
         let partition = Partition::new(
             topic.clone(),
             key,
@@ -517,7 +540,11 @@ impl Start {
             ));
             records.push(StateRecord::Checkpoint(key, one.partition.reader.durable()));
         }
-        self.state.record(&records, true)?;
+        // Not all at once: a journal that has to be longer than usual takes new space.
+        for some in records.chunks(RECORDS_AT_ONCE) {
+            self.state.record(some, false)?;
+        }
+        self.state.sync()?;
         Ok(())
     }
 
