@@ -154,9 +154,12 @@ pub(crate) const METADATA_TOPIC_ID: TopicId =
 /// How a broker is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Whether it takes requests.
+    /// Whether it takes requests: it does not stop, and what all of it depends on works.
     pub ready: bool,
-    /// Partitions that do not serve, and why.
+    /// Whether what all of it depends on does not work any more: the metadata log or the state
+    /// file. Only a start helps then.
+    pub faulted: bool,
+    /// What does not work, partitions mostly, and why.
     pub faults: Vec<String>,
 }
 
@@ -222,15 +225,16 @@ impl Broker {
                 faults.extend(fault.map(|fault| format!("{}-{number}: {fault}", route.topic.name)));
             }
         }
-        faults.extend(
-            self.inner
-                .metadata
-                .fault()
-                .map(|fault| format!("{METADATA_TOPIC}: {fault}")),
-        );
+        let metadata = self.inner.metadata.fault();
+        let metadata = metadata.map(|fault| format!("{METADATA_TOPIC}: {fault}"));
+        let state = self.inner.state.poisoned();
+        let state = state.map(|poisoned| format!("state file: {}", poisoned.cause));
+        let faulted = metadata.is_some() || state.is_some();
+        faults.extend(metadata.into_iter().chain(state));
         faults.sort();
         Health {
-            ready: !self.is_stopping(),
+            ready: !faulted && !self.is_stopping(),
+            faulted,
             faults,
         }
     }

@@ -181,6 +181,11 @@ impl StateFile {
         self.inner.lock().state.clone()
     }
 
+    /// Why nothing is recorded any more, if so.
+    pub fn poisoned(&self) -> Option<Poisoned> {
+        self.inner.lock().poisoned.clone()
+    }
+
     /// Writes records; with `sync`, they survive power loss when this returns.
     ///
     /// # Errors
