@@ -438,6 +438,7 @@ impl Start {
             self.shards[shard_number(key, self.shards.len())].clone(),
             settings,
             self.metrics.clone(),
+            self.seams.clock.now(),
         );
         Ok(Opened {
             partition: Arc::new(partition),

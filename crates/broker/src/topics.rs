@@ -484,6 +484,7 @@ impl Broker {
             inner.shards[shard_number(key, inner.shards.len())].clone(),
             Arc::new(topic.settings.clone()),
             inner.metrics.clone(),
+            now,
         );
         Ok((Arc::new(partition), log))
     }

@@ -61,7 +61,7 @@ async fn a_broker_starts_on_a_full_disk_and_heals_without_a_restart() {
                 assert_eq!(refused.reason(), "STORAGE_FULL", "{what}");
 
                 if start == 1 {
-                    let set = BTreeMap::from([("retention.ms".to_owned(), "1000".to_owned())]);
+                    let set = BTreeMap::from([("retention.ms".to_owned(), "3600000".to_owned())]);
                     let altered = broker.alter_topic("t", set, Vec::new(), false).await;
                     altered.unwrap_or_else(|e| panic!("{what}: {e}"));
                     let handle = broker.partition("t", 0).unwrap();

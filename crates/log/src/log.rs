@@ -272,10 +272,12 @@ impl Log {
 
     /// Whether the active segment is due to be rolled before anything else goes in.
     pub(crate) fn is_old(&self, now: Timestamp) -> bool {
-        let age = now
-            .millis()
-            .saturating_sub(self.active.header.created_at.millis());
-        u64::try_from(age).is_ok_and(|age| age >= self.options.segment_ms)
+        self.is_aged(now, self.options.segment_ms)
+    }
+
+    pub(crate) fn is_aged(&self, now: Timestamp, age_ms: u64) -> bool {
+        let made = self.active.header.created_at;
+        crate::retention::age(made, now).is_some_and(|age| age >= age_ms)
     }
 }
 

@@ -42,6 +42,20 @@ impl Log {
         Ok(())
     }
 
+    /// Seals the active segment when it holds records and was made `age_ms` ago or more, and begins
+    /// the next one: what retention does where no append comes to do it.
+    ///
+    /// # Errors
+    /// As for [`Log::roll`].
+    pub fn roll_if_aged(&mut self, now: Timestamp, age_ms: u64) -> Result<(), AppendError> {
+        let has_records = self.end.offset > self.active.header.base_offset;
+        if has_records && self.is_aged(now, age_ms) {
+            self.begin_pending_epoch()?;
+            self.roll(now)?;
+        }
+        Ok(())
+    }
+
     /// Seals the active segment and begins the next one.
     ///
     /// In this order: the old file is cut to its end and synced; the new file gets its header and
