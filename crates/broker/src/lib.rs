@@ -83,6 +83,10 @@ pub struct BrokerConfig {
     /// Below so many free bytes on the disk nothing is taken from clients any more; what is left
     /// is for the broker's own use: to delete topics and records, and to keep its state.
     pub free_bytes_min: u64,
+    /// The most topics there may be.
+    pub topics_max: usize,
+    /// The most partitions there may be, of all topics together.
+    pub partitions_max: usize,
 }
 
 impl Default for BrokerConfig {
@@ -95,6 +99,8 @@ impl Default for BrokerConfig {
             sync_threads: 4,
             retention_check_interval: std::time::Duration::from_secs(300),
             free_bytes_min: 64 << 20,
+            topics_max: 10_000,
+            partitions_max: 100_000,
         }
     }
 }

@@ -164,6 +164,7 @@ impl Broker {
             unreachable!("decided just now")
         };
         let topic = Arc::new(topic.clone());
+        self.check_limits(&topics, 1, topic.partitions)?;
         if new.validate_only {
             return Ok(summary(&topic));
         }
@@ -177,6 +178,45 @@ impl Broker {
             }
             Err(e) => Err(self.take_back(&mut topics, &topic, e).await),
         }
+    }
+
+    /// Checks that the broker takes so many more topics and partitions: each costs memory, an open
+    /// file, and time at the next start.
+    fn check_limits(
+        &self,
+        topics: &Topics,
+        more_topics: usize,
+        more_partitions: u32,
+    ) -> Result<(), TopicError> {
+        let config = &self.inner.config;
+        let partitions = topics.iter().map(|topic| topic.partitions as usize).sum();
+        for (what, setting, max, count, asked) in [
+            (
+                "topics",
+                "topics_max",
+                config.topics_max,
+                topics.iter().count(),
+                more_topics,
+            ),
+            (
+                "partitions",
+                "partitions_max",
+                config.partitions_max,
+                partitions,
+                more_partitions as usize,
+            ),
+        ] {
+            if asked > 0 && count.saturating_add(asked) > max {
+                return Err(TopicError::LimitReached {
+                    what,
+                    setting,
+                    max,
+                    count,
+                    asked,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Takes back a topic that was decided and could not be made.
@@ -266,6 +306,7 @@ impl Broker {
         let command = topics.decide_add_partitions(name, total)?;
         let topic = topics.get(name)?.clone();
         let added = topic.partitions..total;
+        self.check_limits(&topics, 0, total - topic.partitions)?;
         self.clear_the_way(&topic, added.clone()).await?;
         // The files come first: a partition cannot be taken back once it is decided. What a crash
         // leaves behind the next start removes.
@@ -603,6 +644,8 @@ fn storage(error: &dyn std::fmt::Display) -> TopicError {
 fn made_error(error: DiskError) -> TopicError {
     if error.is_full() {
         AppendError::Full(error.to_string()).into()
+    } else if error.is_out_of_files() {
+        TopicError::OutOfFiles(error.to_string())
     } else {
         storage(&error)
     }

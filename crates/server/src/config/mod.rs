@@ -74,6 +74,10 @@ pub struct Limits {
     /// Bytes of fetch answers of one connection that the client has not taken yet. Above it
     /// answers wait.
     pub connection_unsent_bytes_max: usize,
+    /// Topics at a time.
+    pub topics_max: usize,
+    /// Partitions of all topics.
+    pub partitions_max: usize,
     /// How long a graceful stop may take.
     pub shutdown_deadline: Duration,
     /// After how long without a sign of life a client is asked for one.
@@ -108,6 +112,8 @@ impl Default for Config {
                 receiving_bytes_max: 0,
                 fetch_bytes_max: 0,
                 connection_unsent_bytes_max: 0,
+                topics_max: 0,
+                partitions_max: 0,
                 shutdown_deadline: Duration::ZERO,
                 keepalive_interval: Duration::ZERO,
                 keepalive_timeout: Duration::ZERO,
