@@ -15,13 +15,15 @@
 //!
 //! *Topics* (`topics.rs`): decided by the state machine of the `controller` crate, one change at a
 //! time; each change is durable in the metadata log, the partition `__cluster_metadata-0`, before
-//! it takes effect, and replayed at the start (`start.rs`). A change that has begun goes on when its
+//! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A change that has begun goes on when its
 //! caller goes away.
 //!
 //! Time, ids and files come in through [`Seams`].
 
 mod append;
+mod describe;
 mod error;
+mod files;
 mod metrics;
 mod partition;
 mod read;
@@ -48,6 +50,7 @@ use tokio::sync::{Semaphore, watch};
 pub use append::{
     Acks, AppendRequest, Appended, NewRecord, PartitionAppend, Payload, PendingAppend,
 };
+pub use describe::{PartitionDescription, TopicDescription, TopicSummary};
 pub use error::{AppendError, DeleteError, ErrorKind, Facts, LookupError, ReadError, TopicError};
 pub use metrics::Metrics;
 pub use read::{
@@ -59,7 +62,6 @@ pub use start::StartError;
 pub use stop::StopError;
 pub use tidelog_controller::{EffectiveSetting, NewTopic};
 pub use tidelog_log::{Batches, SegmentInfo};
-pub use topics::{PartitionDescription, TopicDescription, TopicSummary};
 
 use append::StickyBytes;
 use partition::Partition;
@@ -205,7 +207,7 @@ impl Broker {
             match slot {
                 Slot::Serving(partition) => {
                     faulted += usize::from(partition.fault().is_some());
-                    numbers.push(topics::numbers(&partition));
+                    numbers.push(describe::numbers(&partition));
                 }
                 Slot::Faulted(_) => faulted += 1,
             }
