@@ -21,8 +21,9 @@
 //! verifies, cuts a torn tail, refuses damage.
 //!
 //! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
-//! any thread. Everything blocks except [`LogReader::read`]; nothing here knows an async runtime,
-//! a clock or a random number, so a simulated disk and a seed replay any run.
+//! any thread. Everything blocks, [`LogReader::read`] only where the system has dropped a page
+//! that was written lately; nothing here knows an async runtime, a clock or a random number, so a
+//! simulated disk and a seed replay any run.
 //!
 //! # Formats
 #![doc = include_str!("../FORMAT.md")]
