@@ -4,10 +4,10 @@ use std::path::Path;
 
 use tidelog_disk::Disk;
 use tidelog_log::{
-    AppendError, CreateError, Found, INITIAL_INDEX, Log, LogOptions, OpenError, ReadError,
-    TrimError,
+    AppendError, CreateError, Found, INITIAL_INDEX, Log, LogIdentity, LogOptions, OpenError,
+    ReadError, TrimError,
 };
-use tidelog_record::{Compression, LeaderEpoch, Offset, Timestamp};
+use tidelog_record::{Compression, LeaderEpoch, Offset, Timestamp, TopicId};
 use tidelog_sim::OpFilter;
 
 use crate::common::*;
@@ -464,6 +464,48 @@ fn a_cold_read_that_meets_a_trim_says_out_of_range() {
         matches!(error, ReadError::OutOfRange { start, .. } if start == offset(50)),
         "{error}"
     );
+}
+
+/// A topic is deleted and made again under its name while somebody reads the old one.
+#[test]
+fn a_cold_read_never_serves_another_log_in_the_same_place() {
+    let disk = disk();
+    let fill = |log: &mut Log, value: u8| {
+        for _ in 0..20 {
+            append(log, batch_of(&[(1000, &[value; 300])], Compression::None));
+        }
+        log.sync().unwrap();
+    };
+    let mut old = create(&disk, small());
+    fill(&mut old, b'o');
+    let reader = old.reader();
+    let Found::Cold(cold) = reader.read(offset(0), offset(20), 1).unwrap() else {
+        panic!("many segments ago")
+    };
+    let aside = Path::new("/data/aside");
+    disk.rename(&dir(), aside).unwrap();
+    let other = LogIdentity {
+        topic_id: TopicId::from_bytes([8; 16]),
+        ..identity()
+    };
+    let mut new = Log::create(dynamic(&disk), &dir(), other, small(), at(0)).unwrap();
+    fill(&mut new, b'n');
+    for result in [
+        cold.run().map(|_| ()),
+        read_all(&reader, Offset::ZERO).map(|_| ()),
+        reader.find_timestamp(at(1000), offset(20)).map(|_| ()),
+    ] {
+        match result {
+            Err(ReadError::Disk(e)) => assert!(e.is_not_found(), "{e}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let all = read_all(&new.reader(), Offset::ZERO).unwrap();
+    assert_eq!(all.len(), 20, "the new one is as it was");
+    // Back in its place, it is served again: nothing was remembered of the other.
+    disk.rename(&dir(), Path::new("/data/new")).unwrap();
+    disk.rename(aside, &dir()).unwrap();
+    assert_eq!(read_all(&reader, Offset::ZERO).unwrap().len(), 20);
 }
 
 #[test]
