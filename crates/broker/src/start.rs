@@ -76,6 +76,8 @@ struct Start {
     state: Arc<StateFile>,
     metrics: Arc<Metrics>,
     shards: Vec<ShardHandle>,
+    /// Whether the last stop closed every log: then there is nothing to recover.
+    was_clean: bool,
 }
 
 /// A partition that was opened, and the log for its shard.
@@ -118,6 +120,7 @@ impl Broker {
             state,
             metrics,
             shards,
+            was_clean: known.clean,
         };
 
         let metadata = start.open_metadata(&known.groups)?;
@@ -152,6 +155,7 @@ impl Broker {
             state,
             metrics,
             shards,
+            was_clean: _,
         } = start;
         let broker = Self {
             inner: Arc::new(Inner {

@@ -62,7 +62,10 @@ impl Start {
             options.appends_use_room = true;
         }
         let disk = || self.seams.disk.clone();
-        let opened = Log::open(disk(), &dir, identity, options, group.checkpoint);
+        let opened = match group.checkpoint.filter(|_| self.was_clean) {
+            Some(end) => Log::open_closed(disk(), &dir, identity, options, end),
+            None => Log::open(disk(), &dir, identity, options, group.checkpoint),
+        };
         let mut log = match opened {
             Ok((log, recovery)) => {
                 if recovery.kept_bytes + recovery.torn_bytes > 0 {

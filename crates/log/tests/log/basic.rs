@@ -612,6 +612,55 @@ fn opening_a_closed_log_reads_and_changes_next_to_nothing() {
     open(&disk, large(), Some(end)).unwrap();
 }
 
+/// What a clean stop makes superfluous is not done, and nothing is believed that is not so.
+#[test]
+fn a_log_known_to_be_closed_is_opened_without_recovery() {
+    for room_bytes in [0, 2000] {
+        let options = LogOptions {
+            room_bytes,
+            ..large()
+        };
+        let disk = disk();
+        let mut log = create(&disk, options);
+        for _ in 0..300 {
+            append(&mut log, batch(3, 100));
+        }
+        let end = log.close().unwrap();
+        let open_closed = |disk: &tidelog_sim::SimDisk| {
+            Log::open_closed(dynamic(disk), &dir(), identity(), options, end)
+        };
+        // As many reads as it takes to see that the end is the one that was recorded.
+        let calls = |disk: &tidelog_sim::SimDisk, is_closed: bool| {
+            let before = (disk.call_count(), disk.io_count());
+            let opened = if is_closed {
+                open_closed(disk)
+            } else {
+                open(disk, options, Some(end))
+            };
+            assert_eq!(opened.unwrap().0.end(), end);
+            (disk.call_count() - before.0, disk.io_count() - before.1)
+        };
+        let (usual, usual_changes) = calls(&disk.fork(1), false);
+        let (closed, changes) = calls(&disk.fork(1), true);
+        assert_eq!(changes, 0, "nothing is synced or changed");
+        assert!(usual_changes > 0 && closed < usual, "{closed} of {usual}");
+
+        // A file that somebody put something to is looked through all the same.
+        let (mut log, _) = open_closed(&disk).unwrap();
+        append(&mut log, batch(1, 10));
+        log.sync().unwrap();
+        drop(log);
+        disk.kill();
+        let (log, recovery) = open_closed(&disk).unwrap();
+        assert!(recovery.kept_bytes > 0);
+        assert_eq!(log.end().offset, offset(901));
+        drop(log);
+        let disk = disk.fork(2);
+        disk.truncate_file(&segment(0), u64::from(end.position) - 1);
+        assert!(matches!(open_closed(&disk), Err(OpenError::Corrupt(_))));
+    }
+}
+
 #[test]
 fn after_a_kill_the_log_opens_at_any_recorded_end() {
     let disk = disk();
