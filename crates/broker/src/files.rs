@@ -188,8 +188,8 @@ impl Broker {
             inner.shards[shard_number(key, inner.shards.len())].clone(),
             Arc::new(topic.settings.clone()),
             inner.metrics.clone(),
-            now,
         );
+        partition.appended_at(now);
         Ok((Arc::new(partition), log))
     }
 

@@ -47,8 +47,7 @@ pub(crate) struct Partition {
     pub(crate) shard: ShardHandle,
     pub(crate) settings: RwLock<Arc<TopicSettings>>,
     pub(crate) progress: watch::Sender<Progress>,
-    /// When something was last appended, by the broker's clock; since the start, when it is not
-    /// known.
+    /// When something was last appended, by the broker's clock, or when the log was opened.
     last_append: AtomicI64,
     sync: LogSync,
     /// In the order of their offsets.
@@ -65,7 +64,6 @@ impl Partition {
         shard: ShardHandle,
         settings: Arc<TopicSettings>,
         metrics: Arc<Metrics>,
-        now: Timestamp,
     ) -> Self {
         let reader = log.reader();
         let progress = Progress {
@@ -80,7 +78,7 @@ impl Partition {
             shard,
             settings: RwLock::new(settings),
             progress: watch::Sender::new(progress),
-            last_append: AtomicI64::new(now.millis()),
+            last_append: AtomicI64::new(i64::MAX),
             sync: log.sync_handle(),
             waiters: Mutex::default(),
             metrics,
@@ -99,7 +97,7 @@ impl Partition {
         self.progress.borrow().closed
     }
 
-    /// Something is appended now. Called by the shard only.
+    /// Something is appended now. Called by the shard only, and when the log was opened.
     pub(crate) fn appended_at(&self, now: Timestamp) {
         self.last_append.store(now.millis(), Ordering::Relaxed);
     }

@@ -114,8 +114,8 @@ impl Start {
             self.shards[shard_number(key, self.shards.len())].clone(),
             settings,
             self.metrics.clone(),
-            self.seams.clock.now(),
         );
+        partition.appended_at(self.seams.clock.now());
         Ok(Opened {
             partition: Arc::new(partition),
             log,
