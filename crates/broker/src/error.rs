@@ -38,11 +38,16 @@ pub trait Facts: std::error::Error {
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// When trying again makes sense, if it does.
     fn retry_after(&self) -> Option<Duration> {
-        match self.kind() {
-            ErrorKind::Unavailable => Some(Duration::from_millis(200)),
-            ErrorKind::Exhausted => Some(Duration::from_millis(500)),
-            _ => None,
-        }
+        retry_after(self.kind())
+    }
+}
+
+/// When trying again makes sense after an error of this kind.
+fn retry_after(kind: ErrorKind) -> Option<Duration> {
+    match kind {
+        ErrorKind::Unavailable => Some(Duration::from_millis(200)),
+        ErrorKind::Exhausted => Some(Duration::from_millis(500)),
+        _ => None,
     }
 }
 
@@ -383,6 +388,28 @@ pub enum TopicError {
     /// The files of new partitions could not be made. The change was taken back.
     #[error("the partitions could not be made: {0}")]
     Storage(String),
+    /// The system has no more open files to give: each partition takes some. The change was taken
+    /// back.
+    #[error(
+        "the partitions could not be made: {0}; raise the limit of open files, or delete topics"
+    )]
+    OutOfFiles(String),
+    /// There are as many topics or partitions as the broker takes.
+    #[error(
+        "the broker takes at most {max} {what} ({setting}); it has {count}, and {asked} more are asked for"
+    )]
+    LimitReached {
+        /// Topics or partitions.
+        what: &'static str,
+        /// The name of the limit.
+        setting: &'static str,
+        /// The limit.
+        max: usize,
+        /// How many there are.
+        count: usize,
+        /// How many more are wanted.
+        asked: usize,
+    },
 }
 
 impl Facts for TopicError {
@@ -397,6 +424,7 @@ impl Facts for TopicError {
             }
             Self::Append(e) => e.kind(),
             Self::Storage(_) => ErrorKind::Unavailable,
+            Self::OutOfFiles(_) | Self::LimitReached { .. } => ErrorKind::Exhausted,
         }
     }
 
@@ -410,7 +438,16 @@ impl Facts for TopicError {
             Self::Refused(Refused::Setting(_)) => "INVALID_SETTING",
             Self::Refused(Refused::Partitions { .. }) => "INVALID_PARTITIONS",
             Self::Append(e) => e.reason(),
-            Self::Storage(_) => "STORAGE_ERROR",
+            Self::Storage(_) | Self::OutOfFiles(_) => "STORAGE_ERROR",
+            Self::LimitReached { .. } => "LIMIT_REACHED",
+        }
+    }
+
+    /// A limit is not passed by waiting.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::LimitReached { .. } => None,
+            _ => retry_after(self.kind()),
         }
     }
 
@@ -426,7 +463,21 @@ impl Facts for TopicError {
                 ("min", min.to_string()),
                 ("max", tidelog_controller::PARTITIONS_MAX.to_string()),
             ],
-            Self::Refused(Refused::Name(_) | Refused::Setting(_)) | Self::Storage(_) => Vec::new(),
+            Self::LimitReached {
+                setting,
+                max,
+                count,
+                asked,
+                ..
+            } => vec![
+                ("limit", (*setting).to_owned()),
+                ("max", max.to_string()),
+                ("count", count.to_string()),
+                ("asked", asked.to_string()),
+            ],
+            Self::Refused(Refused::Name(_) | Refused::Setting(_))
+            | Self::Storage(_)
+            | Self::OutOfFiles(_) => Vec::new(),
             Self::Append(e) => e.facts(),
         }
     }

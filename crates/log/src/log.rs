@@ -34,6 +34,8 @@ pub struct Log {
     pub(crate) reserved: u64,
     /// Whether the file of the epoch table lacks an entry.
     pub(crate) epochs_unwritten: bool,
+    /// The epoch that could not begin for want of space: nothing is written before it has.
+    pub(crate) pending_epoch: Option<LeaderEpoch>,
 }
 
 impl Log {
@@ -84,7 +86,8 @@ impl Log {
     /// Begins the leader epoch `epoch` with Raft's empty entry. Not yet durable.
     ///
     /// # Errors
-    /// As for [`Log::append`].
+    /// As for [`Log::append`]. After [`AppendError::Full`] the epoch begins with the next append
+    /// or trim that finds space; until then these are refused, and reads go on.
     ///
     /// # Panics
     /// When `epoch` is not newer than the last one.
@@ -99,10 +102,19 @@ impl Log {
             offset: self.end.offset,
             index: self.end.index,
         };
-        self.append_internal(InternalKind::RaftEmpty, epoch)?;
+        let begun = self.append_internal(InternalKind::RaftEmpty, epoch);
+        self.pending_epoch = matches!(begun, Err(AppendError::Full { .. })).then_some(epoch);
+        begun?;
         self.shared.epochs.write().push(start);
         self.epochs_unwritten = true;
         Ok(())
+    }
+
+    /// Begins the epoch that waits for space, if one does: nothing may be written for a leader
+    /// under the epoch of the one before.
+    pub(crate) fn begin_pending_epoch(&mut self) -> Result<(), AppendError> {
+        self.pending_epoch
+            .map_or(Ok(()), |epoch| self.begin_epoch(epoch))
     }
 
     /// Adds to the file of the epoch table what has become durable since: an entry there is never
@@ -143,6 +155,7 @@ impl Log {
             });
         }
         if to > start {
+            self.begin_pending_epoch()?;
             self.append_internal(InternalKind::LogStart(to), self.end.epoch)?;
             self.sync().map_err(AppendError::from)?;
             self.shared.set_log_start(to);
@@ -181,18 +194,35 @@ impl Log {
         }
     }
 
-    /// Cuts reserved space off the active segment, completes its index, and makes all durable, so
-    /// that the next open reads next to nothing. Returns the end to keep as checkpoint.
+    /// Cuts reserved space off the active segment, but for its room, completes its index, and
+    /// makes all durable, so that the next open reads next to nothing. Returns the end to keep as
+    /// checkpoint.
     ///
     /// # Errors
     /// [`Poisoned`] when this or an earlier write or sync failed.
     pub fn close(mut self) -> Result<LogEnd, Poisoned> {
         self.shared.check()?;
-        self.cut_reserve()?;
+        self.cut_to_room()?;
         self.write_index(true);
         self.sync_file()?;
         self.write_durable_epochs();
         Ok(self.end)
+    }
+
+    /// Leaves the file as long as a log at rest is, or as there is space for.
+    fn cut_to_room(&mut self) -> Result<(), Poisoned> {
+        let wanted = self.options.resting_len(self.end.position);
+        if wanted > self.reserved {
+            match self.file.reserve(wanted) {
+                Ok(()) => self.reserved = wanted,
+                Err(e) if e.is_full() => {}
+                Err(e) => return Err(self.shared.poison(e)),
+            }
+        }
+        let len = self.reserved.min(wanted);
+        self.file.set_len(len).map_err(|e| self.shared.poison(e))?;
+        self.reserved = len;
+        Ok(())
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {
@@ -242,10 +272,12 @@ impl Log {
 
     /// Whether the active segment is due to be rolled before anything else goes in.
     pub(crate) fn is_old(&self, now: Timestamp) -> bool {
-        let age = now
-            .millis()
-            .saturating_sub(self.active.header.created_at.millis());
-        u64::try_from(age).is_ok_and(|age| age >= self.options.segment_ms)
+        self.is_aged(now, self.options.segment_ms)
+    }
+
+    pub(crate) fn is_aged(&self, now: Timestamp, age_ms: u64) -> bool {
+        let made = self.active.header.created_at;
+        crate::retention::age(made, now).is_some_and(|age| age >= age_ms)
     }
 }
 

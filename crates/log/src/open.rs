@@ -78,6 +78,7 @@ impl Log {
             segment: active,
             file,
             end,
+            reserved,
         } = new_segment_file(&*disk, dir, &options, header)?;
         let segments = vec![active.clone()];
         let epochs = EpochTable::default();
@@ -88,8 +89,9 @@ impl Log {
             active,
             file,
             end,
-            reserved: u64::from(end.position),
+            reserved,
             epochs_unwritten: false,
+            pending_epoch: None,
         })
     }
 
@@ -108,12 +110,41 @@ impl Log {
         options: LogOptions,
         checkpoint: Option<LogEnd>,
     ) -> Result<(Self, Recovery), OpenError> {
+        Self::open_how(disk, dir, identity, options, checkpoint, false)
+    }
+
+    /// Opens a log that [`Log::close`] closed, and that nobody wrote to since: it ends at `end`.
+    /// What [`Log::open`] does to find and keep what lies past the checkpoint is left out, and so
+    /// is making names durable, which they are. A file that is not as long as it was left is opened
+    /// as after any other stop.
+    ///
+    /// # Errors
+    /// As for [`Log::open`].
+    pub fn open_closed(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        end: LogEnd,
+    ) -> Result<(Self, Recovery), OpenError> {
+        Self::open_how(disk, dir, identity, options, Some(end), true)
+    }
+
+    fn open_how(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        checkpoint: Option<LogEnd>,
+        closed: bool,
+    ) -> Result<(Self, Recovery), OpenError> {
         Opening {
             disk: &disk,
             dir,
             identity,
             options,
             checkpoint,
+            closed,
         }
         .run()
     }
@@ -142,6 +173,8 @@ pub(crate) struct Opening<'a> {
     identity: LogIdentity,
     pub(crate) options: LogOptions,
     pub(crate) checkpoint: Option<LogEnd>,
+    /// Whether the log was closed at the checkpoint.
+    pub(crate) closed: bool,
 }
 
 impl Opening<'_> {
@@ -172,8 +205,13 @@ impl Opening<'_> {
         let sealed = self.check_chain(candidates, &newest, end.log_start)?;
 
         // Nothing was changed until here: a refusal leaves the files as they were.
+        let is_whole = recovered.as_closed && unfinished.is_none();
         self.remove_unfinished(unfinished)?;
-        self.make_durable(&*file, &newest, &recovered)?;
+        let reserved = if is_whole {
+            newest.len
+        } else {
+            self.make_durable(&*file, &newest, &recovered)?
+        };
         let Recovered {
             mut index,
             walked_from,
@@ -214,8 +252,9 @@ impl Opening<'_> {
             active,
             file,
             end,
-            reserved: u64::from(end.position),
+            reserved,
             epochs_unwritten: true,
+            pending_epoch: None,
         };
         log.write_durable_epochs();
         Ok((log, recovery))

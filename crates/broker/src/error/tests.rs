@@ -51,6 +51,13 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
     let unknown = AppendError::OutcomeUnknown {
         cause: "the sync failed".to_owned(),
     };
+    let limit = TopicError::LimitReached {
+        what: "topics",
+        setting: "topics_max",
+        max: 9,
+        count: 8,
+        asked: 2,
+    };
     type Case = (Box<dyn Facts>, ErrorKind, &'static str, &'static str, usize);
     let table: Vec<Case> = vec![
         (
@@ -174,6 +181,20 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
             0,
         ),
         (
+            Box::new(TopicError::OutOfFiles("EMFILE".to_owned())),
+            Exhausted,
+            "STORAGE_ERROR",
+            "could not be made: EMFILE; raise the limit of open files",
+            0,
+        ),
+        (
+            Box::new(limit),
+            Exhausted,
+            "LIMIT_REACHED",
+            "at most 9 topics (topics_max); it has 8, and 2 more",
+            4,
+        ),
+        (
             Box::new(TopicError::Append(AppendError::Lookup(not_found()))),
             NotFound,
             "TOPIC_NOT_FOUND",
@@ -186,7 +207,7 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
         assert_eq!((error.kind(), error.reason()), (kind, reason), "{said}");
         assert!(said.contains(text), "{said:?} lacks {text:?}");
         assert_eq!(error.facts().len(), facts, "{said}");
-        let retries = matches!(kind, Exhausted | Unavailable);
+        let retries = matches!(kind, Exhausted | Unavailable) && reason != "LIMIT_REACHED";
         assert_eq!(error.retry_after().is_some(), retries, "{said}");
     }
 }
