@@ -162,6 +162,8 @@ fn ranges_and_offsets() {
         said.contains('6') && said.contains("10"),
         "both ends are named: {said}"
     );
+    broker.ok(&["topic", "trim", "t", "--before", "1000", "--yes"]);
+    assert_eq!(consumed(&[]), "", "all there was");
 }
 
 #[test]
@@ -261,6 +263,130 @@ fn exit_codes_tell_what_went_wrong() {
     assert_eq!(code(&run(&["version"], &[], b"")), 0);
     assert_eq!(code(&run(&["help"], &[], b"")), 0);
     assert_eq!(code(&run(&["completion", "bash"], &[], b"")), 0);
+}
+
+#[test]
+fn measurements_say_what_was_asked_for() {
+    let (_dir, broker) = started();
+    let bench = |args: &[&str]| {
+        let args = [&["bench"], args, &["--records", "20", "-o", "json"]].concat();
+        json_lines(&broker.ok(&args)).remove(0)
+    };
+    for name in ["produce", "latency"] {
+        let report = bench(&[name]);
+        assert_eq!(report["records"], 20, "{report}");
+        assert_eq!(report.get("rate"), None, "{report}");
+        let report = bench(&[name, "--rate", "100000"]);
+        assert_eq!(report["rate"], 100_000, "{report}");
+    }
+    let report = bench(&["consume"]);
+    assert_eq!(report["records"], 20, "{report}");
+}
+
+#[test]
+fn measurements_refuse_values_that_cannot_be_stored() {
+    let (_dir, broker) = started();
+    broker.ok(&["topic", "create", "t", "-c", "max.message.bytes=2000"]);
+    for name in ["produce", "latency"] {
+        let args = |size| {
+            [
+                "bench",
+                name,
+                "--topic",
+                "t",
+                "--records",
+                "3",
+                "--size",
+                size,
+            ]
+        };
+        let output = broker.run(&args("2000"));
+        assert_eq!(code(&output), 3, "{}", stderr(&output));
+        let said = stderr(&output);
+        for part in [
+            "--size 2000 is too large",
+            "max.message.bytes of topic t is 2000",
+            "tidelog topic alter t -c max.message.bytes=20",
+        ] {
+            assert!(said.contains(part), "{part:?} in {said}");
+        }
+        assert_eq!(broker.ok(&["consume", "t"]), "", "nothing was sent");
+    }
+    let said = stderr(&broker.run(&["bench", "produce", "--topic", "t", "--size", "2000"]));
+    let enough = said.rsplit('=').next().unwrap().trim();
+    let setting = format!("max.message.bytes={enough}");
+    broker.ok(&["topic", "alter", "t", "-c", &setting]);
+    let args = [
+        "bench",
+        "produce",
+        "--topic",
+        "t",
+        "--records",
+        "3",
+        "--size",
+        "2000",
+    ];
+    broker.ok(&args);
+    let less: u64 = enough.parse().unwrap();
+    let setting = format!("max.message.bytes={}", less - 1);
+    broker.ok(&["topic", "alter", "t", "-c", &setting]);
+    assert_eq!(code(&broker.run(&args)), 3, "one byte less is too little");
+}
+
+#[test]
+fn next_steps_name_the_topic() {
+    let (_dir, broker) = started();
+    let name = "MY_TOPIC";
+    let says = |args: &[&str], input: &[u8], part: &str| {
+        let output = broker.run_with_input(args, input);
+        assert_eq!(code(&output), 3, "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    };
+    let create = "tidelog topic create MY_TOPIC\n";
+    says(&["produce", name], b"x\n", create);
+    says(&["consume", name], b"", create);
+    says(&["offsets", name], b"", create);
+    says(&["topic", "describe", name], b"", create);
+    broker.ok(&["topic", "create", name, "-c", "max.message.bytes=2000"]);
+    let describe = "tidelog topic describe MY_TOPIC\n";
+    says(&["topic", "create", name], b"", describe);
+    let offsets = "tidelog offsets MY_TOPIC\n";
+    says(&["consume", name, "--from", "5"], b"", offsets);
+    let add = "tidelog topic add-partitions MY_TOPIC --partitions N\n";
+    says(&["offsets", name, "--partition", "7"], b"", add);
+    let args = ["topic", "trim", name, "--before", "1", "--partition", "7"];
+    says(&args, b"", add);
+    let alter = "tidelog topic alter MY_TOPIC -c max.message.bytes=N";
+    says(&["produce", name], &[b'x'; 5000], alter);
+}
+
+#[test]
+fn only_commands_that_talk_to_a_broker_take_its_address() {
+    // What is wrong with it concerns nobody else.
+    let env = [("TIDELOG_BROKER", "http://not/an/address")];
+    assert_eq!(code(&run(&["version"], &env, b"")), 0);
+    assert_eq!(code(&run(&["completion", "bash"], &env, b"")), 0);
+    let output = run(&["topic", "list"], &env, b"");
+    assert_eq!(code(&output), 2);
+    let said = stderr(&output);
+    assert!(said.contains("http://not/an/address"), "{said}");
+
+    let help = |args: &[&str]| String::from_utf8(run(args, &[], b"").stdout).unwrap();
+    for command in ["topic", "produce", "consume", "offsets", "bench"] {
+        let help = help(&[command, "--help"]);
+        assert!(help.contains("--broker"), "{command}: {help}");
+    }
+    for command in ["serve", "demo", "config", "completion", "version"] {
+        let help = help(&[command, "--help"]);
+        assert!(!help.contains("--broker"), "{command}: {help}");
+    }
+    assert!(help(&["topic", "list", "--help"]).contains("--broker"));
+    assert!(!help(&["--help"]).contains("--broker"));
+
+    let (_dir, broker) = started();
+    let env = [("TIDELOG_BROKER", "nobody.invalid:9400")];
+    let list = ["topic", "list", "--broker", &broker.grpc];
+    assert_eq!(code(&run(&list, &env, b"")), 0, "the flag wins");
 }
 
 #[test]

@@ -38,11 +38,16 @@ pub trait Facts: std::error::Error {
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// When trying again makes sense, if it does.
     fn retry_after(&self) -> Option<Duration> {
-        match self.kind() {
-            ErrorKind::Unavailable => Some(Duration::from_millis(200)),
-            ErrorKind::Exhausted => Some(Duration::from_millis(500)),
-            _ => None,
-        }
+        retry_after(self.kind())
+    }
+}
+
+/// When trying again makes sense after an error of this kind.
+fn retry_after(kind: ErrorKind) -> Option<Duration> {
+    match kind {
+        ErrorKind::Unavailable => Some(Duration::from_millis(200)),
+        ErrorKind::Exhausted => Some(Duration::from_millis(500)),
+        _ => None,
     }
 }
 
@@ -298,22 +303,44 @@ impl Facts for ReadError {
                 requested,
                 log_start,
                 high_watermark,
-            } => vec![
-                ("requested", requested.to_string()),
-                ("log_start_offset", log_start.to_string()),
-                ("high_watermark", high_watermark.to_string()),
-            ],
+            } => range_facts(*requested, *log_start, *high_watermark),
             Self::Damaged(_) | Self::Disk(_) | Self::Stopping => Vec::new(),
         }
     }
 }
 
+/// The offset asked for, and which there are.
+fn range_facts(
+    requested: u64,
+    log_start: Offset,
+    high_watermark: Offset,
+) -> Vec<(&'static str, String)> {
+    vec![
+        ("requested", requested.to_string()),
+        ("log_start_offset", log_start.to_string()),
+        ("high_watermark", high_watermark.to_string()),
+    ]
+}
+
 /// Why records were not deleted.
 #[derive(Clone, Debug, Error)]
 pub enum DeleteError {
-    /// The position could not be found, or lies outside of the log.
+    /// The offset could not be looked up.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The offset is below the log start or above the high watermark.
+    #[error(
+        "records before offset {requested} cannot be deleted: allowed is an offset from the log \
+         start, {log_start}, to the high watermark, {high_watermark}"
+    )]
+    OutOfRange {
+        /// The offset asked for.
+        requested: Offset,
+        /// What is below is deleted already.
+        log_start: Offset,
+        /// What is above is not acknowledged yet.
+        high_watermark: Offset,
+    },
     /// The new log start could not be written.
     #[error(transparent)]
     Append(#[from] AppendError),
@@ -323,6 +350,7 @@ impl Facts for DeleteError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Read(e) => e.kind(),
+            Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::Append(e) => e.kind(),
         }
     }
@@ -330,6 +358,7 @@ impl Facts for DeleteError {
     fn reason(&self) -> &'static str {
         match self {
             Self::Read(e) => e.reason(),
+            Self::OutOfRange { .. } => "OFFSET_OUT_OF_RANGE",
             Self::Append(e) => e.reason(),
         }
     }
@@ -337,6 +366,11 @@ impl Facts for DeleteError {
     fn facts(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Read(e) => e.facts(),
+            Self::OutOfRange {
+                requested,
+                log_start,
+                high_watermark,
+            } => range_facts(requested.get(), *log_start, *high_watermark),
             Self::Append(e) => e.facts(),
         }
     }
@@ -354,6 +388,28 @@ pub enum TopicError {
     /// The files of new partitions could not be made. The change was taken back.
     #[error("the partitions could not be made: {0}")]
     Storage(String),
+    /// The system has no more open files to give: each partition takes some. The change was taken
+    /// back.
+    #[error(
+        "the partitions could not be made: {0}; raise the limit of open files, or delete topics"
+    )]
+    OutOfFiles(String),
+    /// There are as many topics or partitions as the broker takes.
+    #[error(
+        "the broker takes at most {max} {what} ({setting}); it has {count}, and {asked} more are asked for"
+    )]
+    LimitReached {
+        /// Topics or partitions.
+        what: &'static str,
+        /// The name of the limit.
+        setting: &'static str,
+        /// The limit.
+        max: usize,
+        /// How many there are.
+        count: usize,
+        /// How many more are wanted.
+        asked: usize,
+    },
 }
 
 impl Facts for TopicError {
@@ -368,6 +424,7 @@ impl Facts for TopicError {
             }
             Self::Append(e) => e.kind(),
             Self::Storage(_) => ErrorKind::Unavailable,
+            Self::OutOfFiles(_) | Self::LimitReached { .. } => ErrorKind::Exhausted,
         }
     }
 
@@ -381,7 +438,16 @@ impl Facts for TopicError {
             Self::Refused(Refused::Setting(_)) => "INVALID_SETTING",
             Self::Refused(Refused::Partitions { .. }) => "INVALID_PARTITIONS",
             Self::Append(e) => e.reason(),
-            Self::Storage(_) => "STORAGE_ERROR",
+            Self::Storage(_) | Self::OutOfFiles(_) => "STORAGE_ERROR",
+            Self::LimitReached { .. } => "LIMIT_REACHED",
+        }
+    }
+
+    /// A limit is not passed by waiting.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::LimitReached { .. } => None,
+            _ => retry_after(self.kind()),
         }
     }
 
@@ -397,189 +463,25 @@ impl Facts for TopicError {
                 ("min", min.to_string()),
                 ("max", tidelog_controller::PARTITIONS_MAX.to_string()),
             ],
-            Self::Refused(Refused::Name(_) | Refused::Setting(_)) | Self::Storage(_) => Vec::new(),
+            Self::LimitReached {
+                setting,
+                max,
+                count,
+                asked,
+                ..
+            } => vec![
+                ("limit", (*setting).to_owned()),
+                ("max", max.to_string()),
+                ("count", count.to_string()),
+                ("asked", asked.to_string()),
+            ],
+            Self::Refused(Refused::Name(_) | Refused::Setting(_))
+            | Self::Storage(_)
+            | Self::OutOfFiles(_) => Vec::new(),
             Self::Append(e) => e.facts(),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name() -> TopicName {
-        TopicName::new("orders").expect("the name is valid")
-    }
-
-    /// What a client is told: the reason and kind are promises, the text is read by people.
-    #[test]
-    fn errors_say_what_was_wrong_and_what_is_allowed() {
-        use ErrorKind::*;
-        let not_found = || LookupError::TopicNotFound {
-            topic: "orders".to_owned(),
-        };
-        let out_of_range = || ReadError::OutOfRange {
-            requested: 9,
-            log_start: Offset::ZERO,
-            high_watermark: Offset::new(3).expect("3 is small"),
-        };
-        let partition_not_found = LookupError::PartitionNotFound {
-            topic: name(),
-            partition: 7,
-            partitions: 3,
-        };
-        let faulted = LookupError::Faulted {
-            topic: name(),
-            partition: 1,
-            fault: "/data/orders-1 holds no log".to_owned(),
-        };
-        let too_large = AppendError::TooLarge {
-            topic: name(),
-            len: 20,
-            max: 10,
-        };
-        let overloaded = AppendError::Overloaded {
-            len: 20,
-            max: 10,
-            waited_ms: 5,
-        };
-        let poisoned = AppendError::Poisoned {
-            topic: name(),
-            partition: 1,
-            fault: "EIO".to_owned(),
-        };
-        let unknown = AppendError::OutcomeUnknown {
-            cause: "the sync failed".to_owned(),
-        };
-        type Case = (Box<dyn Facts>, ErrorKind, &'static str, &'static str, usize);
-        let table: Vec<Case> = vec![
-            (
-                Box::new(not_found()),
-                NotFound,
-                "TOPIC_NOT_FOUND",
-                "topic \"orders\" does not exist",
-                1,
-            ),
-            (
-                Box::new(partition_not_found),
-                NotFound,
-                "PARTITION_NOT_FOUND",
-                "topic \"orders\" has no partition 7: it has 3, counted from 0",
-                3,
-            ),
-            (
-                Box::new(faulted),
-                DataLoss,
-                "PARTITION_FAULTED",
-                "/data/orders-1 holds no log",
-                2,
-            ),
-            (
-                Box::new(AppendError::InternalTopic { topic: name() }),
-                Denied,
-                "INTERNAL_TOPIC",
-                "clients cannot write to it",
-                1,
-            ),
-            (
-                Box::new(too_large),
-                Invalid,
-                "BATCH_TOO_LARGE",
-                "20 bytes is above max.message.bytes",
-                3,
-            ),
-            (
-                Box::new(overloaded),
-                Exhausted,
-                "OVERLOADED",
-                "holds at most 10 bytes",
-                2,
-            ),
-            (
-                Box::new(AppendError::Full("no space".to_owned())),
-                Exhausted,
-                "STORAGE_FULL",
-                "no space; free space, or lower retention.ms",
-                0,
-            ),
-            (
-                Box::new(poisoned),
-                DataLoss,
-                "PARTITION_FAULTED",
-                "takes no appends: EIO",
-                2,
-            ),
-            (
-                Box::new(AppendError::Stopping),
-                Unavailable,
-                "SHUTTING_DOWN",
-                "the broker is stopping",
-                0,
-            ),
-            (
-                Box::new(unknown),
-                Unknown,
-                "OUTCOME_UNKNOWN",
-                "the sync failed",
-                0,
-            ),
-            (
-                Box::new(out_of_range()),
-                OutOfRange,
-                "OFFSET_OUT_OF_RANGE",
-                "starts at 0 and the high watermark is 3",
-                3,
-            ),
-            (
-                Box::new(ReadError::Damaged("bad bytes".to_owned())),
-                DataLoss,
-                "DATA_DAMAGED",
-                "bad bytes",
-                0,
-            ),
-            (
-                Box::new(ReadError::Disk("EIO".to_owned())),
-                Unavailable,
-                "STORAGE_ERROR",
-                "EIO",
-                0,
-            ),
-            (
-                Box::new(DeleteError::Read(out_of_range())),
-                OutOfRange,
-                "OFFSET_OUT_OF_RANGE",
-                "offset 9",
-                3,
-            ),
-            (
-                Box::new(DeleteError::Append(AppendError::Stopping)),
-                Unavailable,
-                "SHUTTING_DOWN",
-                "stopping",
-                0,
-            ),
-            (
-                Box::new(TopicError::Storage("EIO".to_owned())),
-                Unavailable,
-                "STORAGE_ERROR",
-                "could not be made: EIO",
-                0,
-            ),
-            (
-                Box::new(TopicError::Append(AppendError::Lookup(not_found()))),
-                NotFound,
-                "TOPIC_NOT_FOUND",
-                "does not exist",
-                1,
-            ),
-        ];
-        for (error, kind, reason, text, facts) in table {
-            let said = error.to_string();
-            assert_eq!((error.kind(), error.reason()), (kind, reason), "{said}");
-            assert!(said.contains(text), "{said:?} lacks {text:?}");
-            assert_eq!(error.facts().len(), facts, "{said}");
-            let retries = matches!(kind, Exhausted | Unavailable);
-            assert_eq!(error.retry_after().is_some(), retries, "{said}");
-        }
-    }
-}
+mod tests;

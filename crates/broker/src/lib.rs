@@ -15,13 +15,15 @@
 //!
 //! *Topics* (`topics.rs`): decided by the state machine of the `controller` crate, one change at a
 //! time; each change is durable in the metadata log, the partition `__cluster_metadata-0`, before
-//! it takes effect, and replayed at the start (`start.rs`). A change that has begun goes on when its
+//! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A change that has begun goes on when its
 //! caller goes away.
 //!
 //! Time, ids and files come in through [`Seams`].
 
 mod append;
+mod describe;
 mod error;
+mod files;
 mod metrics;
 mod partition;
 mod read;
@@ -48,18 +50,18 @@ use tokio::sync::{Semaphore, watch};
 pub use append::{
     Acks, AppendRequest, Appended, NewRecord, PartitionAppend, Payload, PendingAppend,
 };
+pub use describe::{PartitionDescription, TopicDescription, TopicSummary};
 pub use error::{AppendError, DeleteError, ErrorKind, Facts, LookupError, ReadError, TopicError};
 pub use metrics::Metrics;
 pub use read::{
-    Ends, FetchPartition, FetchRequest, FetchedPartition, PartitionData, PartitionHandle, Position,
-    Resolved,
+    Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
+    PartitionHandle, Resolved,
 };
 pub use seams::{Clock, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
 pub use tidelog_controller::{EffectiveSetting, NewTopic};
 pub use tidelog_log::{Batches, SegmentInfo};
-pub use topics::{PartitionDescription, TopicDescription, TopicSummary};
 
 use append::StickyBytes;
 use partition::Partition;
@@ -83,6 +85,10 @@ pub struct BrokerConfig {
     /// Below so many free bytes on the disk nothing is taken from clients any more; what is left
     /// is for the broker's own use: to delete topics and records, and to keep its state.
     pub free_bytes_min: u64,
+    /// The most topics there may be.
+    pub topics_max: usize,
+    /// The most partitions there may be, of all topics together.
+    pub partitions_max: usize,
 }
 
 impl Default for BrokerConfig {
@@ -95,6 +101,8 @@ impl Default for BrokerConfig {
             sync_threads: 4,
             retention_check_interval: std::time::Duration::from_secs(300),
             free_bytes_min: 64 << 20,
+            topics_max: 10_000,
+            partitions_max: 100_000,
         }
     }
 }
@@ -156,9 +164,12 @@ pub(crate) const METADATA_TOPIC_ID: TopicId =
 /// How a broker is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Whether it takes requests.
+    /// Whether it takes requests: it does not stop, and what all of it depends on works.
     pub ready: bool,
-    /// Partitions that do not serve, and why.
+    /// Whether what all of it depends on does not work any more: the metadata log or the state
+    /// file. Only a start helps then.
+    pub faulted: bool,
+    /// What does not work, partitions mostly, and why.
     pub faults: Vec<String>,
 }
 
@@ -198,7 +209,7 @@ impl Broker {
             match slot {
                 Slot::Serving(partition) => {
                     faulted += usize::from(partition.fault().is_some());
-                    numbers.push(topics::numbers(&partition));
+                    numbers.push(describe::numbers(&partition));
                 }
                 Slot::Faulted(_) => faulted += 1,
             }
@@ -224,15 +235,16 @@ impl Broker {
                 faults.extend(fault.map(|fault| format!("{}-{number}: {fault}", route.topic.name)));
             }
         }
-        faults.extend(
-            self.inner
-                .metadata
-                .fault()
-                .map(|fault| format!("{METADATA_TOPIC}: {fault}")),
-        );
+        let metadata = self.inner.metadata.fault();
+        let metadata = metadata.map(|fault| format!("{METADATA_TOPIC}: {fault}"));
+        let state = self.inner.state.poisoned();
+        let state = state.map(|poisoned| format!("state file: {}", poisoned.cause));
+        let faulted = metadata.is_some() || state.is_some();
+        faults.extend(metadata.into_iter().chain(state));
         faults.sort();
         Health {
-            ready: !self.is_stopping(),
+            ready: !faulted && !self.is_stopping(),
+            faulted,
             faults,
         }
     }

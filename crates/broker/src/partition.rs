@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use tidelog_controller::TopicSettings;
 use tidelog_log::state::GroupKey;
 use tidelog_log::{LogEnd, LogReader, LogSync, Poisoned, SyncTarget};
-use tidelog_record::{LeaderEpoch, Offset, TopicName};
+use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicName};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::append::Appended;
@@ -46,6 +47,8 @@ pub(crate) struct Partition {
     pub(crate) shard: ShardHandle,
     pub(crate) settings: RwLock<Arc<TopicSettings>>,
     pub(crate) progress: watch::Sender<Progress>,
+    /// When something was last appended, by the broker's clock, or when the log was opened.
+    last_append: AtomicI64,
     sync: LogSync,
     /// In the order of their offsets.
     waiters: Mutex<VecDeque<Waiter>>,
@@ -75,6 +78,7 @@ impl Partition {
             shard,
             settings: RwLock::new(settings),
             progress: watch::Sender::new(progress),
+            last_append: AtomicI64::new(i64::MAX),
             sync: log.sync_handle(),
             waiters: Mutex::default(),
             metrics,
@@ -91,6 +95,17 @@ impl Partition {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.progress.borrow().closed
+    }
+
+    /// Something is appended now. Called by the shard only, and when the log was opened.
+    pub(crate) fn appended_at(&self, now: Timestamp) {
+        self.last_append.store(now.millis(), Ordering::Relaxed);
+    }
+
+    /// Whether nothing was appended for longer than this.
+    pub(crate) fn is_idle_for(&self, limit_ms: u64, now: Timestamp) -> bool {
+        let last = self.last_append.load(Ordering::Relaxed);
+        u64::try_from(now.millis().saturating_sub(last)).is_ok_and(|idle| idle > limit_ms)
     }
 
     pub(crate) fn settings(&self) -> Arc<TopicSettings> {

@@ -41,9 +41,9 @@ pub struct Ends {
     pub leader_epoch: LeaderEpoch,
 }
 
-/// A place in a partition, to be looked up.
+/// An offset in a partition, or by what to look one up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Position {
+pub enum OffsetSpec {
     /// This offset.
     Offset(Offset),
     /// The log start offset.
@@ -56,7 +56,7 @@ pub enum Position {
     BeforeLatest(u64),
 }
 
-/// A place that was looked up.
+/// An offset that was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The offset.
@@ -198,24 +198,24 @@ impl PartitionHandle {
         drop(changed);
     }
 
-    /// Looks a place up. An offset is not checked against the log.
+    /// Looks an offset up. One that is given is not checked against the log.
     ///
     /// # Errors
     /// Look-ups by time read from the disk, which may fail.
-    pub async fn resolve(&self, at: Position) -> Result<Resolved, ReadError> {
+    pub async fn resolve(&self, at: OffsetSpec) -> Result<Resolved, ReadError> {
         self.check_open()?;
         let ends = self.ends();
         let (offset, timestamp) = match at {
-            Position::Offset(offset) => (offset, None),
-            Position::Earliest => (ends.log_start, None),
-            Position::Latest => (ends.high_watermark, None),
-            Position::BeforeLatest(records) => (
+            OffsetSpec::Offset(offset) => (offset, None),
+            OffsetSpec::Earliest => (ends.log_start, None),
+            OffsetSpec::Latest => (ends.high_watermark, None),
+            OffsetSpec::BeforeLatest(records) => (
                 ends.high_watermark
                     .saturating_sub(records)
                     .max(ends.log_start),
                 None,
             ),
-            Position::Timestamp(timestamp) => {
+            OffsetSpec::Timestamp(timestamp) => {
                 let cold_reads = self.broker.inner().cold_reads.clone();
                 let turn = cold_reads.acquire_owned().await;
                 let turn = turn.map_err(|_| ReadError::Stopping)?;
@@ -249,8 +249,8 @@ impl PartitionHandle {
     /// Drops every record below `before`, for good, and gives the new log start offset.
     ///
     /// # Errors
-    /// [`ReadError::OutOfRange`] unless that lies between the log start and the high watermark.
-    pub async fn delete_records(&self, before: Position) -> Result<Offset, DeleteError> {
+    /// [`DeleteError::OutOfRange`] unless that lies between the log start and the high watermark.
+    pub async fn delete_records(&self, before: OffsetSpec) -> Result<Offset, DeleteError> {
         let partition = &self.partition;
         if partition.topic.is_internal() {
             return Err(AppendError::InternalTopic {
@@ -281,12 +281,11 @@ impl PartitionHandle {
                 requested,
                 start,
                 end,
-            }) => Err(ReadError::OutOfRange {
-                requested: requested.get(),
+            }) => Err(DeleteError::OutOfRange {
+                requested,
                 log_start: start,
                 high_watermark: end,
-            }
-            .into()),
+            }),
             Err(tidelog_log::TrimError::Append(e)) => Err(append_error(partition, e).into()),
         }
     }

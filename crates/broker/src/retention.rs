@@ -5,6 +5,8 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tidelog_controller::TopicSettings;
+use tidelog_record::{Offset, Timestamp};
 use tokio::sync::{oneshot, watch};
 
 use crate::partition::Partition;
@@ -68,30 +70,75 @@ fn apply(inner: &Inner) {
     }
 }
 
-fn trim(inner: &Inner, partition: &Partition) {
-    let settings = partition.settings();
-    let end = partition.high_watermark();
+/// What retention asks for of a partition.
+#[derive(Debug)]
+pub(crate) struct Due {
+    /// Where the log is to start, by its sealed segments.
+    pub(crate) start: Offset,
+    /// From which age on the active segment is to be sealed, when it has reached it.
+    pub(crate) roll_at: Option<u64>,
+    /// Whether even the newest record is too old.
+    pub(crate) is_expired: bool,
+}
+
+impl Due {
+    /// An active segment that no append seals is sealed when it is as old as `segment.ms` or
+    /// `retention.ms` says, so that it ages from then on, whatever starts and stops come. And once
+    /// nothing was appended for `retention.ms`, all records are too old.
+    pub(crate) fn of(
+        partition: &Partition,
+        settings: &TopicSettings,
+        now: Timestamp,
+        end: Offset,
+    ) -> Self {
+        let (limit_ms, limit_bytes) = (settings.retention_ms, settings.retention_bytes);
+        let reader = &partition.reader;
+        let start = reader.retention_start(now, limit_ms, limit_bytes, end);
+        let is_expired = limit_ms.is_some_and(|limit| partition.is_idle_for(limit, now));
+        let roll_at = limit_ms.map_or(settings.segment_ms, |limit| limit.min(settings.segment_ms));
+        let is_aged = reader.active_age(now).is_some_and(|age| age >= roll_at);
+        Self {
+            start,
+            roll_at: (is_aged || is_expired).then_some(roll_at),
+            is_expired,
+        }
+    }
+
+    fn is_anything(&self, partition: &Partition, now: Timestamp) -> bool {
+        let reader = &partition.reader;
+        let start = reader.log_start();
+        self.start > start
+            || self.is_expired && start < reader.end_offset()
+            || self.roll_at.is_some() && reader.active_age(now).is_some()
+    }
+}
+
+fn trim(inner: &Inner, partition: &Arc<Partition>) {
     let now = inner.seams.clock.now();
-    let to =
-        partition
-            .reader
-            .retention_start(now, settings.retention_ms, settings.retention_bytes, end);
-    if to <= partition.reader.log_start() || partition.fault().is_some() {
+    let due = Due::of(
+        partition,
+        &partition.settings(),
+        now,
+        partition.high_watermark(),
+    );
+    if !due.is_anything(partition, now) || partition.fault().is_some() {
         return;
     }
+    let before = partition.reader.log_start();
     let (reply, replied) = oneshot::channel();
-    let command = Command::Trim {
-        key: partition.key,
-        to,
-        end,
+    let command = Command::Retain {
+        partition: partition.clone(),
         reply,
     };
     if partition.shard.blocking_send(command).is_err() {
         return;
     }
     match replied.blocking_recv() {
-        Ok(Ok(start)) => tracing::info!(topic = %partition.topic, partition = partition.number(),
-            log_start = %start, "retention removed old segments"),
+        Ok(Ok(start)) if start > before => tracing::info!(topic = %partition.topic,
+            partition = partition.number(), log_start = %start,
+            "retention removed old segments"),
+        Ok(Ok(_)) => tracing::debug!(topic = %partition.topic, partition = partition.number(),
+            "retention sealed an old segment"),
         Ok(Err(e)) => tracing::warn!(topic = %partition.topic, partition = partition.number(),
             error = %e, "retention could not remove old segments"),
         // The broker stops.

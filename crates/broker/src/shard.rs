@@ -17,13 +17,14 @@ use tidelog_log::state::GroupKey;
 use tidelog_log::{
     Log, LogEnd, LogOptions, LogSync, Poisoned, SyncCoordinator, SyncTarget, TrimError,
 };
-use tidelog_record::{Offset, ProducedBatch};
+use tidelog_record::{Offset, ProducedBatch, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::append::{Acks, Appended};
 use crate::error::AppendError;
 use crate::metrics::Metrics;
 use crate::partition::{Partition, Waiter};
+use crate::retention::Due;
 use crate::seams::Clock;
 use crate::space::Space;
 
@@ -65,6 +66,11 @@ pub(crate) enum Command {
         end: Offset,
         reply: oneshot::Sender<Result<Offset, TrimError>>,
     },
+    /// Apply retention to a partition's log.
+    Retain {
+        partition: Arc<Partition>,
+        reply: oneshot::Sender<Result<Offset, TrimError>>,
+    },
     SetOptions {
         key: GroupKey,
         options: LogOptions,
@@ -80,6 +86,7 @@ impl Command {
     fn key(&self) -> Option<GroupKey> {
         match self {
             Self::Append(append) => Some(append.partition.key),
+            Self::Retain { partition, .. } => Some(partition.key),
             Self::Remove { key, .. } | Self::Trim { key, .. } | Self::SetOptions { key, .. } => {
                 Some(*key)
             }
@@ -274,6 +281,7 @@ impl Shard {
             return false;
         };
         let now = self.clock.now();
+        partition.appended_at(now);
         let mut batches = Vec::with_capacity(appends.len());
         let mut rest = Vec::with_capacity(appends.len());
         for mut append in appends {
@@ -366,6 +374,14 @@ impl Shard {
                 };
                 drop(reply.send(result));
             }
+            Command::Retain { partition, reply } => {
+                let now = self.clock.now();
+                let result = match self.logs.get_mut(&partition.key) {
+                    Some(log) => retain(log, &partition, now),
+                    None => Ok(partition.reader.log_start()),
+                };
+                drop(reply.send(result));
+            }
             Command::SetOptions { key, options } => {
                 if let Some(log) = self.logs.get_mut(&key) {
                     log.set_options(options);
@@ -391,6 +407,23 @@ impl Shard {
             .collect();
         drop(reply.send(ends));
     }
+}
+
+/// Applies retention, on the thread that appends: whether a partition is idle is known only here.
+fn retain(log: &mut Log, partition: &Partition, now: Timestamp) -> Result<Offset, TrimError> {
+    let settings = partition.settings();
+    let end = partition.high_watermark();
+    let due = Due::of(partition, &settings, now, end);
+    // What was written and is not yet durable belongs to somebody who waits for it.
+    let is_expired = due.is_expired && end == log.end().offset;
+    let to = if is_expired { end } else { due.start };
+    // First the start, which needs no space: what lies below makes space for a new segment.
+    log.trim(to.max(log.end().log_start), end)?;
+    if let Some(age) = due.roll_at {
+        log.roll_if_aged(now, if is_expired { 0 } else { age })?;
+        log.trim(log.end().log_start, end)?;
+    }
+    Ok(log.end().log_start)
 }
 
 /// Stops a log whose writer panicked: nothing is known of what it holds in memory. The other logs

@@ -10,6 +10,9 @@ use tidelog_disk::Disk;
 
 use crate::error::AppendError;
 
+/// With less than this above the reserve a broker is of little use.
+const USEFUL_BYTES: u64 = 1 << 20;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Space {
     disk: Arc<dyn Disk>,
@@ -24,6 +27,27 @@ impl Space {
             dir,
             bytes_min,
         }
+    }
+
+    /// What is to be said at the start when there is little space, or none to take appends with.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let free = self.disk.free_bytes(&self.dir).ok()?;
+        if free >= self.bytes_min.saturating_add(USEFUL_BYTES) {
+            return None;
+        }
+        let refused = if free < self.bytes_min {
+            "appends and new topics are refused"
+        } else {
+            "appends and new topics will soon be refused"
+        };
+        let needed = self.bytes_min.saturating_add(USEFUL_BYTES) - free;
+        Some(format!(
+            "the disk that holds {} has {free} bytes free, and the last {} are kept for the broker \
+             itself: {refused}, reads and deletes go on; free at least {needed} bytes more, lower \
+             retention.ms or retention.bytes, or use a larger file system",
+            self.dir.display(),
+            self.bytes_min
+        ))
     }
 
     /// Whether clients may put more on the disk. Blocks, though not for long.
@@ -42,6 +66,39 @@ impl Space {
                 // Writes find out by themselves.
                 tracing::warn!(error = %e, "it is not known how much space is free");
                 Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidelog_sim::SimDisk;
+
+    use super::*;
+
+    #[test]
+    fn too_little_space_is_said_with_the_numbers_and_the_remedy() {
+        let disk = SimDisk::new(1);
+        let space = Space::new(Arc::new(disk.clone()), PathBuf::from("/"), 64 << 20);
+        disk.set_free_bytes(Some(65 << 20));
+        assert_eq!(space.warning(), None);
+        for (free, what) in [
+            ((65 << 20) - 1, "will soon be refused"),
+            (64 << 20, "will soon be refused"),
+            (5000, "are refused"),
+            (0, "are refused"),
+        ] {
+            disk.set_free_bytes(Some(free));
+            let said = space.warning().expect("it is too little");
+            let needed = (65 << 20) - free;
+            for part in [
+                format!(" {free} bytes free"),
+                "the last 67108864".to_owned(),
+                what.to_owned(),
+                format!("free at least {needed} bytes more"),
+            ] {
+                assert!(said.contains(&part), "{said:?} lacks {part:?}");
             }
         }
     }

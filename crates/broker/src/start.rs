@@ -1,35 +1,34 @@
 //! Starting: lock the directory, read the state file, replay the metadata log, open every
 //! partition.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+mod checkpoints;
+mod leftovers;
+mod partitions;
+mod replay;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tidelog_controller::{Command as TopicCommand, Topic, TopicSettings, Topics};
-use tidelog_disk::{DirLock, Disk, DiskError, DiskOp, LockError};
+use tidelog_disk::{DirLock, Disk, DiskError, LockError};
 use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
-use tidelog_log::{
-    Found, INITIAL_EPOCH, Log, LogEnd, LogIdentity, LogOptions, OpenError, Poisoned, RoundObserver,
-    SyncCoordinator, SyncTarget,
-};
-use tidelog_record::{
-    BatchLimits, LeaderEpoch, Offset, PartitionId, TopicId, TopicName, split_batches,
-};
+use tidelog_log::{Log, Poisoned, SyncCoordinator};
 use tokio::sync::{Semaphore, watch};
 
-use crate::append::StickyBytes;
+use self::checkpoints::Checkpoints;
+use self::replay::replay;
+use crate::files::partition_dir;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
 use crate::read::COLD_READS_MAX;
 use crate::seams::Seams;
 use crate::shard::{self, ShardHandle};
 use crate::space::Space;
-use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC, METADATA_TOPIC_ID, Route, Slot};
+use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC};
 
 /// Why a broker did not start.
 #[derive(Debug, Error)]
@@ -70,59 +69,6 @@ impl StartError {
     }
 }
 
-/// Records the durable ends of each sync round in the state file.
-#[derive(Debug)]
-struct Checkpoints {
-    state: Arc<StateFile>,
-    metrics: Arc<Metrics>,
-    last_sync: Mutex<Instant>,
-}
-
-/// How old checkpoints in the state file get before they are made to survive power loss.
-const CHECKPOINT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
-
-impl RoundObserver for Checkpoints {
-    fn record(&self, ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
-        let records: Vec<StateRecord> = ends
-            .iter()
-            .map(|(target, end)| {
-                let identity = target.log().identity();
-                let (topic_id, partition) = (identity.topic_id, identity.partition);
-                StateRecord::Checkpoint(
-                    GroupKey {
-                        topic_id,
-                        partition,
-                    },
-                    *end,
-                )
-            })
-            .collect();
-        self.state.record(&records, false)
-    }
-
-    fn finished(&self, logs: usize, took: Duration) {
-        Metrics::observe(&self.metrics.sync_seconds, took);
-        #[allow(clippy::cast_precision_loss, reason = "a count of logs")]
-        self.metrics.sync_logs.observe(logs as f64);
-        let mut last = self.last_sync.lock();
-        if last.elapsed() >= CHECKPOINT_SYNC_INTERVAL {
-            // A failure poisons the state file, and with it the next round.
-            if let Err(e) = self.state.sync() {
-                tracing::error!(error = %e, "checkpoints cannot be kept");
-            }
-            *last = now();
-        }
-    }
-}
-
-fn now() -> Instant {
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "paces a background sync, decides nothing"
-    )]
-    Instant::now()
-}
-
 /// What is known before the partitions are opened.
 struct Start {
     config: BrokerConfig,
@@ -130,6 +76,8 @@ struct Start {
     state: Arc<StateFile>,
     metrics: Arc<Metrics>,
     shards: Vec<ShardHandle>,
+    /// Whether the last stop closed every log: then there is nothing to recover.
+    was_clean: bool,
 }
 
 /// A partition that was opened, and the log for its shard.
@@ -161,11 +109,7 @@ impl Broker {
         state.record(&[StateRecord::Boot(known.boots + 1)], true)?;
 
         let metrics = Arc::new(Metrics::new());
-        let observer = Arc::new(Checkpoints {
-            state: state.clone(),
-            metrics: metrics.clone(),
-            last_sync: Mutex::new(now()),
-        });
+        let observer = Arc::new(Checkpoints::new(state.clone(), metrics.clone()));
         let coordinator =
             SyncCoordinator::start(observer, config.sync_threads).map_err(StartError::Thread)?;
         let (shards, mailboxes): (Vec<_>, Vec<_>) =
@@ -176,6 +120,7 @@ impl Broker {
             state,
             metrics,
             shards,
+            was_clean: known.clean,
         };
 
         let metadata = start.open_metadata(&known.groups)?;
@@ -187,11 +132,15 @@ impl Broker {
         start.begin_epochs(&opened)?;
         let mut logs: Vec<HashMap<GroupKey, Log>> = shards_of(&start, opened);
         let mut threads = Vec::new();
+        let space = Space::new(disk, data_dir, start.config.free_bytes_min);
+        if let Some(warning) = space.warning() {
+            tracing::warn!("{warning}");
+        }
         let around = shard::Surroundings {
             coordinator,
             clock: start.seams.clock.clone(),
             metrics: start.metrics.clone(),
-            space: Space::new(disk, data_dir, start.config.free_bytes_min),
+            space,
             lock: lock.clone(),
         };
         for (number, mailbox) in mailboxes.into_iter().enumerate() {
@@ -206,6 +155,7 @@ impl Broker {
             state,
             metrics,
             shards,
+            was_clean: _,
         } = start;
         let broker = Self {
             inner: Arc::new(Inner {
@@ -300,343 +250,7 @@ fn open_state(seams: &Seams, data_dir: &Path) -> Result<StateFile, StartError> {
     }
 }
 
-/// `<data-dir>/<topic>-<partition>`
-pub(crate) fn partition_dir(data_dir: &Path, topic: &str, partition: u32) -> PathBuf {
-    data_dir.join(format!("{topic}-{partition}"))
-}
-
-/// `<data-dir>/<topic id>-<partition>.deleted`: what a deleted partition is renamed to first.
-pub(crate) fn deleted_dir(data_dir: &Path, topic_id: TopicId, partition: u32) -> PathBuf {
-    data_dir.join(format!("{topic_id}-{partition}.deleted"))
-}
-
-pub(crate) fn log_options(settings: &TopicSettings) -> LogOptions {
-    LogOptions {
-        segment_bytes: settings.segment_bytes,
-        segment_ms: settings.segment_ms,
-        index_interval_bytes: settings.index_interval_bytes,
-    }
-}
-
-/// What the state file says of a group that is new here: its only voter, which has the vote.
-pub(crate) fn new_group(term: u64) -> GroupState {
-    GroupState {
-        incarnation: 1,
-        replica_id: 1,
-        term,
-        vote: 1,
-        commit: u64::from(INITIAL_EPOCH.get()),
-        checkpoint: None,
-    }
-}
-
 type Groups = BTreeMap<GroupKey, GroupState>;
-
-impl Start {
-    fn identity(&self, key: GroupKey, incarnation: u32) -> LogIdentity {
-        LogIdentity {
-            cluster_id: self.state.state().identity.cluster_id,
-            topic_id: key.topic_id,
-            partition: key.partition,
-            incarnation,
-        }
-    }
-
-    fn open_metadata(&self, groups: &Groups) -> Result<Opened, StartError> {
-        let name = TopicName::new(METADATA_TOPIC).expect("the name is valid");
-        let key = GroupKey {
-            topic_id: METADATA_TOPIC_ID,
-            partition: PartitionId::new(0),
-        };
-        let settings = Arc::new(TopicSettings::default());
-        self.open_partition(&name, key, settings, groups.get(&key))
-            .map_err(|e| match e {
-                OpenError::Disk(e) => e.into(),
-                e => StartError::damaged(e),
-            })
-    }
-
-    /// Opens a partition's log; makes it when the state file does not know it yet, since then a
-    /// crash came between the decision to make it and its making.
-    fn open_partition(
-        &self,
-        topic: &TopicName,
-        key: GroupKey,
-        settings: Arc<TopicSettings>,
-        known: Option<&GroupState>,
-    ) -> Result<Opened, OpenError> {
-        let dir = partition_dir(&self.config.data_dir, topic.as_str(), key.partition.get());
-        let group = known
-            .copied()
-            .unwrap_or_else(|| new_group(u64::from(INITIAL_EPOCH.get())));
-        let identity = self.identity(key, group.incarnation);
-        let options = log_options(&settings);
-        let disk = || self.seams.disk.clone();
-        let opened = Log::open(disk(), &dir, identity, options, group.checkpoint);
-        let mut log = match opened {
-            Ok((log, recovery)) => {
-                if recovery.kept_bytes + recovery.torn_bytes > 0 {
-                    tracing::info!(dir = %dir.display(), kept = recovery.kept_bytes,
-                        cut = recovery.torn_bytes, "recovered after an unclean stop");
-                }
-                log
-            }
-            Err(OpenError::Missing { .. }) if known.is_none() => {
-                let now = self.seams.clock.now();
-                Log::create(disk(), &dir, identity, options, now).map_err(|e| match e {
-                    tidelog_log::CreateError::Disk(e) => OpenError::Disk(e),
-                    // `open` has just found that there is none.
-                    tidelog_log::CreateError::Exists { dir } => OpenError::Missing { dir },
-                })?
-            }
-            Err(e) => return Err(e),
-        };
-        let term = group.term.max(u64::from(log.end().epoch.get())) + 1;
-        let epoch = u32::try_from(term).ok().and_then(LeaderEpoch::new);
-        let full = || {
-            OpenError::Disk(DiskError::new(
-                DiskOp::Write,
-                &dir,
-                std::io::Error::other("the log takes no more leader epochs"),
-            ))
-        };
-        let epoch = epoch.ok_or_else(full)?;
-        log.begin_epoch(epoch).map_err(|e| {
-            OpenError::Disk(DiskError::new(
-                DiskOp::Write,
-                &dir,
-                std::io::Error::other(e),
-            ))
-        })?;
-        let partition = Partition::new(
-            topic.clone(),
-            key,
-            epoch,
-            &log,
-            self.shards[shard_number(key, self.shards.len())].clone(),
-            settings,
-            self.metrics.clone(),
-        );
-        Ok(Opened {
-            partition: Arc::new(partition),
-            log,
-            term,
-        })
-    }
-
-    /// Opens all partitions of all topics, on a few threads.
-    fn open_topics(
-        &self,
-        topics: &Topics,
-        groups: &Groups,
-    ) -> (HashMap<String, Arc<Route>>, Vec<Opened>) {
-        let wanted: Vec<(Arc<Topic>, u32)> = topics
-            .iter()
-            .flat_map(|topic| (0..topic.partitions).map(|number| (topic.clone(), number)))
-            .collect();
-        let threads = self.config.sync_threads.max(1);
-        let share = wanted.len().div_ceil(threads).max(1);
-        let results: Vec<Result<Opened, String>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = wanted
-                .chunks(share)
-                .map(|chunk| {
-                    scope.spawn(move || {
-                        chunk
-                            .iter()
-                            .map(|(topic, number)| self.open_one(topic, *number, groups))
-                            .collect::<Vec<_>>()
-                    })
-                })
-                .collect();
-            workers
-                .into_iter()
-                .flat_map(|worker| match worker.join() {
-                    Ok(results) => results,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-                .collect()
-        });
-
-        let mut slots: HashMap<TopicId, Vec<Slot>> = HashMap::new();
-        let mut opened = Vec::with_capacity(results.len());
-        for ((topic, _), result) in wanted.iter().zip(results) {
-            let slot = match result {
-                Ok(one) => {
-                    let slot = Slot::Serving(one.partition.clone());
-                    opened.push(one);
-                    slot
-                }
-                Err(fault) => Slot::Faulted(fault),
-            };
-            slots.entry(topic.id).or_default().push(slot);
-        }
-        let routes = topics
-            .iter()
-            .map(|topic| {
-                let route = Route {
-                    topic: topic.clone(),
-                    slots: slots.remove(&topic.id).unwrap_or_default(),
-                    sticky_bytes: StickyBytes::default(),
-                };
-                (topic.name.to_string(), Arc::new(route))
-            })
-            .collect();
-        (routes, opened)
-    }
-
-    fn open_one(&self, topic: &Topic, number: u32, groups: &Groups) -> Result<Opened, String> {
-        let key = GroupKey {
-            topic_id: topic.id,
-            partition: PartitionId::new(number),
-        };
-        let settings = Arc::new(topic.settings.clone());
-        self.open_partition(&topic.name, key, settings, groups.get(&key))
-            .map_err(|e| {
-                tracing::error!(topic = %topic.name, partition = number, error = %e,
-                "a partition cannot be opened; it does not serve, the others do");
-                e.to_string()
-            })
-    }
-
-    /// Makes the new terms durable before anything is written under them, and records where each
-    /// log ends: what was recovered is durable.
-    fn begin_epochs(&self, opened: &[Opened]) -> Result<(), StartError> {
-        let known = self.state.state().groups;
-        let mut records = Vec::with_capacity(opened.len() * 2);
-        for one in opened {
-            let key = one.partition.key;
-            let group = known
-                .get(&key)
-                .copied()
-                .unwrap_or_else(|| new_group(one.term));
-            records.push(StateRecord::Group(
-                key,
-                GroupState {
-                    term: one.term,
-                    ..group
-                },
-            ));
-            records.push(StateRecord::Checkpoint(key, one.partition.reader.durable()));
-        }
-        self.state.record(&records, true)?;
-        Ok(())
-    }
-
-    /// Finishes deletions that a crash interrupted, and takes back partitions that were made and
-    /// never decided on. What cannot be removed now is left for the next start.
-    fn remove_deleted(&self, topics: &Topics, deleted: &[Deleted], groups: &Groups) {
-        if let Err(e) = self.try_remove_deleted(topics, deleted, groups) {
-            tracing::warn!(error = %e, "files of deleted topics stay until the next start");
-        }
-    }
-
-    fn try_remove_deleted(
-        &self,
-        topics: &Topics,
-        deleted: &[Deleted],
-        groups: &Groups,
-    ) -> Result<(), StartError> {
-        let disk = &self.seams.disk;
-        let data_dir = &self.config.data_dir;
-        let entries = disk.list(data_dir)?;
-        let dirs = entries.into_iter().filter(|entry| entry.is_dir);
-        let dirs: HashSet<String> = dirs.map(|entry| entry.name).collect();
-        for aside in dirs.iter().filter(|name| name.ends_with(".deleted")) {
-            disk.remove_dir_all(&data_dir.join(aside))?;
-        }
-
-        let is_wanted = |topic: &Topic, number: u32| number < topic.partitions;
-        let mut leftovers: Vec<(PathBuf, PathBuf)> = Vec::new();
-        let mut note = |name: &TopicName, id: TopicId, number: u32| {
-            // A topic of the same name may have been made since.
-            let now = topics.get(name.as_str());
-            if dirs.contains(&format!("{name}-{number}"))
-                && !now.is_ok_and(|topic| is_wanted(topic, number))
-            {
-                leftovers.push((
-                    partition_dir(data_dir, name.as_str(), number),
-                    deleted_dir(data_dir, id, number),
-                ));
-            }
-        };
-        for (name, id, partitions) in deleted {
-            for number in 0..*partitions {
-                note(name, *id, number);
-            }
-        }
-        let mut removed = Vec::new();
-        for key in groups
-            .keys()
-            .filter(|key| key.topic_id != METADATA_TOPIC_ID)
-        {
-            let number = key.partition.get();
-            match topics.by_id(key.topic_id) {
-                Some(topic) if is_wanted(topic, number) => continue,
-                Some(topic) => note(&topic.name, topic.id, number),
-                None => {}
-            }
-            removed.push(StateRecord::GroupRemoved(*key));
-        }
-        // Topics of one name, deleted one after the other, leave one directory.
-        leftovers.sort();
-        leftovers.dedup_by(|one, other| one.0 == other.0);
-        for (from, to) in &leftovers {
-            disk.rename(from, to)?;
-        }
-        disk.sync_dir(data_dir)?;
-        self.state.record(&removed, false)?;
-        for (_, aside) in &leftovers {
-            disk.remove_dir_all(aside)?;
-        }
-        Ok(())
-    }
-}
-
-/// A topic that was deleted: its name, id and number of partitions.
-type Deleted = (TopicName, TopicId, u32);
-
-/// Folds the metadata log into the topics; also tells which topics were deleted.
-fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>), StartError> {
-    let mut topics = Topics::default();
-    let mut deleted = Vec::new();
-    let end = metadata.reader.durable_offset();
-    let mut from = metadata.reader.log_start();
-    while from < end {
-        let found = metadata
-            .reader
-            .read(from, end, 1 << 20)
-            .map_err(StartError::reading)?;
-        let batches = match found {
-            Found::Ready(batches) => batches,
-            Found::Cold(cold) => cold.run().map_err(StartError::reading)?,
-        };
-        for part in &batches.parts {
-            for batch in split_batches(part.clone(), tidelog_log::BATCH_BYTES_LIMIT) {
-                let batch = batch.map_err(StartError::damaged)?;
-                let records = batch.records(&BatchLimits::default());
-                for record in records.map_err(StartError::damaged)? {
-                    let record = record.map_err(StartError::damaged)?;
-                    let value = record.value.unwrap_or_default();
-                    let command = TopicCommand::decode(&value).map_err(StartError::damaged)?;
-                    if let TopicCommand::Delete { id } = &command
-                        && let Some(topic) = topics.by_id(*id)
-                    {
-                        deleted.push((topic.name.clone(), *id, topic.partitions));
-                    }
-                    topics.apply(&command).map_err(StartError::damaged)?;
-                }
-            }
-        }
-        if batches.next_offset <= from {
-            let at = Offset::get(from);
-            return Err(StartError::Damaged(format!(
-                "the metadata log cannot be read at {at}"
-            )));
-        }
-        from = batches.next_offset;
-    }
-    Ok((topics, deleted))
-}
 
 /// How many batches may be (de)compressed for their check at a time: as many as there are cores.
 fn heavy_checks() -> usize {

@@ -71,7 +71,8 @@ impl Broker {
                 }
             }
         }
-        if failed.is_none() {
+        // A log that could not be opened was not closed either: its checkpoint may be an old one.
+        if failed.is_none() && !self.has_unopened() {
             records.push(StateRecord::Clean);
         }
         let state = self.inner.state.clone();
@@ -85,6 +86,12 @@ impl Broker {
             return Err(StopError::ThreadEnded);
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    fn has_unopened(&self) -> bool {
+        let routes = self.inner.routes.read();
+        let mut slots = routes.values().flat_map(|route| &route.slots);
+        slots.any(|slot| matches!(slot, Slot::Faulted(_)))
     }
 
     /// Wakes all who wait for records.

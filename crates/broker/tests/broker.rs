@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidelog_broker::{
     Acks, AppendError, AppendRequest, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest,
-    NewRecord, NewTopic, Payload, Position, ReadError, Seams,
+    NewRecord, NewTopic, OffsetSpec, Payload, ReadError, Seams,
 };
 use tidelog_disk::DiskOp;
 use tidelog_record::{BatchBuilder, BatchLimits, Compression, Offset, Timestamp, split_batches};
@@ -121,6 +121,43 @@ async fn what_was_acknowledged_is_there_after_every_kind_of_stop() {
             _ => disk.crash(),
         }
     }
+}
+
+/// After a clean stop no log is recovered, which shows in what is not synced; and a stop is not
+/// clean for a log that was not there to be closed.
+#[tokio::test]
+async fn only_after_a_clean_stop_nothing_is_recovered() {
+    let disk = SimDisk::new(5);
+    let broker = open(&disk);
+    create(&broker, "t", 1).await;
+    append(&broker, "t", &["a"]).await.unwrap();
+    broker.stop().await.unwrap();
+    drop(broker);
+    let recovers = |disk: &SimDisk| {
+        let filter = OpFilter::op(DiskOp::SyncDir).on("t-0");
+        disk.fail_nth(filter, 1, InjectedError::Io, FailMode::Once);
+        let broker = open(disk);
+        disk.stop_failing();
+        let is_faulted = !broker.health().faults.is_empty();
+        (broker, is_faulted)
+    };
+    let (broker, recovered) = recovers(&disk);
+    assert!(!recovered, "it was closed");
+    append(&broker, "t", &["b"]).await.unwrap();
+    disk.kill();
+    drop(broker);
+    let (broker, recovered) = recovers(&disk);
+    assert!(recovered, "it was not closed");
+    // It did not open, so this stop does not close it.
+    broker.stop().await.unwrap();
+    drop(broker);
+    let (broker, recovered) = recovers(&disk);
+    assert!(recovered, "it still was not closed");
+    drop(broker);
+    disk.kill();
+    let broker = open(&disk);
+    assert_eq!(read_all(&broker, "t", 0).await, ["a", "b"]);
+    broker.stop().await.unwrap();
 }
 
 #[tokio::test]
@@ -249,7 +286,7 @@ async fn deleting_records_moves_the_start_for_good() {
     }
     let handle = broker.partition("t", 0).unwrap();
     let start = handle
-        .delete_records(Position::BeforeLatest(1))
+        .delete_records(OffsetSpec::BeforeLatest(1))
         .await
         .unwrap();
     assert_eq!(start.get(), 2);
@@ -258,7 +295,7 @@ async fn deleting_records_moves_the_start_for_good() {
     assert_eq!(read_all(&broker, "t", 0).await, ["c"]);
     let handle = broker.partition("t", 0).unwrap();
     let e = handle
-        .delete_records(Position::Offset(Offset::new(9).unwrap()))
+        .delete_records(OffsetSpec::Offset(Offset::new(9).unwrap()))
         .await
         .unwrap_err();
     assert_eq!(e.reason(), "OFFSET_OUT_OF_RANGE");

@@ -8,7 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::{append, config, create, new_topic, open, read_all, seams, try_open};
-use tidelog_broker::{Broker, BrokerConfig, ErrorKind, Facts};
+use tidelog_broker::{Broker, BrokerConfig, ErrorKind, Facts, NewTopic};
 use tidelog_disk::{Disk, DiskOp, OpenHow};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
@@ -318,7 +318,7 @@ async fn a_full_disk_refuses_appends_and_new_topics_and_heals() {
     assert_eq!(read_all(&broker, "old", 0).await.unwrap().len(), 1);
     let handle = broker.partition("old", 0).unwrap();
     handle
-        .delete_records(tidelog_broker::Position::Latest)
+        .delete_records(tidelog_broker::OffsetSpec::Latest)
         .await
         .unwrap();
     assert_eq!(broker.health().faults, Vec::<String>::new());
@@ -329,6 +329,75 @@ async fn a_full_disk_refuses_appends_and_new_topics_and_heals() {
     disk.set_free_bytes(None);
     create(&broker, "old", 2).await.unwrap();
     broker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn out_of_files_is_told_apart_and_leaves_nothing_behind() {
+    let disk = prepared().await;
+    let broker = open(&disk);
+    let files = disk.files();
+    disk.fail_nth(
+        OpFilter::op(DiskOp::Open).on("/made-2"),
+        1,
+        InjectedError::OutOfFiles,
+        FailMode::Forever,
+    );
+    let e = create(&broker, "made", 3).await.unwrap_err();
+    assert_eq!(
+        (e.reason(), e.kind()),
+        ("STORAGE_ERROR", ErrorKind::Exhausted)
+    );
+    assert!(e.to_string().contains("limit of open files"), "{e}");
+    assert_eq!(disk.files(), files);
+    disk.stop_failing();
+    create(&broker, "made", 3).await.unwrap();
+}
+
+#[tokio::test]
+async fn there_are_no_more_topics_and_partitions_than_the_broker_takes() {
+    let disk = prepared().await;
+    let config = BrokerConfig {
+        topics_max: 2,
+        partitions_max: 5,
+        ..config()
+    };
+    let broker = Broker::open(config.clone(), seams(&disk)).unwrap();
+    let refused = |e: tidelog_broker::TopicError| {
+        assert_eq!(
+            (e.reason(), e.kind()),
+            ("LIMIT_REACHED", ErrorKind::Exhausted)
+        );
+        assert_eq!(e.retry_after(), None);
+        let facts: Vec<String> = e.facts().into_iter().map(|(_, value)| value).collect();
+        facts.join(" ")
+    };
+    let files = disk.files();
+    let e = create(&broker, "made", 4).await.unwrap_err();
+    assert_eq!(refused(e), "partitions_max 5 2 4");
+    let e = broker.add_partitions("old", 6).await.unwrap_err();
+    assert_eq!(refused(e), "partitions_max 5 2 4");
+    assert_eq!(disk.files(), files);
+    create(&broker, "made", 2).await.unwrap();
+    let only_check = NewTopic {
+        validate_only: true,
+        ..new_topic("more", 1, &[])
+    };
+    let e = broker.create_topic(only_check).await.unwrap_err();
+    assert_eq!(refused(e), "topics_max 2 2 1");
+    broker.add_partitions("old", 3).await.unwrap();
+    let e = broker.add_partitions("made", 3).await.unwrap_err();
+    assert_eq!(refused(e), "partitions_max 5 5 1");
+    // Lower limits than there is keep nobody from using it.
+    broker.stop().await.unwrap();
+    drop(broker);
+    let config = BrokerConfig {
+        topics_max: 1,
+        partitions_max: 1,
+        ..config
+    };
+    let broker = Broker::open(config, seams(&disk)).unwrap();
+    append(&broker, "old", "more").await.unwrap();
+    broker.delete_topic("made").await.unwrap();
 }
 
 #[tokio::test]

@@ -322,6 +322,8 @@ async fn retention_goes_by_the_brokers_clock_and_by_size() {
         retain(&broker).await;
         assert_eq!(start(&broker, "aged"), 0, "jump of {jump} ms");
     }
+    // The active segment is not idle.
+    append(&broker, "aged", "late").await.unwrap();
     clock.millis.store(now + 24 * HOUR + 1, Ordering::SeqCst);
     retain(&broker).await;
     let ends = broker.partition("aged", 0).unwrap().ends();
@@ -330,6 +332,81 @@ async fn retention_goes_by_the_brokers_clock_and_by_size() {
         "{ends:?}"
     );
     fill(&broker, "aged").await;
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_partition_ages_out_whole() {
+    let disk = SimDisk::new(8);
+    let clock = Arc::new(FakeClock::default());
+    let began = 1_780_000_000_000;
+    let at = |millis: i64| clock.millis.store(began + millis, Ordering::SeqCst);
+    let start_broker = || {
+        let seams = Seams {
+            clock: clock.clone(),
+            ..seams(&disk)
+        };
+        Broker::open(config(), seams).unwrap()
+    };
+    at(0);
+    let mut broker = start_broker();
+    let day = (24 * HOUR).to_string();
+    for (name, setting) in [
+        ("idle", ("retention.ms", &*day)),
+        ("kept", ("retention.ms", "-1")),
+        ("restarted", ("retention.ms", &*day)),
+    ] {
+        broker
+            .create_topic(new_topic(name, 1, &[setting]))
+            .await
+            .unwrap();
+        append(&broker, name, "one").await.unwrap();
+    }
+    // Not idle for long enough, however old the segment is.
+    at(23 * HOUR);
+    append(&broker, "idle", "two").await.unwrap();
+    at(46 * HOUR);
+    retain(&broker).await;
+    let ends = |broker: &Broker, name: &str| {
+        let ends = broker.partition(name, 0).unwrap().ends();
+        (ends.log_start.get(), ends.high_watermark.get())
+    };
+    assert_eq!(ends(&broker, "idle"), (0, 2));
+    assert_eq!(ends(&broker, "kept"), (0, 1));
+    assert_eq!(
+        ends(&broker, "restarted"),
+        (1, 1),
+        "it was idle for 46 hours"
+    );
+    assert_eq!(read_all(&broker, "restarted", 0).await.unwrap(), []);
+
+    // And once it is, all goes, with the file.
+    let file = std::path::Path::new("/srv/data/idle-0/00000000000000000000.log");
+    assert!(disk.files().iter().any(|path| path == file));
+    at(47 * HOUR + 1);
+    retain(&broker).await;
+    assert_eq!(ends(&broker, "idle"), (2, 2));
+    assert!(disk.files().iter().all(|path| path != file));
+    let described = broker.describe_topic("idle", false).unwrap();
+    assert_eq!(described.partitions[0].segment_count, 1);
+    let calls = disk.io_count();
+    retain(&broker).await;
+    assert_eq!(disk.io_count(), calls, "nothing is left to be done");
+    // It goes on where it was.
+    assert_eq!(append(&broker, "idle", "three").await.unwrap().get(), 2);
+    assert_eq!(append(&broker, "restarted", "x").await.unwrap().get(), 1);
+
+    // A broker that is started again and again, never idle for long: the segment is sealed by its
+    // own age, and goes by the age of the seal.
+    for day in 2..6 {
+        broker.stop().await.unwrap();
+        drop(broker);
+        at(day * 23 * HOUR + 3 * HOUR);
+        broker = start_broker();
+        retain(&broker).await;
+    }
+    assert_eq!(ends(&broker, "restarted"), (2, 2));
+    assert_eq!(ends(&broker, "kept"), (0, 1));
     broker.stop().await.unwrap();
 }
 

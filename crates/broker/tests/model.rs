@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use support::{create, new_topic, open, read_all, record, submit, try_open};
-use tidelog_broker::{Acks, Broker, ErrorKind, Facts, Position};
+use tidelog_broker::{Acks, Broker, ErrorKind, Facts, OffsetSpec};
 use tidelog_record::{Offset, TopicId};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
@@ -131,7 +131,7 @@ async fn use_topics(
                     .entry((id, number))
                     .or_default()
                     .log_start_max = now.log_start_max;
-                let before = Position::Offset(Offset::new(to).unwrap());
+                let before = OffsetSpec::Offset(Offset::new(to).unwrap());
                 if let Ok(start) = handle.delete_records(before).await {
                     let mut model = model.lock();
                     let kept = &mut model.partitions.entry((id, number)).or_default().log_start;

@@ -13,16 +13,6 @@ use crate::commands::{bench, config, consume, offsets, produce, topic};
 #[derive(Debug, Parser)]
 #[command(name = "tidelog", version)]
 pub(crate) struct Cli {
-    /// Where brokers are; one that answers is enough.
-    #[arg(
-        long,
-        global = true,
-        env = "TIDELOG_BROKER",
-        default_value = "127.0.0.1:9400",
-        value_name = "HOST:PORT,..."
-    )]
-    pub(crate) broker: BrokerAddresses,
-
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -41,17 +31,15 @@ pub(crate) enum Command {
     /// time, and checks that nothing is missing.
     Demo,
     /// Create, look at, change and delete topics.
-    #[command(subcommand)]
-    Topic(topic::TopicCommand),
+    Topic(WithBroker<topic::TopicCommand>),
     /// Send records, one a line.
-    Produce(produce::ProduceArgs),
+    Produce(OnBroker<produce::ProduceArgs>),
     /// Read records.
-    Consume(consume::ConsumeArgs),
+    Consume(OnBroker<consume::ConsumeArgs>),
     /// Show the offsets of a topic's partitions.
-    Offsets(offsets::OffsetsArgs),
+    Offsets(OnBroker<offsets::OffsetsArgs>),
     /// Measure a broker.
-    #[command(subcommand)]
-    Bench(bench::BenchCommand),
+    Bench(WithBroker<bench::BenchCommand>),
     /// Look at the configuration of a broker.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -64,6 +52,38 @@ pub(crate) enum Command {
     },
     /// Print the version.
     Version,
+}
+
+/// Which broker a command talks to.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct BrokerArgs {
+    /// Where brokers are; one that answers is enough.
+    #[arg(
+        long = "broker",
+        global = true,
+        env = "TIDELOG_BROKER",
+        default_value = "127.0.0.1:9400",
+        value_name = "HOST:PORT,..."
+    )]
+    pub(crate) addresses: BrokerAddresses,
+}
+
+/// The arguments of a command that talks to a broker.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OnBroker<A: clap::Args> {
+    #[command(flatten)]
+    pub(crate) args: A,
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+}
+
+/// Commands that talk to a broker.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WithBroker<C: Subcommand> {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    #[command(subcommand)]
+    pub(crate) command: C,
 }
 
 /// In which form results are printed.
@@ -164,8 +184,12 @@ mod tests {
             "tidelog config explain",
             "tidelog completion bash",
             "tidelog version",
-            "tidelog --broker a:1,b:2 topic list",
+            "tidelog topic --broker a:1,b:2 list",
             "tidelog topic list --broker a:1",
+            "tidelog produce t --broker a:1",
+            "tidelog consume --broker a:1 t",
+            "tidelog offsets t --broker a:1",
+            "tidelog bench latency --broker a:1",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -189,7 +213,13 @@ mod tests {
             "tidelog consume t -f %s -o json",
             "tidelog consume t -n x",
             "tidelog bench produce --size 0",
-            "tidelog --broker http://x topic list",
+            "tidelog topic list --broker http://x",
+            "tidelog --broker a:1 topic list",
+            "tidelog serve --broker a:1",
+            "tidelog demo --broker a:1",
+            "tidelog config explain --broker a:1",
+            "tidelog completion bash --broker a:1",
+            "tidelog version --broker a:1",
             "tidelog completion cmd",
         ] {
             let error = parse(line).expect_err(line);

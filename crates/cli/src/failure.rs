@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use tidelog_client::{ClientError, ErrorClass};
+use tidelog_client::{ClientError, ErrorClass, TopicName};
+
+/// Stands in a hint for the topic until it is known. No topic can have this in its name.
+pub(crate) const TOPIC: &str = "<topic>";
 
 /// The exit codes, which scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +72,10 @@ impl Failure {
         self
     }
 
-    /// The same, with the topic's name where the next step has `TOPIC`.
+    /// The same, with the topic's name where the next step left it out: not every error names it.
     #[must_use]
-    pub(crate) fn of_topic(mut self, topic: &str) -> Self {
-        self.hint = self.hint.map(|hint| hint.replace("TOPIC", topic));
+    pub(crate) fn of_topic(mut self, topic: &TopicName) -> Self {
+        self.hint = self.hint.map(|hint| hint.replace(TOPIC, topic.as_str()));
         self
     }
 
@@ -119,16 +122,15 @@ fn next_step(error: &ClientError) -> Option<String> {
     if let ClientError::RecordTooLarge { limit_name, .. } = error
         && limit_name.contains("max.message.bytes")
     {
-        return Some(
-            "raise it with: tidelog topic alter TOPIC -c max.message.bytes=N; or try --compression"
-                .into(),
-        );
+        return Some(format!(
+            "raise it with: tidelog topic alter {TOPIC} -c max.message.bytes=N; or try --compression"
+        ));
     }
     if let ClientError::Damaged { .. } = error {
         return Some("the broker's log and disk tell more; read on behind it with --from".into());
     }
     let broker = error.broker()?;
-    let topic = broker.facts.get("topic").map_or("TOPIC", String::as_str);
+    let topic = broker.facts.get("topic").map_or(TOPIC, String::as_str);
     match broker.reason.as_str() {
         "TOPIC_NOT_FOUND" => Some(format!("create it with: tidelog topic create {topic}")),
         "TOPIC_EXISTS" => Some(format!("look at it with: tidelog topic describe {topic}")),
@@ -166,11 +168,15 @@ mod tests {
             "error: no broker can be reached at 127.0.0.1:9400: refused\n  start one with: tidelog \
              serve; or name another with --broker or TIDELOG_BROKER\n"
         );
+        // A topic may be called like whatever a hint says.
         let failure = Failure::failed("it broke")
-            .hint("see TOPIC")
+            .hint(format!("TOPIC: see {TOPIC}"))
             .about("line 3")
-            .of_topic("t");
-        assert_eq!(failure.text(), "error: line 3: it broke\n  see t\n");
+            .of_topic(&TopicName::new("MY_TOPIC").unwrap());
+        assert_eq!(
+            failure.text(),
+            "error: line 3: it broke\n  TOPIC: see MY_TOPIC\n"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tidelog_proto::v1;
 use tidelog_record::{Offset, PartitionId, Timestamp, TopicName};
 
-use crate::{Client, ClientError, Position};
+use crate::{Client, ClientError, OffsetSpec};
 
 /// How a change shall be made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -169,17 +169,17 @@ impl Client {
         Ok(())
     }
 
-    /// Looks up a position in each of the partitions; the answers are in the same order.
+    /// Looks up an offset in each of the partitions; the answers are in the same order.
     ///
     /// # Errors
-    /// [`ClientError::Partition`] for the first partition that failed, and what any call meets.
+    /// [`ClientError::NotLookedUp`] for the first partition that failed, and what any call meets.
     pub async fn list_offsets(
         &self,
         topic: &TopicName,
-        positions: &[(PartitionId, Position)],
+        specs: &[(PartitionId, OffsetSpec)],
     ) -> Result<Vec<ListedOffset>, ClientError> {
         let request = v1::ListOffsetsRequest {
-            partitions: positions
+            partitions: specs
                 .iter()
                 .map(|&(partition, at)| v1::ListOffsetsPartition {
                     topic: topic.to_string(),
@@ -194,13 +194,15 @@ impl Client {
                 async move { log.list_offsets(request).await }
             })
             .await?;
-        check_count("ListOffsets", response.partitions.len(), positions.len())?;
+        check_count("ListOffsets", response.partitions.len(), specs.len())?;
         response
             .partitions
             .into_iter()
             .map(|found| {
                 let partition = PartitionId::new(found.partition);
-                partition_error(partition, found.offset, found.error)?;
+                if let Some(source) = in_partition(found.error) {
+                    return Err(ClientError::NotLookedUp { partition, source });
+                }
                 Ok(ListedOffset {
                     partition,
                     offset: offset(found.offset)?,
@@ -210,16 +212,16 @@ impl Client {
             .collect()
     }
 
-    /// Drops all records before a position in each of the partitions, for good. Gives the log start
+    /// Drops all records before an offset in each of the partitions, for good. Gives the log start
     /// offsets they have then, in the same order.
     ///
     /// # Errors
-    /// [`ClientError::Partition`] for the first partition that failed (others may be done), and what
-    /// any call meets.
+    /// [`ClientError::NotDeleted`] for the first partition that failed (others may be done), and
+    /// what any call meets.
     pub async fn delete_records(
         &self,
         topic: &TopicName,
-        before: &[(PartitionId, Position)],
+        before: &[(PartitionId, OffsetSpec)],
     ) -> Result<Vec<(PartitionId, Offset)>, ClientError> {
         let request = v1::DeleteRecordsRequest {
             topic: topic.to_string(),
@@ -243,7 +245,9 @@ impl Client {
             .into_iter()
             .map(|deleted| {
                 let partition = PartitionId::new(deleted.partition);
-                partition_error(partition, deleted.log_start_offset, deleted.error)?;
+                if let Some(source) = in_partition(deleted.error) {
+                    return Err(ClientError::NotDeleted { partition, source });
+                }
                 Ok((partition, offset(deleted.log_start_offset)?))
             })
             .collect()
@@ -264,22 +268,9 @@ fn check_count(call: &str, found: usize, asked: usize) -> Result<(), ClientError
     Err(ClientError::Protocol { what })
 }
 
-fn partition_error(
-    partition: PartitionId,
-    next_offset: u64,
-    error: Option<tonic_types::Status>,
-) -> Result<(), ClientError> {
-    match error {
-        None => Ok(()),
-        Some(error) => {
-            let source = Box::new(ClientError::from_message(&error));
-            Err(ClientError::Partition {
-                partition,
-                next_offset,
-                source,
-            })
-        }
-    }
+/// The error that stands beside a partition of an answer.
+fn in_partition(error: Option<tonic_types::Status>) -> Option<Box<ClientError>> {
+    error.map(|error| Box::new(ClientError::from_message(&error)))
 }
 
 /// The offset in a field of the API.

@@ -128,6 +128,22 @@ pub enum ClientError {
         /// Why.
         source: Box<ClientError>,
     },
+    /// No offset was looked up in a partition.
+    #[error("cannot look up offsets of partition {partition}: {source}")]
+    NotLookedUp {
+        /// The partition.
+        partition: PartitionId,
+        /// Why.
+        source: Box<ClientError>,
+    },
+    /// No records of a partition were deleted.
+    #[error("cannot delete records of partition {partition}: {source}")]
+    NotDeleted {
+        /// The partition.
+        partition: PartitionId,
+        /// Why.
+        source: Box<ClientError>,
+    },
     /// The broker answered something that the API does not allow.
     #[error("the broker's answer breaks the protocol: {what}")]
     Protocol {
@@ -196,7 +212,9 @@ impl ClientError {
                 _ => ErrorClass::Unavailable,
             },
             Self::Damaged { .. } => ErrorClass::Damaged,
-            Self::Partition { source, .. } => source.class(),
+            Self::Partition { source, .. }
+            | Self::NotLookedUp { source, .. }
+            | Self::NotDeleted { source, .. } => source.class(),
             Self::Addresses(_) | Self::Protocol { .. } | Self::Closed => ErrorClass::Failed,
         }
     }
@@ -210,7 +228,9 @@ impl ClientError {
                     || matches!(error.code, Code::Unavailable | Code::DeadlineExceeded)
             }
             Self::Unreachable { .. } | Self::Disconnected { .. } | Self::TimedOut { .. } => true,
-            Self::Partition { source, .. } => source.is_retryable(),
+            Self::Partition { source, .. }
+            | Self::NotLookedUp { source, .. }
+            | Self::NotDeleted { source, .. } => source.is_retryable(),
             _ => false,
         }
     }
@@ -240,7 +260,9 @@ impl ClientError {
     pub fn broker(&self) -> Option<&BrokerError> {
         match self {
             Self::Broker(error) => Some(error),
-            Self::Partition { source, .. } => source.broker(),
+            Self::Partition { source, .. }
+            | Self::NotLookedUp { source, .. }
+            | Self::NotDeleted { source, .. } => source.broker(),
             Self::OutcomeUnknown {
                 last: Some(last), ..
             }

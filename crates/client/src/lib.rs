@@ -38,7 +38,7 @@ pub use error::{BrokerError, ClientError, ErrorClass};
 pub use producer::{
     Acks, Delivered, DeliveryFuture, Producer, ProducerConfig, ProducerRecord, TopicFacts,
 };
-pub use reader::{ConsumedRecord, Position, ReadRange, Reader, ReaderConfig, StartAt};
+pub use reader::{ConsumedRecord, OffsetSpec, ReadRange, Reader, ReaderConfig, StartAt};
 /// The messages of the API, as administration calls answer them.
 pub use tidelog_proto::v1 as proto;
 pub use tidelog_record::{Compression, Header, Offset, PartitionId, Timestamp, TopicName};

@@ -49,8 +49,9 @@ impl Log {
     /// the stamped headers; bodies go to the file as they are.
     ///
     /// # Errors
-    /// With [`AppendError::Full`] and [`AppendError::TooLarge`] nothing happened; nor with
-    /// [`AppendError::Producer`], which is about the first batch alone. With
+    /// With [`AppendError::Full`] and [`AppendError::TooLarge`] nothing happened, but that an epoch
+    /// that waited for space may have begun; nor with [`AppendError::Producer`], which is about the
+    /// first batch alone. With
     /// [`AppendError::Poisoned`] it is not known whether the batches will be there after the next
     /// open.
     ///
@@ -70,10 +71,11 @@ impl Log {
             });
         }
         self.check_fits(batches)?;
+        self.begin_pending_epoch()?;
         self.roll_if_due(batches[0].total_len() as u64, now)?;
         self.write_durable_epochs();
         let (count, len) = self.fitting(batches);
-        self.reserve(len)?;
+        self.reserve(len, self.options.appends_use_room)?;
 
         // Nothing may fail between the write and its note in `end`.
         next_index(self.end.index, count as u64)?;
@@ -149,7 +151,7 @@ impl Log {
             .filter(|position| *position <= SEGMENT_BYTES_LIMIT)
             .ok_or(AppendError::Exhausted)?;
         let index = next_index(self.end.index, 1)?;
-        self.reserve(u64::from(len))?;
+        self.reserve(u64::from(len), true)?;
         self.write(&[IoSlice::new(&entry)])?;
         let before = self.end;
         self.note_in_index(&before);
@@ -200,14 +202,18 @@ impl Log {
         (count, len)
     }
 
-    /// Takes disk space for `len` more bytes, so that the write that follows cannot run out of it.
-    fn reserve(&mut self, len: u64) -> Result<(), AppendError> {
+    /// Takes disk space for `len` more bytes, so that the write that follows cannot run out of it,
+    /// and for the room behind them. With `uses_room` what is left of the room will do.
+    fn reserve(&mut self, len: u64, uses_room: bool) -> Result<(), AppendError> {
         let needed = u64::from(self.end.position) + len;
-        if needed <= self.reserved {
+        let limit = u64::from(SEGMENT_BYTES_LIMIT).max(needed);
+        let wanted = (needed + u64::from(self.options.room_bytes)).min(limit);
+        if wanted <= self.reserved {
             return Ok(());
         }
         let ahead = needed.clamp(RESERVE_MIN, RESERVE_MAX);
-        let max = u64::from(self.options.segment_bytes_max()).max(needed);
+        let max = u64::from(self.options.segment_bytes_max()).max(wanted);
+        let least = if uses_room { needed } else { wanted };
         let full = |e: DiskError, log: &Self| {
             if e.is_full() {
                 AppendError::Full {
@@ -219,16 +225,20 @@ impl Log {
             }
         };
         // On a nearly full disk the exact need may fit where a step ahead does not.
-        let reserved = match self.file.reserve((needed + ahead).min(max)) {
-            Ok(()) => (needed + ahead).min(max),
-            Err(e) if e.is_full() => {
-                self.file.reserve(needed).map_err(|e| full(e, self))?;
-                needed
+        for reserved in [(wanted + ahead).min(max), wanted, least] {
+            if reserved <= self.reserved {
+                return Ok(());
             }
-            Err(e) => return Err(full(e, self)),
-        };
-        self.reserved = reserved;
-        Ok(())
+            match self.file.reserve(reserved) {
+                Ok(()) => {
+                    self.reserved = reserved;
+                    return Ok(());
+                }
+                Err(e) if e.is_full() && reserved > least => {}
+                Err(e) => return Err(full(e, self)),
+            }
+        }
+        unreachable!("the last of the three is tried for good")
     }
 
     fn write(&mut self, slices: &[IoSlice<'_>]) -> Result<(), Poisoned> {

@@ -5,12 +5,12 @@
 //! does not fit them. An entry is written only once the epoch's beginning is durable in the log, so
 //! that whatever power loss leaves of the file, all of it is true.
 
-use std::io::IoSlice;
 use std::path::Path;
 
-use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
+use tidelog_disk::{Disk, DiskError};
 use tidelog_record::{LeaderEpoch, Offset, RaftIndex};
 
+use crate::sidecar;
 use crate::wire::Fields;
 
 const FILE_HEADER: [u8; 8] = *b"TEPO\0\x01\0\0";
@@ -125,7 +125,7 @@ impl EpochTable {
     /// Reads the file at `path`, up to the first entry that does not verify. A missing or
     /// unreadable file gives an empty table.
     pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Self {
-        match read_file(disk, path) {
+        match sidecar::read(disk, path, FILE_LEN_MAX) {
             Ok(bytes) => Self::parse(&bytes),
             Err(e) => {
                 if !e.is_not_found() {
@@ -171,21 +171,7 @@ pub(crate) fn write_pending(
     path: &Path,
     pending: &PendingEpochs,
 ) -> Result<(), DiskError> {
-    let file = disk.open(path, OpenHow::Create)?;
-    file.write_at(pending.at, &[IoSlice::new(&pending.bytes)])?;
-    file.set_len(pending.at + pending.bytes.len() as u64)
-}
-
-/// The bytes of the file; none at all of one that is too long to be ours.
-fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, DiskError> {
-    let file = disk.open(path, OpenHow::Read)?;
-    let len = usize::try_from(file.len()?.min(FILE_LEN_MAX + 1)).expect("48 MiB fit");
-    let bytes = read_up_to(&*file, 0, len)?;
-    Ok(if bytes.len() as u64 > FILE_LEN_MAX {
-        Vec::new()
-    } else {
-        bytes
-    })
+    sidecar::write(disk, path, pending.at, &pending.bytes)
 }
 
 fn decode(bytes: &[u8; ENTRY_LEN]) -> Option<EpochStart> {

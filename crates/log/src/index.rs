@@ -11,12 +11,12 @@
 //! that pass were written in one history of the segment. Whether that history is the present one
 //! only the segment's own chain checksum tells, at the sync checkpoint or at the seal.
 
-use std::io::IoSlice;
 use std::path::Path;
 
-use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
+use tidelog_disk::{Disk, DiskError};
 use tidelog_record::{Offset, RaftIndex, Timestamp};
 
+use crate::sidecar;
 use crate::wire::Fields;
 
 const MAGIC: [u8; 4] = *b"TIDX";
@@ -265,7 +265,7 @@ impl SegmentIndex {
     /// `position_max`. A missing or unreadable file, or one of another segment, gives an empty
     /// index.
     pub(crate) fn load(disk: &dyn Disk, path: &Path, base: IndexBase, position_max: u64) -> Self {
-        match read_file(disk, path) {
+        match sidecar::read(disk, path, FILE_LEN_MAX) {
             Ok(bytes) => Self::parse(&bytes, base, position_max),
             Err(e) => {
                 if !e.is_not_found() {
@@ -321,19 +321,5 @@ pub(crate) fn write_pending(
     path: &Path,
     pending: &PendingIndex,
 ) -> Result<(), DiskError> {
-    let file = disk.open(path, OpenHow::Create)?;
-    file.write_at(pending.at, &[IoSlice::new(&pending.bytes)])?;
-    file.set_len(pending.at + pending.bytes.len() as u64)
-}
-
-/// The bytes of an index file; none at all of one that is too long to be ours.
-fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, DiskError> {
-    let file = disk.open(path, OpenHow::Read)?;
-    let len = usize::try_from(file.len()?.min(FILE_LEN_MAX + 1)).expect("64 MiB fit");
-    let bytes = read_up_to(&*file, 0, len)?;
-    Ok(if bytes.len() as u64 > FILE_LEN_MAX {
-        Vec::new()
-    } else {
-        bytes
-    })
+    sidecar::write(disk, path, pending.at, &pending.bytes)
 }

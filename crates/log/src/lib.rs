@@ -21,8 +21,9 @@
 //! verifies, cuts a torn tail, refuses damage.
 //!
 //! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
-//! any thread. Everything blocks except [`LogReader::read`]; nothing here knows an async runtime,
-//! a clock or a random number, so a simulated disk and a seed replay any run.
+//! any thread. Everything blocks, [`LogReader::read`] only where the system has dropped a page
+//! that was written lately; nothing here knows an async runtime, a clock or a random number, so a
+//! simulated disk and a seed replay any run.
 //!
 //! # Formats
 #![doc = include_str!("../FORMAT.md")]
@@ -47,8 +48,10 @@ mod retention;
 mod roll;
 mod segment;
 mod shared;
+mod sidecar;
 pub mod state;
 mod sync;
+mod threads;
 mod time;
 mod walk;
 mod wire;
@@ -69,4 +72,5 @@ pub use producers::{PRODUCER_BATCHES, PRODUCERS_MAX, ProducerError, StoredBatch,
 pub use reader::{Batches, Found, LogReader, SegmentInfo};
 pub use segment::{LogEnd, SEGMENT_BYTES_LIMIT};
 pub use sync::{LogSync, RoundObserver, SyncCoordinator, SyncTarget};
+pub use threads::share_out;
 pub use walk::BATCH_BYTES_LIMIT;

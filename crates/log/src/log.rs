@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError, DiskFile};
-use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, Timestamp};
+use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 
 use crate::append::index_entry;
 use crate::epochs::{self, EpochStart};
@@ -13,7 +13,7 @@ use crate::header::LogIdentity;
 use crate::index;
 use crate::internal::{InternalEntry, InternalKind};
 use crate::options::LogOptions;
-use crate::producers::{self, ProducerError, ProducerTable, StoredBatch, Verdict};
+use crate::producers::{self, ProducerTable};
 use crate::reader::LogReader;
 use crate::segment::{LogEnd, Segment, epochs_path, index_path};
 use crate::shared::Shared;
@@ -41,6 +41,8 @@ pub struct Log {
     pub(crate) since_snapshot: u64,
     /// How long that was.
     pub(crate) snapshot_len: u64,
+    /// The epoch that could not begin for want of space: nothing is written before it has.
+    pub(crate) pending_epoch: Option<LeaderEpoch>,
 }
 
 impl Log {
@@ -91,7 +93,8 @@ impl Log {
     /// Begins the leader epoch `epoch` with Raft's empty entry. Not yet durable.
     ///
     /// # Errors
-    /// As for [`Log::append`].
+    /// As for [`Log::append`]. After [`AppendError::Full`] the epoch begins with the next append
+    /// or trim that finds space; until then these are refused, and reads go on.
     ///
     /// # Panics
     /// When `epoch` is not newer than the last one.
@@ -106,10 +109,19 @@ impl Log {
             offset: self.end.offset,
             index: self.end.index,
         };
-        self.append_internal(InternalKind::RaftEmpty, epoch)?;
+        let begun = self.append_internal(InternalKind::RaftEmpty, epoch);
+        self.pending_epoch = matches!(begun, Err(AppendError::Full { .. })).then_some(epoch);
+        begun?;
         self.shared.epochs.write().push(start);
         self.epochs_unwritten = true;
         Ok(())
+    }
+
+    /// Begins the epoch that waits for space, if one does: nothing may be written for a leader
+    /// under the epoch of the one before.
+    pub(crate) fn begin_pending_epoch(&mut self) -> Result<(), AppendError> {
+        self.pending_epoch
+            .map_or(Ok(()), |epoch| self.begin_epoch(epoch))
     }
 
     /// Adds to the file of the epoch table what has become durable since: an entry there is never
@@ -150,6 +162,7 @@ impl Log {
             });
         }
         if to > start {
+            self.begin_pending_epoch()?;
             self.append_internal(InternalKind::LogStart(to), self.end.epoch)?;
             self.sync().map_err(AppendError::from)?;
             self.shared.set_log_start(to);
@@ -195,14 +208,15 @@ impl Log {
         }
     }
 
-    /// Cuts reserved space off the active segment, completes its index, and makes all durable, so
-    /// that the next open reads next to nothing. Returns the end to keep as checkpoint.
+    /// Cuts reserved space off the active segment, but for its room, completes its index, and
+    /// makes all durable, so that the next open reads next to nothing. Returns the end to keep as
+    /// checkpoint.
     ///
     /// # Errors
     /// [`Poisoned`] when this or an earlier write or sync failed.
     pub fn close(mut self) -> Result<LogEnd, Poisoned> {
         self.shared.check()?;
-        self.cut_reserve()?;
+        self.cut_to_room()?;
         self.write_index(true);
         self.sync_file()?;
         self.write_durable_epochs();
@@ -212,55 +226,20 @@ impl Log {
         Ok(self.end)
     }
 
-    /// Where the batch was stored before, or `None` if it is one to be stored.
-    ///
-    /// # Errors
-    /// Why an append of it would be refused.
-    pub fn check_producer(
-        &self,
-        batch: &ProducedBatch,
-    ) -> Result<Option<StoredBatch>, ProducerError> {
-        self.producers
-            .check(batch.header())
-            .map(|verdict| match verdict {
-                Verdict::Stored(stored) => Some(stored),
-                Verdict::Next => None,
-            })
-    }
-
-    /// How many producers the log knows.
-    pub fn producer_count(&self) -> usize {
-        self.producers.len()
-    }
-
-    /// Forgets producers that were last heard of before `before`; returns how many. `now` is the
-    /// time that those found at the open count as heard of.
-    pub fn expire_producers(&mut self, before: Timestamp, now: Timestamp) -> usize {
-        self.producers.expire(before, now)
-    }
-
-    /// Writes a snapshot of the producers as they are now. Without one the next open reads more.
-    pub(crate) fn write_producers(&mut self) {
-        // Also when it fails: the next interval tries again.
-        self.since_snapshot = 0;
-        match producers::write(self.disk(), self.dir(), &self.end, &self.producers) {
-            Ok(len) => self.snapshot_len = len,
-            Err(error) => tracing::warn!(%error, "a snapshot of producers was not written"),
+    /// Leaves the file as long as a log at rest is, or as there is space for.
+    fn cut_to_room(&mut self) -> Result<(), Poisoned> {
+        let wanted = self.options.resting_len(self.end.position);
+        if wanted > self.reserved {
+            match self.file.reserve(wanted) {
+                Ok(()) => self.reserved = wanted,
+                Err(e) if e.is_full() => {}
+                Err(e) => return Err(self.shared.poison(e)),
+            }
         }
-        self.remove_stale_producers();
-    }
-
-    fn remove_stale_producers(&self) {
-        let segments = self.shared.segments();
-        let is_segment = |offset| {
-            segments
-                .iter()
-                .any(|segment| segment.header.base_offset == offset)
-        };
-        let removed = producers::remove_stale(self.disk(), self.dir(), self.end.offset, is_segment);
-        if let Err(error) = removed {
-            tracing::warn!(%error, "old snapshots of producers were not removed");
-        }
+        let len = self.reserved.min(wanted);
+        self.file.set_len(len).map_err(|e| self.shared.poison(e))?;
+        self.reserved = len;
+        Ok(())
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {
@@ -310,10 +289,12 @@ impl Log {
 
     /// Whether the active segment is due to be rolled before anything else goes in.
     pub(crate) fn is_old(&self, now: Timestamp) -> bool {
-        let age = now
-            .millis()
-            .saturating_sub(self.active.header.created_at.millis());
-        u64::try_from(age).is_ok_and(|age| age >= self.options.segment_ms)
+        self.is_aged(now, self.options.segment_ms)
+    }
+
+    pub(crate) fn is_aged(&self, now: Timestamp, age_ms: u64) -> bool {
+        let made = self.active.header.created_at;
+        crate::retention::age(made, now).is_some_and(|age| age >= age_ms)
     }
 }
 

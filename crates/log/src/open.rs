@@ -79,6 +79,7 @@ impl Log {
             segment: active,
             file,
             end,
+            reserved,
         } = new_segment_file(&*disk, dir, &options, header)?;
         let segments = vec![active.clone()];
         let epochs = EpochTable::default();
@@ -89,11 +90,12 @@ impl Log {
             active,
             file,
             end,
-            reserved: u64::from(end.position),
+            reserved,
             epochs_unwritten: false,
             producers: ProducerTable::default(),
             since_snapshot: 0,
             snapshot_len: 0,
+            pending_epoch: None,
         })
     }
 
@@ -112,12 +114,41 @@ impl Log {
         options: LogOptions,
         checkpoint: Option<LogEnd>,
     ) -> Result<(Self, Recovery), OpenError> {
+        Self::open_how(disk, dir, identity, options, checkpoint, false)
+    }
+
+    /// Opens a log that [`Log::close`] closed, and that nobody wrote to since: it ends at `end`.
+    /// What [`Log::open`] does to find and keep what lies past the checkpoint is left out, and so
+    /// is making names durable, which they are. A file that is not as long as it was left is opened
+    /// as after any other stop.
+    ///
+    /// # Errors
+    /// As for [`Log::open`].
+    pub fn open_closed(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        end: LogEnd,
+    ) -> Result<(Self, Recovery), OpenError> {
+        Self::open_how(disk, dir, identity, options, Some(end), true)
+    }
+
+    fn open_how(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        checkpoint: Option<LogEnd>,
+        closed: bool,
+    ) -> Result<(Self, Recovery), OpenError> {
         Opening {
             disk: &disk,
             dir,
             identity,
             options,
             checkpoint,
+            closed,
         }
         .run()
     }
@@ -146,6 +177,8 @@ pub(crate) struct Opening<'a> {
     identity: LogIdentity,
     pub(crate) options: LogOptions,
     pub(crate) checkpoint: Option<LogEnd>,
+    /// Whether the log was closed at the checkpoint.
+    pub(crate) closed: bool,
 }
 
 impl Opening<'_> {
@@ -176,8 +209,13 @@ impl Opening<'_> {
         let sealed = self.check_chain(candidates, &newest, end.log_start)?;
 
         // Nothing was changed until here: a refusal leaves the files as they were.
+        let is_whole = recovered.as_closed && unfinished.is_none();
         self.remove_unfinished(unfinished)?;
-        self.make_durable(&*file, &newest, &recovered)?;
+        let reserved = if is_whole {
+            newest.len
+        } else {
+            self.make_durable(&*file, &newest, &recovered)?
+        };
         let Recovered {
             mut index,
             walked_from,
@@ -219,11 +257,12 @@ impl Opening<'_> {
             active,
             file,
             end,
-            reserved: u64::from(end.position),
+            reserved,
             epochs_unwritten: true,
             producers: known.producers,
             since_snapshot: known.walked_bytes,
             snapshot_len: 0,
+            pending_epoch: None,
         };
         log.write_durable_epochs();
         Ok((log, recovery))

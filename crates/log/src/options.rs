@@ -12,6 +12,11 @@ pub struct LogOptions {
     pub segment_ms: u64,
     /// How far apart index entries are at least, in bytes (Kafka's `index.interval.bytes`).
     pub index_interval_bytes: u32,
+    /// Bytes past the end of the log that stay reserved, also while it is closed: for the log's
+    /// own entries, so that it can be opened and trimmed on a disk without any free space.
+    pub room_bytes: u32,
+    /// Whether appends may take that room too, once the disk has nothing else to give.
+    pub appends_use_room: bool,
 }
 
 impl Default for LogOptions {
@@ -20,17 +25,32 @@ impl Default for LogOptions {
             segment_bytes: 1 << 30,
             segment_ms: 7 * 24 * 60 * 60 * 1000,
             index_interval_bytes: 16 << 10,
+            room_bytes: 0,
+            appends_use_room: false,
         }
     }
 }
 
 /// Bytes a map reaches past `segment_bytes`: internal entries never cause a roll.
 const MAP_SLACK: u64 = 1 << 20;
+/// File systems give out space in steps of this, or of less.
+const BLOCK_BYTES: u64 = 4096;
 
 impl LogOptions {
     /// How long the map of a segment with these options is: the whole of what it may become.
     pub(crate) fn map_len(&self) -> u64 {
         u64::from(self.segment_bytes_max()) + MAP_SLACK
+    }
+
+    /// How long the file of a log that ends at `position` is while nothing is appended: with the
+    /// room, up to the next border of a block.
+    pub(crate) fn resting_len(&self, position: u32) -> u64 {
+        let position = u64::from(position);
+        if self.room_bytes == 0 {
+            return position;
+        }
+        let len = (position + u64::from(self.room_bytes)).next_multiple_of(BLOCK_BYTES);
+        len.min(u64::from(SEGMENT_BYTES_LIMIT)).max(position)
     }
 
     /// `segment_bytes` within the format's limit.

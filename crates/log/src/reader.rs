@@ -143,8 +143,10 @@ impl LogReader {
     /// Stops before `bytes_max` is passed, except that the first batch is always given; stops at
     /// the end of a segment, so call again from `next_offset`. `from == end` gives no batches.
     ///
-    /// Does not wait for the disk and copies no payload: recent batches come as slices of the
-    /// segment's map; older ones as a [`ColdRead`] to be run on a thread that may wait.
+    /// Copies no payload: recent batches come as slices of the segment's map; older ones as a
+    /// [`ColdRead`] to be run on a thread that may wait. Recent batches are most likely in memory;
+    /// where the system has dropped such a page, this, or whoever reads the slice, waits for the
+    /// disk after all.
     ///
     /// # Errors
     /// [`ReadError::OutOfRange`] when `from` is below the log start or above `end`.

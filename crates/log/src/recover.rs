@@ -30,6 +30,8 @@ pub(crate) struct Recovered {
     pub(crate) recovery: Recovery,
     /// What lies before is known to be durable.
     durable: u64,
+    /// Whether the log is as its close left it: durable, names and all.
+    pub(crate) as_closed: bool,
 }
 
 impl Opening<'_> {
@@ -63,10 +65,12 @@ impl Opening<'_> {
         let (mut walk, mut index) = self.walk_to(file, &segment, checkpoint)?;
         let walked_from = walk.start;
 
+        let as_closed =
+            self.closed && known.is_some() && self.rests_at(file, newest, &checkpoint)?;
         // Above it everything is looked at.
         walk.end = checkpoint;
         let interval = self.options.index_interval_bytes;
-        while u64::from(walk.end.position) < newest.len {
+        while !as_closed && u64::from(walk.end.position) < newest.len {
             let before = walk.end;
             match walk.step(newest.len, Look::Everything) {
                 Ok(_) => {
@@ -86,7 +90,11 @@ impl Opening<'_> {
         let end = walk.end;
         let recovery = Recovery {
             kept_bytes: u64::from(end.position) - position,
-            torn_bytes: used_bytes(file, u64::from(end.position), newest.len)?,
+            torn_bytes: if as_closed {
+                0
+            } else {
+                used_bytes(file, u64::from(end.position), newest.len)?
+            },
         };
         // Without a checkpoint in it, not even the segment's header is known to be durable.
         let durable = if known.is_some() { position } else { 0 };
@@ -98,7 +106,24 @@ impl Opening<'_> {
             epochs,
             recovery,
             durable,
+            as_closed,
         })
+    }
+
+    /// Whether the file is as a close at `end` leaves it: what comes next would show right there.
+    fn rests_at(
+        &self,
+        file: &dyn DiskFile,
+        newest: &Candidate,
+        end: &LogEnd,
+    ) -> Result<bool, DiskError> {
+        let position = u64::from(end.position);
+        if newest.len == position {
+            return Ok(true);
+        }
+        let next = read_up_to(file, position, BATCH_HEADER_LEN)?;
+        let is_blank = next.iter().all(|byte| *byte == 0);
+        Ok(is_blank && newest.len == self.options.resting_len(end.position))
     }
 
     /// Walks by headers to the checkpoint, from as near to it as the index allows, and checks that
@@ -151,13 +176,14 @@ impl Opening<'_> {
         }
     }
 
-    /// Keeps a copy of a torn tail, cuts it, and makes what was kept durable.
+    /// Keeps a copy of a torn tail, cuts it, and makes what was kept durable. Returns how far space
+    /// is taken: the room of a log whose end is not torn stays, for the disk may have no other.
     pub(crate) fn make_durable(
         &self,
         file: &dyn DiskFile,
         newest: &Candidate,
         recovered: &Recovered,
-    ) -> Result<(), OpenError> {
+    ) -> Result<u64, OpenError> {
         let Recovered {
             end,
             durable,
@@ -172,9 +198,15 @@ impl Opening<'_> {
                 tracing::warn!(error = %e, "the torn tail could not be kept");
             }
         }
-        let is_cut = newest.len != position;
+        let mut len = position;
+        let resting = newest.len.min(self.options.resting_len(end.position));
+        // What is there may be a hole.
+        if recovery.torn_bytes == 0 && resting > position && file.reserve(resting).is_ok() {
+            len = resting;
+        }
+        let is_cut = newest.len != len;
         if is_cut {
-            file.set_len(position)?;
+            file.set_len(len)?;
         }
         // What the page cache shows is not yet durable, not even after a sync: an earlier sync may
         // have failed and left these pages marked clean. Writing the same bytes again makes them
@@ -192,7 +224,8 @@ impl Opening<'_> {
         // Nor are names known to be durable: neither the newest file's, nor that an unfinished file
         // is gone, which would come back to say that the one before it ended where it no longer
         // does.
-        Ok(self.disk.sync_dir(self.dir)?)
+        self.disk.sync_dir(self.dir)?;
+        Ok(len)
     }
 
     /// Keeps the torn tail for a look: the last one of the log, instead of an earlier one.

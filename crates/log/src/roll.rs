@@ -21,6 +21,8 @@ pub(crate) struct NewSegment {
     pub(crate) segment: Arc<Segment>,
     pub(crate) file: Arc<dyn DiskFile>,
     pub(crate) end: LogEnd,
+    /// Space is taken for the file up to here.
+    pub(crate) reserved: u64,
 }
 
 impl Log {
@@ -35,6 +37,20 @@ impl Log {
             .records_since(self.active.header.base_offset)
             > u64::from(u32::MAX >> 1);
         if has_records && (full || far || self.is_old(now)) {
+            self.roll(now)?;
+        }
+        Ok(())
+    }
+
+    /// Seals the active segment when it holds records and was made `age_ms` ago or more, and begins
+    /// the next one: what retention does where no append comes to do it.
+    ///
+    /// # Errors
+    /// As for [`Log::roll`].
+    pub fn roll_if_aged(&mut self, now: Timestamp, age_ms: u64) -> Result<(), AppendError> {
+        let has_records = self.end.offset > self.active.header.base_offset;
+        if has_records && self.is_aged(now, age_ms) {
+            self.begin_pending_epoch()?;
             self.roll(now)?;
         }
         Ok(())
@@ -83,7 +99,12 @@ impl Log {
                 chain: self.end.chain,
             }),
         };
-        let NewSegment { segment, file, end } = self.create_segment(header)?;
+        let NewSegment {
+            segment,
+            file,
+            end,
+            reserved,
+        } = self.create_segment(header)?;
         self.active.seal(SealedEnd::of(&self.end));
         let mut segments = self.shared.segments().to_vec();
         // The segment before the one just sealed is no longer likely to be cached.
@@ -94,7 +115,7 @@ impl Log {
         self.active = segment;
         self.file = file;
         self.end = end;
-        self.reserved = u64::from(end.position);
+        self.reserved = reserved;
         self.shared.set_written(end, &self.file);
         self.shared.set_durable(end, &*self.file);
         self.shared.set_segments(segments);
@@ -140,14 +161,20 @@ pub(crate) fn new_segment_file(
     file.write_at(0, &[IoSlice::new(&encoded)])?;
     file.sync_data()?;
     disk.sync_dir(dir)?;
-    let map_len = map_or_go_without(&*file, options);
     let end = LogEnd::after_header(&header, &encoded);
+    // Only now: a file that is longer than its header must have a header.
+    let reserved = options.resting_len(end.position);
+    if reserved > u64::from(end.position) {
+        file.reserve(reserved)?;
+    }
+    let map_len = map_or_go_without(&*file, options);
     let index = SegmentIndex::new(Segment::index_base(&header));
     let segment = Segment::active(path, header, end.position, file.clone(), index, 0, map_len);
     Ok(NewSegment {
         segment: Arc::new(segment),
         file,
         end,
+        reserved,
     })
 }
 

@@ -1,15 +1,17 @@
 //! One segment file of a log, as readers and the writer share it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
-use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
-use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, RaftIndex, Timestamp};
+use tidelog_disk::{Disk, DiskError, DiskFile, DiskOp, OpenHow, read_up_to};
+use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, RaftIndex, Timestamp, check_batch};
 
 use crate::header::{PreviousSegment, SegmentHeader};
 use crate::index::{IndexBase, SegmentIndex};
+use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalKind};
 
 /// The longest segment file, in bytes: positions fit 31 bits, as in Kafka.
 pub const SEGMENT_BYTES_LIMIT: u32 = i32::MAX as u32;
@@ -165,10 +167,30 @@ impl Segment {
     }
 
     /// The file, opened for reading if it is not open: not kept open then, see the field.
+    ///
+    /// # Errors
+    /// As if there were no file, when it is another log's: that of a topic of the same name, made
+    /// after this one was deleted.
     pub(crate) fn file(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, DiskError> {
-        match self.open_file() {
-            Some(file) => Ok(file),
-            None => disk.open(&self.path, OpenHow::Read),
+        if let Some(file) = self.open_file() {
+            return Ok(file);
+        }
+        let file = disk.open(&self.path, OpenHow::Read)?;
+        let bytes = read_up_to(&*file, 0, self.header_len as usize)?;
+        // What is no header at all is damage, which is found where it is looked for.
+        let found = check_batch(&bytes, INTERNAL_LEN_MAX).ok();
+        let found = found.and_then(|header| {
+            InternalEntry::decode(&header, &bytes[BATCH_HEADER_LEN..header.total_len()]).ok()
+        });
+        match found.map(|entry| entry.kind) {
+            Some(InternalKind::SegmentHeader(found)) if found.identity != self.header.identity => {
+                let source = io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "the log was deleted, and another stands in its place",
+                );
+                Err(DiskError::new(DiskOp::Open, &self.path, source))
+            }
+            _ => Ok(file),
         }
     }
 

@@ -23,6 +23,7 @@ use tidelog_disk::{DiskError, DiskOp};
 use crate::error::Poisoned;
 use crate::segment::LogEnd;
 use crate::shared::{Shared, SyncError};
+use crate::threads::share_out;
 
 /// Makes what was appended to one log durable, from any thread; cheap to clone.
 #[derive(Clone, Debug)]
@@ -261,33 +262,8 @@ impl Inner {
     }
 
     fn sync_all(&self, targets: &[Arc<dyn SyncTarget>]) -> Vec<Result<LogEnd, SyncError>> {
-        let threads = targets.len().min(self.threads_max);
-        if threads <= 1 {
-            return targets
-                .iter()
-                .map(|target| target.log().shared.sync())
-                .collect();
-        }
-        let share = targets.len().div_ceil(threads);
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = targets
-                .chunks(share)
-                .map(|chunk| {
-                    scope.spawn(move || {
-                        chunk
-                            .iter()
-                            .map(|target| target.log().shared.sync())
-                            .collect::<Vec<_>>()
-                    })
-                })
-                .collect();
-            workers
-                .into_iter()
-                .flat_map(|worker| match worker.join() {
-                    Ok(results) => results,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-                .collect()
+        share_out(targets, self.threads_max, |target| {
+            target.log().shared.sync()
         })
     }
 }

@@ -1,6 +1,10 @@
 //! How large a batch may be.
 
 /// The limits of one batch. Each is checked before memory is taken for what it bounds.
+///
+/// Keys, values, and the names and values of headers have no limit of their own: they are slices of
+/// the batch, so that `batch_bytes_max`, and `decompressed_bytes_max` if it is compressed, bound
+/// them all together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
     /// Bytes of the batch as it is stored: header and (compressed) records.

@@ -148,10 +148,12 @@ async fn ready(State(watched): State<Watched>) -> Response {
         None => ("starting", Vec::new()),
         Some(broker) => {
             let health = broker.health();
-            (
-                if health.ready { "ready" } else { "stopping" },
-                health.faults,
-            )
+            let state = match health.ready {
+                true => "ready",
+                false if broker.is_stopping() => "stopping",
+                false => "faulted",
+            };
+            (state, health.faults)
         }
     };
     let is_ready = state == "ready";
@@ -194,7 +196,53 @@ fn json_response(code: StatusCode, body: &Value) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use tidelog_broker::{BrokerConfig, NewTopic, Seams};
+    use tidelog_disk::DiskOp;
+    use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
+
     use super::*;
+
+    async fn asked(watched: &Watched) -> (StatusCode, Value) {
+        let response = ready(State(watched.clone())).await;
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await;
+        let body = serde_json::from_slice(&body.unwrap()).unwrap();
+        (status, body)
+    }
+
+    /// Nothing that a client does helps then: whoever chooses brokers by this must not choose it.
+    #[tokio::test]
+    async fn a_broker_whose_metadata_log_or_state_file_failed_is_not_ready() {
+        for broken in ["__cluster_metadata-0", "/state/"] {
+            let disk = SimDisk::new(1);
+            let config = BrokerConfig {
+                data_dir: "/srv/data".into(),
+                ..BrokerConfig::default()
+            };
+            let seams = Seams {
+                disk: Arc::new(disk.clone()),
+                ..Seams::os()
+            };
+            let broker = Broker::open(config, seams).unwrap();
+            let watched = Watched::new(CancellationToken::new());
+            watched.opened(broker.clone());
+            assert_eq!(asked(&watched).await.0, StatusCode::OK);
+
+            let filter = OpFilter::op(DiskOp::Sync).on(broken);
+            disk.fail_nth(filter, 1, InjectedError::Io, FailMode::Once);
+            let new = NewTopic {
+                name: "t".to_owned(),
+                ..NewTopic::default()
+            };
+            broker.create_topic(new).await.unwrap_err();
+            let (status, body) = asked(&watched).await;
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{broken}");
+            assert_eq!(body["state"], "faulted");
+            assert_eq!(body["ready"], false);
+            let faults = body["faults"].to_string();
+            assert!(faults.contains(broken), "{faults} lacks {broken}");
+        }
+    }
 
     #[tokio::test]
     async fn without_a_broker_it_lives_but_is_not_ready() {

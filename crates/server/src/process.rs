@@ -200,6 +200,8 @@ fn broker_config(config: &Config) -> BrokerConfig {
     let mut broker = BrokerConfig {
         data_dir: config.data_dir.clone(),
         in_flight_bytes_max: config.limits.in_flight_bytes_max,
+        topics_max: config.limits.topics_max,
+        partitions_max: config.limits.partitions_max,
         ..BrokerConfig::default()
     };
     if config.shards > 0 {

@@ -43,20 +43,42 @@ impl Ready {
     }
 
     /// Writes the line to `addresses.json` in the data directory: whole or not at all, replacing
-    /// what a killed broker left.
+    /// what a killed broker left. On a full disk there is no file, and the broker serves all the
+    /// same: its help is needed to make space.
     pub(crate) fn write(&self, disk: &dyn Disk) -> Result<(), DiskError> {
         let (path, new) = paths(&self.data_dir);
-        let file = disk.open(&new, OpenHow::Create)?;
+        match self.try_write(disk, &path, &new) {
+            Err(e) if e.is_full() => {
+                tracing::warn!(error = %e, "the disk is full: addresses.json is not written");
+                // What an earlier broker wrote is wrong now.
+                for path in [new, path] {
+                    match disk.remove_file(&path) {
+                        Err(e) if !e.is_not_found() => return Err(e),
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn try_write(&self, disk: &dyn Disk, path: &Path, new: &Path) -> Result<(), DiskError> {
+        let file = disk.open(new, OpenHow::Create)?;
         let line = self.line();
         file.write_at(0, &[IoSlice::new(line.as_bytes())])?;
         // Left from a stop in the middle of this, the file may be longer.
         file.set_len(line.len() as u64)?;
-        disk.rename(&new, &path)
+        disk.rename(new, path)
     }
 
     /// Removes `addresses.json`: nobody listens there any more.
     pub(crate) fn remove(&self, disk: &dyn Disk) -> Result<(), DiskError> {
-        disk.remove_file(&paths(&self.data_dir).0)
+        match disk.remove_file(&paths(&self.data_dir).0) {
+            // There was no space for it.
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
     }
 }
 
@@ -89,5 +111,27 @@ mod tests {
         assert_eq!(json["pid"], std::process::id());
         ready.remove(&OsDisk).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn on_a_full_disk_there_is_no_file_and_no_wrong_one() {
+        let disk = tidelog_sim::SimDisk::new(1);
+        let data_dir = PathBuf::from("/data");
+        disk.create_dir_all(&data_dir).unwrap();
+        let ready = |port| Ready {
+            grpc_addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            http_addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            data_dir: data_dir.clone(),
+        };
+        ready(1).write(&disk).unwrap();
+        let path = data_dir.join(FILE);
+        assert_eq!(disk.contents(&path), ready(1).line().as_bytes());
+        disk.set_free_bytes(Some(0));
+        ready(2).write(&disk).unwrap();
+        assert_eq!(disk.files(), Vec::<PathBuf>::new());
+        ready(2).remove(&disk).unwrap();
+        disk.set_free_bytes(None);
+        ready(2).write(&disk).unwrap();
+        assert_eq!(disk.contents(&path), ready(2).line().as_bytes());
     }
 }

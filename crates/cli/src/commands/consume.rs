@@ -3,7 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 
 use tidelog_client::{
-    BrokerAddresses, Client, ConsumedRecord, PartitionId, Position, Reader, ReaderConfig, TopicName,
+    BrokerAddresses, Client, ConsumedRecord, OffsetSpec, PartitionId, Reader, ReaderConfig,
+    TopicName,
 };
 use tokio::sync::watch;
 
@@ -12,7 +13,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::record_json::write_record;
 use crate::output::sink::{self, Sink};
 use crate::parse::format::Format;
-use crate::parse::position::position_arg;
+use crate::parse::offset_spec::offset_spec_arg;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ConsumeArgs {
@@ -21,12 +22,12 @@ pub(crate) struct ConsumeArgs {
     topic: TopicName,
     /// Where to begin: earliest, latest, an offset, -N (so many before the end of each partition),
     /// @TIME (RFC 3339, a date, milliseconds, or @-1h).
-    #[arg(long, value_name = "POSITION", default_value = "earliest", value_parser = position_arg,
+    #[arg(long, value_name = "OFFSET", default_value = "earliest", value_parser = offset_spec_arg,
         allow_hyphen_values = true)]
-    from: Position,
+    from: OffsetSpec,
     /// Where to end, exclusive; the same forms [default: the end there is now].
-    #[arg(long, value_name = "POSITION", value_parser = position_arg, allow_hyphen_values = true)]
-    to: Option<Position>,
+    #[arg(long, value_name = "OFFSET", value_parser = offset_spec_arg, allow_hyphen_values = true)]
+    to: Option<OffsetSpec>,
     /// Only this partition; can be given several times.
     #[arg(long = "partition", value_name = "P")]
     partitions: Vec<u32>,
@@ -58,7 +59,9 @@ enum RecordForm {
 }
 
 pub(crate) fn run(brokers: &BrokerAddresses, args: ConsumeArgs) -> Result<(), Failure> {
+    let topic = args.topic.clone();
     with_client(brokers, async |client| consume(client, args).await)
+        .map_err(|failure| failure.of_topic(&topic))
 }
 
 async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
@@ -106,7 +109,7 @@ async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
             }
             // The other partitions go on; the worst is told at the end.
             Err(error) => {
-                let next = Failure::from(error).of_topic(args.topic.as_str());
+                let next = Failure::from(error).of_topic(&args.topic);
                 next.print();
                 failure = Some(worse(failure, next.exit));
             }

@@ -20,15 +20,14 @@ use crate::output::sink::print;
 
 /// Runs the command that was asked for.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let brokers = &cli.broker;
     match cli.command {
         Command::Serve(args) => return serve::run(&args),
         Command::Demo => demo::run()?,
-        Command::Topic(command) => topic::run(brokers, command)?,
-        Command::Produce(args) => produce::run(brokers, args)?,
-        Command::Consume(args) => consume::run(brokers, args)?,
-        Command::Offsets(args) => offsets::run(brokers, args)?,
-        Command::Bench(command) => bench::run(brokers, command)?,
+        Command::Topic(on) => topic::run(&on.broker.addresses, on.command)?,
+        Command::Produce(on) => produce::run(&on.broker.addresses, on.args)?,
+        Command::Consume(on) => consume::run(&on.broker.addresses, on.args)?,
+        Command::Offsets(on) => offsets::run(&on.broker.addresses, on.args)?,
+        Command::Bench(on) => bench::run(&on.broker.addresses, on.command)?,
         Command::Config(command) => config::run(command)?,
         Command::Completion { shell } => completion::run(shell)?,
         Command::Version => print(&format!("tidelog {}\n", env!("CARGO_PKG_VERSION")))?,

@@ -1,7 +1,7 @@
 //! `tidelog offsets`.
 
 use serde_json::json;
-use tidelog_client::{BrokerAddresses, Client, Position, TopicName};
+use tidelog_client::{BrokerAddresses, Client, OffsetSpec, TopicName};
 
 use super::partitions::partitions_of;
 use crate::args::{OutputArgs, OutputForm};
@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::output::numbers::grouped;
 use crate::output::sink::print;
 use crate::output::table::Table;
-use crate::parse::position::position_arg;
+use crate::parse::offset_spec::offset_spec_arg;
 use crate::parse::time::show_time;
 
 #[derive(Debug, clap::Args)]
@@ -20,9 +20,9 @@ pub(crate) struct OffsetsArgs {
     topic: TopicName,
     /// Where to look, such as @2018-02-04T00:00:00Z or @-1h: the first record of that time or later.
     ///
-    /// Other positions are taken too. Without it: the first offset and the end of each partition.
-    #[arg(long, value_name = "@TIME", value_parser = position_arg, allow_hyphen_values = true)]
-    at: Option<Position>,
+    /// An offset, earliest, latest and -N are taken too. Without it: the first offset and the end of each partition.
+    #[arg(long, value_name = "@TIME", value_parser = offset_spec_arg, allow_hyphen_values = true)]
+    at: Option<OffsetSpec>,
     /// Only this partition; can be given several times.
     #[arg(long = "partition", value_name = "P")]
     partitions: Vec<u32>,
@@ -34,23 +34,19 @@ pub(crate) fn run(brokers: &BrokerAddresses, args: OffsetsArgs) -> Result<(), Fa
     let text = with_client(brokers, async |client| match args.at {
         Some(at) => show_at(&client, &args, at).await,
         None => show_ends(&client, &args).await,
-    })?;
+    })
+    .map_err(|failure| failure.of_topic(&args.topic))?;
     print(&text)
 }
 
 async fn show_ends(client: &Client, args: &OffsetsArgs) -> Result<String, Failure> {
     let partitions = partitions_of(client, &args.topic, &args.partitions).await?;
-    let look = |position| {
-        partitions
-            .iter()
-            .map(|&p| (p, position))
-            .collect::<Vec<_>>()
-    };
+    let look = |spec| partitions.iter().map(|&p| (p, spec)).collect::<Vec<_>>();
     let earliest = client
-        .list_offsets(&args.topic, &look(Position::Earliest))
+        .list_offsets(&args.topic, &look(OffsetSpec::Earliest))
         .await?;
     let latest = client
-        .list_offsets(&args.topic, &look(Position::Latest))
+        .list_offsets(&args.topic, &look(OffsetSpec::Latest))
         .await?;
     let mut table = Table::new(&["PARTITION", "EARLIEST", "LATEST", "RECORDS"]);
     let mut lines = String::new();
@@ -73,7 +69,7 @@ async fn show_ends(client: &Client, args: &OffsetsArgs) -> Result<String, Failur
     Ok(in_form(args.output.form, &table, lines))
 }
 
-async fn show_at(client: &Client, args: &OffsetsArgs, at: Position) -> Result<String, Failure> {
+async fn show_at(client: &Client, args: &OffsetsArgs, at: OffsetSpec) -> Result<String, Failure> {
     let partitions = partitions_of(client, &args.topic, &args.partitions).await?;
     let asked: Vec<_> = partitions
         .into_iter()

@@ -16,7 +16,7 @@ pub(crate) struct TimeError {
     text: String,
 }
 
-/// The moment that `text` names, without the `@` in front of it in positions.
+/// The moment that `text` names, without the `@` in front of it where offsets are meant.
 ///
 /// What is more exact than a millisecond is rounded up: "at or after" stays true.
 pub(crate) fn parse_time(text: &str, now: Timestamp) -> Result<Timestamp, TimeError> {

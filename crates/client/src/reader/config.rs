@@ -8,9 +8,9 @@ use tidelog_record::{BatchLimits, Header, Offset, PartitionId, Timestamp, TopicN
 
 use crate::Backoff;
 
-/// A place in a partition, to be looked up by the broker.
+/// An offset in a partition, or by what the broker shall look one up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Position {
+pub enum OffsetSpec {
     /// This offset.
     Offset(Offset),
     /// The log start offset: the first record there is.
@@ -23,16 +23,16 @@ pub enum Position {
     BeforeLatest(u64),
 }
 
-impl From<Position> for v1::Position {
-    fn from(position: Position) -> Self {
-        use v1::position::At;
+impl From<OffsetSpec> for v1::OffsetSpec {
+    fn from(spec: OffsetSpec) -> Self {
+        use v1::offset_spec::At;
         Self {
-            at: Some(match position {
-                Position::Offset(offset) => At::Offset(offset.get()),
-                Position::Earliest => At::Earliest(true),
-                Position::Latest => At::Latest(true),
-                Position::Time(time) => At::TimestampMs(time.millis()),
-                Position::BeforeLatest(records) => At::BeforeLatest(records),
+            at: Some(match spec {
+                OffsetSpec::Offset(offset) => At::Offset(offset.get()),
+                OffsetSpec::Earliest => At::Earliest(true),
+                OffsetSpec::Latest => At::Latest(true),
+                OffsetSpec::Time(time) => At::TimestampMs(time.millis()),
+                OffsetSpec::BeforeLatest(records) => At::BeforeLatest(records),
             }),
         }
     }
@@ -44,9 +44,9 @@ pub struct StartAt {
     /// The partition.
     pub partition: PartitionId,
     /// Where to begin; `None`: as the configuration says for all.
-    pub from: Option<Position>,
+    pub from: Option<OffsetSpec>,
     /// Where to end, exclusive; `None`: as the configuration says for all.
-    pub to: Option<Position>,
+    pub to: Option<OffsetSpec>,
 }
 
 impl From<PartitionId> for StartAt {
@@ -67,10 +67,10 @@ pub struct ReaderConfig {
     /// Which partitions; empty: all.
     pub partitions: Vec<StartAt>,
     /// Where to begin. The earliest record by default.
-    pub from: Position,
+    pub from: OffsetSpec,
     /// Where to end, exclusive. `None`, the default: without `follow` the high watermark at the
     /// start, with it never.
-    pub to: Option<Position>,
+    pub to: Option<OffsetSpec>,
     /// Whether to wait for new records at the end. Not by default.
     pub follow: bool,
     /// How many bytes of batches the broker may send ahead of what the application has taken. 8 MiB
@@ -96,7 +96,7 @@ impl ReaderConfig {
         Self {
             topic,
             partitions: Vec::new(),
-            from: Position::Earliest,
+            from: OffsetSpec::Earliest,
             to: None,
             follow: false,
             credit_bytes: 8 * 1024 * 1024,

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-pub use self::config::{ConsumedRecord, Position, ReadRange, ReaderConfig, StartAt};
+pub use self::config::{ConsumedRecord, OffsetSpec, ReadRange, ReaderConfig, StartAt};
 
 use self::decode::Decoder;
 use self::progress::Progress;

@@ -3,7 +3,7 @@
 use tidelog_proto::v1;
 use tidelog_record::{Offset, PartitionId};
 
-use super::{Position, ReadRange, ReaderConfig, StartAt};
+use super::{OffsetSpec, ReadRange, ReaderConfig, StartAt};
 use crate::ClientError;
 use crate::admin::offset;
 
@@ -119,10 +119,10 @@ impl PartitionProgress {
     fn start(&self) -> v1::ReadPartition {
         let (from, to) = match self.range {
             None => (self.wanted.from, self.wanted.to),
-            // Offsets, not positions: times and counts from the end mean something else by now.
+            // Offsets, not what was asked for: times and counts from the end mean something else by now.
             Some(range) => (
-                Some(Position::Offset(self.next)),
-                range.to.map(Position::Offset),
+                Some(OffsetSpec::Offset(self.next)),
+                range.to.map(OffsetSpec::Offset),
             ),
         };
         v1::ReadPartition {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tidelog_client::{
-    AdminOptions, Client, ClientError, ErrorClass, PartitionId, Position, TopicName,
+    AdminOptions, Client, ClientError, ErrorClass, OffsetSpec, PartitionId, TopicName,
 };
 
 use crate::fake::Fake;
@@ -60,7 +60,7 @@ async fn topics_come_and_go() {
 #[tokio::test]
 async fn offsets_name_the_partition_that_failed() {
     let client = Fake::start(2).await.client();
-    let at = |partition| (PartitionId::new(partition), Position::Latest);
+    let at = |partition| (PartitionId::new(partition), OffsetSpec::Latest);
     let found = client
         .list_offsets(&topic("t"), &[at(1), at(0)])
         .await
@@ -76,14 +76,35 @@ async fn offsets_name_the_partition_that_failed() {
         .list_offsets(&topic("t"), &[at(0), at(2)])
         .await
         .unwrap_err();
-    let ClientError::Partition {
-        partition, source, ..
-    } = error
-    else {
+    assert_eq!(
+        error.to_string(),
+        "cannot look up offsets of partition 2: no such partition (PARTITION_NOT_FOUND)"
+    );
+    assert!(error.is_not_found());
+    let ClientError::NotLookedUp { partition, .. } = error else {
         panic!("unexpected {error:?}");
     };
     assert_eq!(partition, PartitionId::new(2));
-    assert!(source.is_not_found());
+}
+
+#[tokio::test]
+async fn what_was_not_deleted_is_told() {
+    let client = Fake::start(2).await.client();
+    let before = [(PartitionId::new(1), OffsetSpec::BeforeLatest(3))];
+    let error = client
+        .delete_records(&topic("t"), &before)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot delete records of partition 1: 0 to 10 (OFFSET_OUT_OF_RANGE)"
+    );
+    assert_eq!(error.class(), ErrorClass::Refused);
+    assert!(!error.is_retryable());
+    let ClientError::NotDeleted { partition, .. } = error else {
+        panic!("unexpected {error:?}");
+    };
+    assert_eq!(partition, PartitionId::new(1));
 }
 
 #[tokio::test]

@@ -1,21 +1,27 @@
 //! A broker in memory behind a real gRPC server, which fails on demand.
 
+mod reading;
+mod topics;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_client::{Client, ClientConfig, Compression};
+use tidelog_proto::v1;
 use tidelog_proto::v1::log_server::{Log, LogServer};
-use tidelog_proto::v1::topics_server::{Topics, TopicsServer};
-use tidelog_proto::v1::{self, read_response};
+use tidelog_proto::v1::topics_server::TopicsServer;
 use tidelog_record::{BatchBuilder, BatchLimits, Timestamp, split_batches};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
+
+use self::reading::Reading;
 
 /// What becomes of one request of the produce stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +63,13 @@ pub(crate) struct State {
     pub(crate) is_held: bool,
     /// After so many messages of data a read stream breaks, once for each number.
     pub(crate) read_breaks: VecDeque<usize>,
+    /// After so many messages of data the broker says that it is about to stop and ends the stream,
+    /// once for each number.
+    pub(crate) read_goodbyes: VecDeque<usize>,
+    /// Signs of life to be sent by followed partitions that have nothing new.
+    pub(crate) heartbeats: HashMap<u32, usize>,
+    /// Those that went out.
+    pub(crate) heartbeats_sent: usize,
     /// Told instead of data, once.
     pub(crate) read_partition_errors: HashMap<u32, Status>,
     /// The most bytes that were sent beyond what was granted.
@@ -70,7 +83,8 @@ pub(crate) struct State {
 #[derive(Clone, Debug)]
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
-    released: Arc<Notify>,
+    /// Counts the changes of the state, for those who wait for one.
+    changes: watch::Sender<u64>,
     pub(crate) address: String,
 }
 
@@ -83,10 +97,9 @@ impl Fake {
             partitions: HashMap::from([("t".to_owned(), partitions)]),
             ..State::default()
         };
-        let released = Arc::new(Notify::new());
         let fake = Self {
             state: Arc::new(Mutex::new(state)),
-            released,
+            changes: watch::Sender::new(0),
             address,
         };
         let incoming = TcpListenerStream::new(listener)
@@ -103,25 +116,31 @@ impl Fake {
         Client::lazy(ClientConfig::new(self.address.parse().unwrap())).unwrap()
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+    pub(crate) fn state(&self) -> StateGuard<'_> {
+        StateGuard {
+            state: self.state.lock().unwrap(),
+            changes: &self.changes,
+            is_changed: false,
+        }
     }
 
     pub(crate) fn release(&self) {
         self.state().is_held = false;
-        self.released.notify_waiters();
     }
 
-    /// Waits until the state is as wanted.
-    pub(crate) async fn until(&self, mut wanted: impl FnMut(&mut State) -> bool) {
-        let look = async {
-            while !wanted(&mut self.state()) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), look)
+    /// Waits until the state is as wanted; not for ever.
+    pub(crate) async fn until(&self, wanted: impl Fn(&State) -> bool) {
+        tokio::time::timeout(Duration::from_secs(20), self.wait_until(wanted))
             .await
             .expect("it never came to that");
+    }
+
+    async fn wait_until(&self, wanted: impl Fn(&State) -> bool) {
+        // From before the first look, so that no change is missed.
+        let mut changes = self.changes.subscribe();
+        while !wanted(&self.state()) {
+            changes.changed().await.expect("the sender is in self");
+        }
     }
 
     /// The values stored in a partition, in order.
@@ -167,6 +186,18 @@ impl Fake {
         }
     }
 
+    /// Puts one record into a partition, in a batch of its own.
+    pub(crate) fn add(&self, partition: u32, value: usize) {
+        let mut builder = BatchBuilder::new(Compression::None);
+        let value = value.to_string();
+        let time = Timestamp::from_millis(0);
+        builder
+            .push(time, None, Some(value.as_bytes()), &[])
+            .unwrap();
+        let batch = builder.build().unwrap();
+        self.state().store(partition, &batch, v1::Acks::All);
+    }
+
     fn topic_partitions(&self, topic: &str) -> Result<u32, Status> {
         let found = self.state().partitions.get(topic).copied();
         found.ok_or_else(|| {
@@ -193,6 +224,37 @@ impl Fake {
             base_offset = state.store(partition, bytes, append.acks());
         }
         (next, base_offset)
+    }
+}
+
+/// The state, locked. Who waits for a change is woken if it was written to.
+#[derive(Debug)]
+pub(crate) struct StateGuard<'a> {
+    state: MutexGuard<'a, State>,
+    changes: &'a watch::Sender<u64>,
+    is_changed: bool,
+}
+
+impl Deref for StateGuard<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        self.is_changed = true;
+        &mut self.state
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        if self.is_changed {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
     }
 }
 
@@ -263,13 +325,7 @@ impl Log for Fake {
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
                 let append = request.append.expect("there is one");
-                loop {
-                    let released = fake.released.notified();
-                    if !fake.state().is_held {
-                        break;
-                    }
-                    released.await;
-                }
+                fake.wait_until(|state| !state.is_held).await;
                 let (step, base_offset) = fake.take(&append);
                 let outcome = match step {
                     Step::Store => v1::produce_response::Outcome::Appended(v1::AppendResponse {
@@ -338,12 +394,7 @@ impl Log for Fake {
         let (answers, answers_out) = mpsc::channel(1);
         let fake = self.clone();
         tokio::spawn(async move {
-            let reading = Reading {
-                fake,
-                start,
-                requests,
-                partitions,
-            };
+            let reading = Reading::new(fake, start, requests, partitions);
             if let Err(status) = reading.run(&answers).await {
                 drop(answers.send(Err(status)).await);
             }
@@ -377,286 +428,17 @@ impl Log for Fake {
 
     async fn delete_records(
         &self,
-        _: Request<v1::DeleteRecordsRequest>,
+        request: Request<v1::DeleteRecordsRequest>,
     ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
-        Err(Status::unimplemented("delete_records"))
-    }
-}
-
-/// One read stream: a batch a message, first all of one partition, then the next.
-struct Reading {
-    fake: Fake,
-    start: v1::ReadStart,
-    requests: Streaming<v1::ReadRequest>,
-    partitions: u32,
-}
-
-type Answers = mpsc::Sender<Result<v1::ReadResponse, Status>>;
-
-impl Reading {
-    async fn run(mut self, answers: &Answers) -> Result<(), Status> {
-        let send = async |response: read_response::Response| {
-            drop(
-                answers
-                    .send(Ok(v1::ReadResponse {
-                        response: Some(response),
-                    }))
-                    .await,
-            );
-        };
-        let (ranges, failed) = self.ranges();
-        let mut breaks_after = {
-            let mut state = self.fake.state();
-            state.starts.push(self.start.clone());
-            state.read_breaks.pop_front().unwrap_or(usize::MAX)
-        };
-        send(read_response::Response::Started(v1::ReadStarted {
-            partitions: ranges.clone(),
-        }))
-        .await;
-
-        for failed in failed {
-            send(read_response::Response::PartitionError(failed)).await;
-        }
-
-        let mut credit = self.start.credit_bytes;
-        for range in &ranges {
-            let partition = range.partition;
-            let failure = self.fake.state().read_partition_errors.remove(&partition);
-            if let Some(status) = failure {
-                send(read_response::Response::PartitionError(
-                    v1::ReadPartitionError {
-                        partition,
-                        next_offset: range.from,
-                        error: Some(in_band(&status)),
-                    },
-                ))
-                .await;
-                continue;
-            }
-            let mut next_offset = range.from;
-            while range.to.is_none_or(|to| next_offset < to) {
-                let Some((bytes, end)) = self.batch_at(partition, next_offset) else {
-                    // Following: the test closes the stream.
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                    if answers.is_closed() {
-                        return Ok(());
-                    }
-                    continue;
-                };
-                let len = u64::try_from(bytes.len()).unwrap();
-                // With some credit left one batch may pass it, so that reading always gets on.
-                while credit == 0 {
-                    match self.requests.message().await? {
-                        Some(v1::ReadRequest {
-                            request: Some(v1::read_request::Request::AddCreditBytes(more)),
-                        }) => credit += more,
-                        _ => return Ok(()),
-                    }
-                }
-                if breaks_after == 0 {
-                    return Err(Status::unavailable("broken on demand"));
-                }
-                breaks_after -= 1;
-                {
-                    let mut state = self.fake.state();
-                    let over = len.saturating_sub(credit);
-                    state.credit_exceeded_by = state.credit_exceeded_by.max(over);
-                }
-                credit = credit.saturating_sub(len);
-                next_offset = end;
-                send(read_response::Response::Data(v1::ReadData {
-                    partition,
-                    batches: bytes,
-                    next_offset,
-                    high_watermark: range.high_watermark,
-                    ..Default::default()
-                }))
-                .await;
-            }
-            send(read_response::Response::PartitionEnd(
-                v1::ReadPartitionEnd {
-                    partition,
-                    next_offset,
-                },
-            ))
-            .await;
-        }
-        Ok(())
-    }
-
-    /// What can be read, and what cannot.
-    fn ranges(&self) -> (Vec<v1::ReadRange>, Vec<v1::ReadPartitionError>) {
-        let state = self.fake.state();
-        let look_up = |position: &v1::Position, end: u64| match position.at {
-            Some(v1::position::At::Offset(offset)) => offset,
-            Some(v1::position::At::BeforeLatest(records)) => end.saturating_sub(records),
-            Some(v1::position::At::Latest(_)) => end,
-            _ => 0,
-        };
-        let (mut ranges, mut failed) = (Vec::new(), Vec::new());
-        for asked in &self.start.partitions {
-            let end = state.end_offset(asked.partition);
-            let from = asked
-                .from
-                .or(self.start.from)
-                .map_or(0, |from| look_up(&from, end));
-            let to = asked
-                .to
-                .or(self.start.to)
-                .map(|to| look_up(&to, end).min(end));
-            let refusal = if asked.partition >= self.partitions {
-                Some((Code::NotFound, "PARTITION_NOT_FOUND"))
-            } else if from > end {
-                Some((Code::OutOfRange, "OFFSET_OUT_OF_RANGE"))
-            } else {
-                None
-            };
-            match refusal {
-                Some((code, reason)) => failed.push(v1::ReadPartitionError {
-                    partition: asked.partition,
-                    next_offset: from,
-                    error: Some(in_band(&error(code, reason, "no", None))),
-                }),
-                None => ranges.push(v1::ReadRange {
-                    partition: asked.partition,
-                    from,
-                    to: to.or((!self.start.follow).then_some(end)),
-                    high_watermark: end,
-                    log_start_offset: 0,
-                }),
-            }
-        }
-        (ranges, failed)
-    }
-
-    /// The batch that holds an offset, and its end.
-    fn batch_at(&self, partition: u32, offset: u64) -> Option<(Bytes, u64)> {
-        let state = self.fake.state();
-        let stored = state.log.get(&partition)?;
-        let at = stored
-            .partition_point(|batch| batch.base_offset <= offset)
-            .checked_sub(1)?;
-        let end = stored
-            .get(at + 1)
-            .map_or(state.end_offset(partition), |next| next.base_offset);
-        (offset < end).then(|| (stored[at].bytes.clone(), end))
-    }
-}
-
-#[tonic::async_trait]
-impl Topics for Fake {
-    async fn create_topic(
-        &self,
-        request: Request<v1::CreateTopicRequest>,
-    ) -> Result<Response<v1::CreateTopicResponse>, Status> {
-        let request = request.into_inner();
-        let mut state = self.state();
-        if state.partitions.contains_key(&request.name) {
-            let message = format!("topic {:?} exists", request.name);
-            return Err(error(Code::AlreadyExists, "TOPIC_EXISTS", &message, None));
-        }
-        if !request.validate_only {
-            state
-                .partitions
-                .insert(request.name.clone(), request.partitions);
-        }
-        let topic = v1::TopicSummary {
-            name: request.name,
-            partitions: request.partitions,
-            settings: request.settings,
+        // Nothing can be deleted here.
+        let beyond = error(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", "0 to 10", None);
+        let partitions = request.into_inner().partitions;
+        let partitions = partitions.into_iter().map(|asked| v1::DeletedRecords {
+            partition: asked.partition,
+            error: Some(in_band(&beyond)),
             ..Default::default()
-        };
-        Ok(Response::new(v1::CreateTopicResponse {
-            topic: Some(topic),
-        }))
-    }
-
-    async fn list_topics(
-        &self,
-        request: Request<v1::ListTopicsRequest>,
-    ) -> Result<Response<v1::ListTopicsResponse>, Status> {
-        // One a page.
-        let after = request.into_inner().page_token;
-        let state = self.state();
-        let names: std::collections::BTreeSet<_> = state.partitions.keys().collect();
-        let mut rest = names.into_iter().filter(|name| **name > after);
-        let topics: Vec<_> = rest
-            .by_ref()
-            .take(1)
-            .map(|name| v1::TopicSummary {
-                name: name.clone(),
-                ..Default::default()
-            })
-            .collect();
-        let has_more = rest.next().is_some();
-        let next_page_token = topics
-            .first()
-            .filter(|_| has_more)
-            .map(|topic| topic.name.clone())
-            .unwrap_or_default();
-        Ok(Response::new(v1::ListTopicsResponse {
-            topics,
-            next_page_token,
-        }))
-    }
-
-    async fn describe_topic(
-        &self,
-        request: Request<v1::DescribeTopicRequest>,
-    ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
-        let name = request.into_inner().name;
-        {
-            let mut state = self.state();
-            state.describes += 1;
-            if state.describe_failures > 0 {
-                state.describe_failures -= 1;
-                let retry = Some(Duration::from_millis(1));
-                return Err(error(Code::Unavailable, "NOT_READY", "starting", retry));
-            }
-        }
-        let partitions = self.topic_partitions(&name)?;
-        let settings = self.state().settings.clone();
-        Ok(Response::new(v1::DescribeTopicResponse {
-            topic: Some(v1::TopicSummary {
-                name,
-                partitions,
-                ..Default::default()
-            }),
-            settings: settings
-                .into_iter()
-                .map(|(name, value)| v1::Setting {
-                    name,
-                    value,
-                    is_default: false,
-                })
-                .collect(),
-            partitions: Vec::new(),
-        }))
-    }
-
-    async fn alter_topic(
-        &self,
-        _: Request<v1::AlterTopicRequest>,
-    ) -> Result<Response<v1::AlterTopicResponse>, Status> {
-        Err(Status::unimplemented("alter_topic"))
-    }
-
-    async fn add_partitions(
-        &self,
-        _: Request<v1::AddPartitionsRequest>,
-    ) -> Result<Response<v1::AddPartitionsResponse>, Status> {
-        // An answer that breaks the protocol.
-        Ok(Response::new(v1::AddPartitionsResponse { topic: None }))
-    }
-
-    async fn delete_topic(
-        &self,
-        request: Request<v1::DeleteTopicRequest>,
-    ) -> Result<Response<v1::DeleteTopicResponse>, Status> {
-        let name = request.into_inner().name;
-        self.topic_partitions(&name)?;
-        self.state().partitions.remove(&name);
-        Ok(Response::new(v1::DeleteTopicResponse {}))
+        });
+        let partitions = partitions.collect();
+        Ok(Response::new(v1::DeleteRecordsResponse { partitions }))
     }
 }

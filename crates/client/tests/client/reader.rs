@@ -1,10 +1,11 @@
 //! Reading to the end, following, going on after a lost connection, credit.
 
 use std::collections::BTreeMap;
+use std::task::Poll;
 use std::time::Duration;
 
 use tidelog_client::{
-    Backoff, ClientError, Compression, ErrorClass, Offset, PartitionId, Position, Reader,
+    Backoff, ClientError, Compression, ErrorClass, Offset, OffsetSpec, PartitionId, Reader,
     ReaderConfig, TopicName,
 };
 use tonic::Code;
@@ -60,7 +61,7 @@ async fn ranges_are_exact_though_batches_are_not() {
     let fake = Fake::start(2).await;
     fake.fill(0, 100, 10, Compression::Lz4);
     fake.fill(1, 100, 10, Compression::Lz4);
-    let offset = |offset| Position::Offset(Offset::new(offset).unwrap());
+    let offset = |offset| OffsetSpec::Offset(Offset::new(offset).unwrap());
     let (offsets, _) = read(
         &fake,
         ReaderConfig {
@@ -76,7 +77,7 @@ async fn ranges_are_exact_though_batches_are_not() {
     let (offsets, _) = read(
         &fake,
         ReaderConfig {
-            from: Position::BeforeLatest(3),
+            from: OffsetSpec::BeforeLatest(3),
             ..config()
         },
     )
@@ -88,7 +89,7 @@ async fn ranges_are_exact_though_batches_are_not() {
     let (offsets, _) = read(
         &fake,
         ReaderConfig {
-            from: Position::Latest,
+            from: OffsetSpec::Latest,
             ..config()
         },
     )
@@ -105,7 +106,7 @@ async fn each_record_comes_once_over_lost_connections() {
     let (offsets, errors) = read(
         &fake,
         ReaderConfig {
-            from: Position::BeforeLatest(150),
+            from: OffsetSpec::BeforeLatest(150),
             ..config()
         },
     )
@@ -124,6 +125,100 @@ async fn each_record_comes_once_over_lost_connections() {
     }));
     // The last stream asks only for what is left.
     assert_eq!(state.starts.last().unwrap().partitions.len(), 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_goes_away_is_read_on_from_where_it_was() {
+    let fake = Fake::start(2).await;
+    fake.fill(0, 100, 9, Compression::None);
+    fake.fill(1, 50, 9, Compression::Lz4);
+    fake.state().read_goodbyes = [0, 1, 4, 0, 2].into();
+    let (offsets, errors) = read(&fake, config()).await;
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(offsets[&0], (0..100).collect::<Vec<_>>());
+    assert_eq!(offsets[&1], (0..50).collect::<Vec<_>>());
+    let state = fake.state();
+    assert_eq!(state.starts.len(), 6, "a stream for each goodbye, and one");
+    let asked = |start: usize| state.starts[start].partitions[0].from.unwrap().at.unwrap();
+    use tidelog_proto::v1::offset_spec::At;
+    assert_eq!(asked(2), At::Offset(9), "behind the one batch that came");
+    assert_eq!(asked(3), At::Offset(45), "and the next four");
+}
+
+#[tokio::test]
+async fn a_follower_comes_back_after_the_broker_went_away() {
+    let fake = Fake::start(1).await;
+    fake.state().read_goodbyes = [1].into();
+    let config = ReaderConfig {
+        follow: true,
+        ..config()
+    };
+    let mut reader = Reader::open(fake.client(), config).await.unwrap();
+    fake.fill(0, 10, 5, Compression::None);
+    for offset in 0..10 {
+        assert_eq!(reader.next().await.unwrap().unwrap().offset.get(), offset);
+    }
+    assert_eq!(fake.state().starts.len(), 2);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_silent_is_given_up_for_a_new_stream() {
+    let fake = Fake::start(1).await;
+    let config = ReaderConfig {
+        follow: true,
+        silence_timeout: Duration::from_millis(20),
+        ..config()
+    };
+    let mut reader = Reader::open(fake.client(), config).await.unwrap();
+    let reading = tokio::spawn(async move { reader.next().await.unwrap().unwrap() });
+    fake.until(|state| state.starts.len() >= 3).await;
+    fake.fill(0, 1, 1, Compression::None);
+    assert_eq!(reading.await.unwrap().offset, Offset::ZERO);
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_stream_alive() {
+    let fake = Fake::start(2).await;
+    let client = fake.client();
+    let silence_timeout = Duration::from_secs(1);
+    let follow = async |partition| {
+        let config = ReaderConfig {
+            partitions: vec![PartitionId::new(partition).into()],
+            follow: true,
+            silence_timeout,
+            ..config()
+        };
+        Reader::open(client.clone(), config).await.unwrap()
+    };
+    let (mut quiet, mut busy) = (follow(0).await, follow(1).await);
+
+    // The clock stands, and does not go on by itself while a thread is at work.
+    tokio::time::pause();
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
+    let working = tokio::task::spawn_blocking(move || {
+        let ended = released.recv_timeout(Duration::from_secs(60));
+        assert!(ended.is_err(), "nothing is ever sent");
+    });
+    let mut next = std::pin::pin!(quiet.next());
+    for turn in 0..5 {
+        fake.state().heartbeats.insert(0, 1);
+        fake.until(|state| state.heartbeats_sent == turn + 1).await;
+        // A record that was sent behind the heartbeat on the same connection: with it, the
+        // heartbeat is here too.
+        fake.add(1, turn);
+        let record = busy.next().await.unwrap().unwrap();
+        assert_eq!(usize::try_from(record.offset.get()).unwrap(), turn);
+        let is_waiting =
+            std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context).is_pending()));
+        assert!(is_waiting.await, "a heartbeat is no record");
+        // Two of these are longer than the silence that is allowed.
+        tokio::time::advance(silence_timeout * 6 / 10).await;
+    }
+    fake.add(0, 0);
+    assert_eq!(next.await.unwrap().unwrap().offset, Offset::ZERO);
+    assert_eq!(fake.state().starts.len(), 2, "the streams of the beginning");
+    drop(release);
+    working.await.unwrap();
 }
 
 #[tokio::test]
@@ -215,7 +310,7 @@ async fn a_partition_that_fails_does_not_stop_the_others() {
 async fn partitions_that_cannot_be_read_at_all_are_told() {
     let fake = Fake::start(2).await;
     fake.fill(0, 10, 5, Compression::None);
-    let from = Position::Offset(Offset::new(11).unwrap());
+    let from = OffsetSpec::Offset(Offset::new(11).unwrap());
     let (offsets, errors) = read(&fake, ReaderConfig { from, ..config() }).await;
     assert!(offsets.is_empty());
     assert_eq!(errors.len(), 2, "{errors:?}");

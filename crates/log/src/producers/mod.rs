@@ -8,6 +8,7 @@
 //! with the place it stands for; `rebuild.rs` reads the newest snapshot that fits and the headers
 //! behind it.
 
+mod of_log;
 mod rebuild;
 mod snapshot;
 #[cfg(test)]
@@ -19,7 +20,7 @@ use thiserror::Error;
 use tidelog_record::{BatchHeader, Offset, Timestamp, TimestampType};
 
 pub(crate) use rebuild::rebuild;
-pub(crate) use snapshot::{load_all, remove_stale, sync, write};
+pub(crate) use snapshot::{load_all, sync};
 
 /// How many of a producer's last batches are known: as many as it may have under way.
 pub const PRODUCER_BATCHES: usize = 5;

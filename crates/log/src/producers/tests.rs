@@ -65,7 +65,7 @@ fn five_batches_are_known_again_and_older_ones_are_told() {
     for batch in 2..7 {
         assert_eq!(
             model.stored_at(&header(9, 0, batch * 10, 10)),
-            batch as u64 * 10
+            u64::try_from(batch * 10).unwrap()
         );
     }
     for found in [0, 10] {

@@ -9,6 +9,10 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tidelog_disk::{Disk, DiskError, DiskFile, DiskOp, OpenHow, read_up_to};
 
+use super::generations::{
+    create_journal, generation_of, journal_path, keep_space, newest_generation, recycle,
+    snapshot_path, snapshot_room, write_snapshot,
+};
 use super::records::{
     FRAME_LEN, JOURNAL_END, RECORD_LEN_MAX, SNAPSHOT_END, SYNCED, frame, frame_crc,
 };
@@ -16,9 +20,9 @@ use super::{BrokerState, DirectoryIdentity, StateRecord};
 use crate::error::Poisoned;
 use crate::log::{create_dir_durably, parents};
 
-const FILE_HEADER: [u8; 8] = *b"TSTA\0\x01\0\0";
+pub(super) const FILE_HEADER: [u8; 8] = *b"TSTA\0\x01\0\0";
 /// The journal is preallocated by this much; a longer one is folded into a snapshot.
-const JOURNAL_LEN: u64 = 1 << 20;
+pub(super) const JOURNAL_LEN: u64 = 1 << 20;
 /// No state file is longer: millions of partitions.
 const FILE_LEN_MAX: u64 = 1 << 30;
 
@@ -66,6 +70,8 @@ struct Inner {
     synced: u64,
     /// What the last SYNCED record says.
     marked: u64,
+    /// The space that every snapshot has.
+    room: u64,
     poisoned: Option<Poisoned>,
 }
 
@@ -137,6 +143,8 @@ impl StateFile {
         };
         // The old journal is closed first, so that it counts as complete if it is needed again.
         end_journal(&*disk, dir, newest)?;
+        // An earlier start may have ended before it did this.
+        recycle(&*disk, dir, newest);
         Ok(Self::begin_generation(disk, dir, state, newest + 1)?)
     }
 
@@ -148,7 +156,9 @@ impl StateFile {
     ) -> Result<Self, DiskError> {
         write_snapshot(&*disk, dir, generation, &state)?;
         let journal = create_journal(&*disk, dir, generation)?;
-        remove_old_generations(&*disk, dir, generation);
+        recycle(&*disk, dir, generation);
+        let room = snapshot_room(state.groups.len());
+        keep_space(&*disk, dir, room);
         Ok(Self {
             inner: Mutex::new(Inner {
                 disk,
@@ -160,6 +170,7 @@ impl StateFile {
                 limit: JOURNAL_LEN,
                 synced: FILE_HEADER.len() as u64,
                 marked: FILE_HEADER.len() as u64,
+                room,
                 poisoned: None,
             }),
         })
@@ -168,6 +179,11 @@ impl StateFile {
     /// What the file says now.
     pub fn state(&self) -> BrokerState {
         self.inner.lock().state.clone()
+    }
+
+    /// Why nothing is recorded any more, if so.
+    pub fn poisoned(&self) -> Option<Poisoned> {
+        self.inner.lock().poisoned.clone()
     }
 
     /// Writes records; with `sync`, they survive power loss when this returns.
@@ -204,6 +220,11 @@ impl Inner {
     fn try_record(&mut self, records: &[StateRecord], sync: bool) -> Result<(), DiskError> {
         for record in records {
             self.state.apply(record);
+        }
+        let room = snapshot_room(self.state.groups.len());
+        if room > self.room {
+            keep_space(&*self.disk, &self.dir, room);
+            self.room = room;
         }
         let mut bytes = Vec::with_capacity(32 + records.len() * 96);
         if !records.is_empty() && self.synced > self.marked {
@@ -253,7 +274,8 @@ impl Inner {
         let position = FILE_HEADER.len() as u64;
         journal.write_at(position, &[IoSlice::new(&bytes)])?;
         journal.sync_data()?;
-        remove_old_generations(&*self.disk, &self.dir, generation);
+        recycle(&*self.disk, &self.dir, generation);
+        keep_space(&*self.disk, &self.dir, self.room);
         self.position = position + bytes.len() as u64;
         self.synced = self.position;
         self.marked = position;
@@ -262,101 +284,6 @@ impl Inner {
         self.journal = journal;
         self.generation = generation;
         Ok(())
-    }
-}
-
-fn snapshot_path(dir: &Path, generation: u64) -> PathBuf {
-    dir.join(format!("{generation:020}.snapshot"))
-}
-
-fn journal_path(dir: &Path, generation: u64) -> PathBuf {
-    dir.join(format!("{generation:020}.journal"))
-}
-
-/// The generation that a file's name says, snapshot or journal.
-fn generation_of(name: &str) -> Option<u64> {
-    let digits = name
-        .strip_suffix(".snapshot")
-        .or_else(|| name.strip_suffix(".journal"))?;
-    let ours = digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit());
-    // There must be one after it.
-    digits
-        .parse()
-        .ok()
-        .filter(|generation| ours && *generation < u64::MAX)
-}
-
-fn newest_generation(disk: &dyn Disk, dir: &Path) -> Result<u64, StateError> {
-    let missing = || StateError::Missing {
-        dir: dir.to_owned(),
-    };
-    let entries = match disk.list(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.is_not_found() => return Err(missing()),
-        Err(e) => return Err(e.into()),
-    };
-    entries
-        .iter()
-        .filter_map(|entry| generation_of(&entry.name))
-        .max()
-        .ok_or_else(missing)
-}
-
-fn write_snapshot(
-    disk: &dyn Disk,
-    dir: &Path,
-    generation: u64,
-    state: &BrokerState,
-) -> Result<(), DiskError> {
-    let records = state.to_records();
-    let mut bytes = FILE_HEADER.to_vec();
-    for record in &records {
-        record.encode(generation, &mut bytes);
-    }
-    frame(generation, SNAPSHOT_END, &mut bytes, |out| {
-        out.extend_from_slice(&(records.len() as u64).to_be_bytes());
-    });
-    let path = snapshot_path(dir, generation);
-    let unfinished = path.with_extension("unfinished");
-    let file = disk.open(&unfinished, OpenHow::Create)?;
-    file.set_len(0)?;
-    file.write_at(0, &[IoSlice::new(&bytes)])?;
-    file.sync_data()?;
-    disk.rename(&unfinished, &path)?;
-    disk.sync_dir(dir)
-}
-
-fn create_journal(
-    disk: &dyn Disk,
-    dir: &Path,
-    generation: u64,
-) -> Result<Arc<dyn DiskFile>, DiskError> {
-    let file = disk.open(&journal_path(dir, generation), OpenHow::Create)?;
-    file.set_len(0)?;
-    // Written, not only reserved: a sync over written blocks costs about half.
-    let zeros = vec![0; 64 << 10];
-    let mut at = 0;
-    while at < JOURNAL_LEN {
-        file.write_at(at, &[IoSlice::new(&zeros)])?;
-        at += zeros.len() as u64;
-    }
-    file.write_at(0, &[IoSlice::new(&FILE_HEADER)])?;
-    file.sync_data()?;
-    disk.sync_dir(dir)?;
-    Ok(file)
-}
-
-/// Two generations stay. What cannot be removed now is removed next time.
-fn remove_old_generations(disk: &dyn Disk, dir: &Path, newest: u64) {
-    let is_old = |name: &str| generation_of(name).is_some_and(|old| old + 1 < newest);
-    let removed = disk.list(dir).and_then(|entries| {
-        entries
-            .iter()
-            .filter(|entry| is_old(&entry.name))
-            .try_for_each(|entry| disk.remove_file(&dir.join(&entry.name)))
-    });
-    if let Err(e) = removed {
-        tracing::warn!(error = %e, "an old state file stays behind");
     }
 }
 

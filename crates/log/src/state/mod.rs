@@ -11,6 +11,7 @@
 //! is in `FORMAT.md`.
 
 mod file;
+mod generations;
 mod records;
 
 use std::collections::BTreeMap;

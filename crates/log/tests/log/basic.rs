@@ -4,10 +4,10 @@ use std::path::Path;
 
 use tidelog_disk::Disk;
 use tidelog_log::{
-    AppendError, CreateError, Found, INITIAL_INDEX, Log, LogOptions, OpenError, ReadError,
-    TrimError,
+    AppendError, CreateError, Found, INITIAL_INDEX, Log, LogIdentity, LogOptions, OpenError,
+    ReadError, TrimError,
 };
-use tidelog_record::{Compression, LeaderEpoch, Offset, Timestamp};
+use tidelog_record::{Compression, LeaderEpoch, Offset, Timestamp, TopicId};
 use tidelog_sim::OpFilter;
 
 use crate::common::*;
@@ -466,6 +466,48 @@ fn a_cold_read_that_meets_a_trim_says_out_of_range() {
     );
 }
 
+/// A topic is deleted and made again under its name while somebody reads the old one.
+#[test]
+fn a_cold_read_never_serves_another_log_in_the_same_place() {
+    let disk = disk();
+    let fill = |log: &mut Log, value: u8| {
+        for _ in 0..20 {
+            append(log, batch_of(&[(1000, &[value; 300])], Compression::None));
+        }
+        log.sync().unwrap();
+    };
+    let mut old = create(&disk, small());
+    fill(&mut old, b'o');
+    let reader = old.reader();
+    let Found::Cold(cold) = reader.read(offset(0), offset(20), 1).unwrap() else {
+        panic!("many segments ago")
+    };
+    let aside = Path::new("/data/aside");
+    disk.rename(&dir(), aside).unwrap();
+    let other = LogIdentity {
+        topic_id: TopicId::from_bytes([8; 16]),
+        ..identity()
+    };
+    let mut new = Log::create(dynamic(&disk), &dir(), other, small(), at(0)).unwrap();
+    fill(&mut new, b'n');
+    for result in [
+        cold.run().map(|_| ()),
+        read_all(&reader, Offset::ZERO).map(|_| ()),
+        reader.find_timestamp(at(1000), offset(20)).map(|_| ()),
+    ] {
+        match result {
+            Err(ReadError::Disk(e)) => assert!(e.is_not_found(), "{e}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let all = read_all(&new.reader(), Offset::ZERO).unwrap();
+    assert_eq!(all.len(), 20, "the new one is as it was");
+    // Back in its place, it is served again: nothing was remembered of the other.
+    disk.rename(&dir(), Path::new("/data/new")).unwrap();
+    disk.rename(aside, &dir()).unwrap();
+    assert_eq!(read_all(&reader, Offset::ZERO).unwrap().len(), 20);
+}
+
 #[test]
 fn find_timestamp_agrees_with_a_naive_search() {
     let disk = disk();
@@ -568,6 +610,55 @@ fn opening_a_closed_log_reads_and_changes_next_to_nothing() {
     );
     disk.flip_bit(&segment(0), borders[1500], 0);
     open(&disk, large(), Some(end)).unwrap();
+}
+
+/// What a clean stop makes superfluous is not done, and nothing is believed that is not so.
+#[test]
+fn a_log_known_to_be_closed_is_opened_without_recovery() {
+    for room_bytes in [0, 2000] {
+        let options = LogOptions {
+            room_bytes,
+            ..large()
+        };
+        let disk = disk();
+        let mut log = create(&disk, options);
+        for _ in 0..300 {
+            append(&mut log, batch(3, 100));
+        }
+        let end = log.close().unwrap();
+        let open_closed = |disk: &tidelog_sim::SimDisk| {
+            Log::open_closed(dynamic(disk), &dir(), identity(), options, end)
+        };
+        // As many reads as it takes to see that the end is the one that was recorded.
+        let calls = |disk: &tidelog_sim::SimDisk, is_closed: bool| {
+            let before = (disk.call_count(), disk.io_count());
+            let opened = if is_closed {
+                open_closed(disk)
+            } else {
+                open(disk, options, Some(end))
+            };
+            assert_eq!(opened.unwrap().0.end(), end);
+            (disk.call_count() - before.0, disk.io_count() - before.1)
+        };
+        let (usual, usual_changes) = calls(&disk.fork(1), false);
+        let (closed, changes) = calls(&disk.fork(1), true);
+        assert_eq!(changes, 0, "nothing is synced or changed");
+        assert!(usual_changes > 0 && closed < usual, "{closed} of {usual}");
+
+        // A file that somebody put something to is looked through all the same.
+        let (mut log, _) = open_closed(&disk).unwrap();
+        append(&mut log, batch(1, 10));
+        log.sync().unwrap();
+        drop(log);
+        disk.kill();
+        let (log, recovery) = open_closed(&disk).unwrap();
+        assert!(recovery.kept_bytes > 0);
+        assert_eq!(log.end().offset, offset(901));
+        drop(log);
+        let disk = disk.fork(2);
+        disk.truncate_file(&segment(0), u64::from(end.position) - 1);
+        assert!(matches!(open_closed(&disk), Err(OpenError::Corrupt(_))));
+    }
 }
 
 #[test]

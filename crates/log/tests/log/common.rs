@@ -39,6 +39,7 @@ pub(crate) fn small() -> LogOptions {
         segment_bytes: 2000,
         segment_ms: 1_000_000,
         index_interval_bytes: 200,
+        ..LogOptions::default()
     }
 }
 
@@ -48,6 +49,7 @@ pub(crate) fn large() -> LogOptions {
         segment_bytes: 16 << 20,
         segment_ms: 1_000_000,
         index_interval_bytes: 400,
+        ..LogOptions::default()
     }
 }
 

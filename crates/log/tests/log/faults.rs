@@ -93,11 +93,12 @@ impl Run {
         for n in 0..count {
             let value = [u8::try_from(n).unwrap(); 150];
             let batch = batch_of(&[(n as i64, &value)], Compression::None);
-            let (base, epoch) = (self.log().end().offset, self.log().end().epoch);
-            self.given.push(stamped(&batch, base, epoch.get()));
-            let appended = self.log().append(&mut [batch], at(0));
-            if matches!(appended, Err(AppendError::Full { .. })) {
-                self.given.pop();
+            let base = self.log().end().offset;
+            let appended = self.log().append(&mut [batch.clone()], at(0));
+            // An epoch that waited for space began with it.
+            let epoch = self.log().end().epoch;
+            if !matches!(appended, Err(AppendError::Full { .. })) {
+                self.given.push(stamped(&batch, base, epoch.get()));
             }
             appended?;
         }
@@ -146,6 +147,8 @@ fn options() -> LogOptions {
         segment_bytes: 1500,
         segment_ms: 1_000_000,
         index_interval_bytes: 300,
+        room_bytes: 300,
+        appends_use_room: false,
     }
 }
 
@@ -340,6 +343,104 @@ fn a_full_disk_refuses_before_anything_is_written_and_heals() {
     disk.crash();
     let (log, _) = open(&disk, large(), Some(end)).unwrap();
     assert_eq!(log.end().offset, offset(appended + 2));
+}
+
+#[test]
+fn an_epoch_that_finds_no_space_begins_with_the_append_that_does() {
+    let disk = SimDisk::new(3);
+    let mut log = create(&disk, large());
+    for _ in 0..20 {
+        append(&mut log, batch(1, 100));
+    }
+    let end = log.close().unwrap();
+    // So that the next entry needs another sector.
+    disk.set_free_bytes(Some(0));
+    let (mut log, _) = open(&disk, large(), Some(end)).unwrap();
+    let mut epoch = end.epoch;
+    let refused = loop {
+        epoch = epoch.next().unwrap();
+        if let Err(e) = log.begin_epoch(epoch) {
+            break e;
+        }
+    };
+    let before = log.end();
+    assert!(before.epoch < epoch);
+    assert!(matches!(refused, AppendError::Full { .. }), "{refused}");
+    let refused = log.append(&mut [batch(1, 1)], at(0)).unwrap_err();
+    assert!(matches!(refused, AppendError::Full { .. }), "{refused}");
+    let refused = log.trim(offset(3), before.offset).unwrap_err();
+    assert!(
+        matches!(refused, TrimError::Append(AppendError::Full { .. })),
+        "{refused}"
+    );
+    assert_eq!(log.end(), before, "nothing was written for the new leader");
+    assert!(log.reader().poisoned().is_none());
+    assert_eq!(read_all(&log.reader(), Offset::ZERO).unwrap().len(), 20);
+
+    disk.set_free_bytes(None);
+    append(&mut log, batch(1, 1));
+    log.sync().unwrap();
+    assert_eq!(log.end().epoch, epoch);
+    let reader = log.reader();
+    assert_eq!(reader.epoch_at(offset(20)), Some(epoch));
+    let last = &read_all(&reader, offset(20)).unwrap()[0];
+    assert_eq!(last.header().leader_epoch, epoch.to_wire());
+    log.trim(offset(3), log.end().offset).unwrap();
+}
+
+/// The room is there for the log's own entries, however the log was stopped.
+#[test]
+fn a_log_with_room_begins_epochs_and_is_trimmed_on_a_full_disk() {
+    let options = LogOptions {
+        room_bytes: 1000,
+        ..large()
+    };
+    for kill in [false, true] {
+        for len in 0..300 {
+            let disk = SimDisk::new(3);
+            let mut log = create(&disk, options);
+            append(&mut log, batch(1, len));
+            append(&mut log, batch(1, len));
+            disk.set_free_bytes(Some(0));
+            let mut end = log.sync().unwrap();
+            while log.append(&mut [batch(1, 400)], at(0)).is_ok() {
+                end = log.sync().unwrap();
+            }
+            if kill {
+                disk.kill();
+            } else {
+                end = log.close().unwrap();
+            }
+            let (mut log, recovery) = open(&disk, options, Some(end)).unwrap();
+            assert_eq!(recovery.torn_bytes, 0);
+            log.begin_epoch(end.epoch.next().unwrap()).unwrap();
+            log.sync().unwrap();
+            log.trim(offset(1), end.offset).unwrap();
+            let refused = log.append(&mut [batch(1, 4000)], at(0)).unwrap_err();
+            assert!(matches!(refused, AppendError::Full { .. }), "{refused}");
+            assert_eq!(log.reader().log_start(), offset(1));
+            let rest = read_all(&log.reader(), offset(1)).unwrap().len() as u64;
+            assert_eq!(rest, end.offset.get() - 1);
+        }
+    }
+}
+
+/// As the metadata log has it: what is left of the room is for appends too.
+#[test]
+fn appends_that_may_use_the_room_do_once_there_is_nothing_else() {
+    let options = LogOptions {
+        room_bytes: 8000,
+        appends_use_room: true,
+        ..large()
+    };
+    let disk = SimDisk::new(3);
+    let end = create(&disk, options).close().unwrap();
+    disk.set_free_bytes(Some(0));
+    let (mut log, _) = open(&disk, options, Some(end)).unwrap();
+    for _ in 0..10 {
+        append(&mut log, batch(1, 500));
+    }
+    log.sync().unwrap();
 }
 
 #[test]

@@ -123,6 +123,8 @@ struct World {
     /// The largest log start that was durable.
     log_start: u64,
     now: i64,
+    /// The epoch that waits for space.
+    pending: Option<u32>,
     seen: Seen,
 }
 
@@ -134,6 +136,8 @@ impl World {
             segment_bytes: u32::try_from(700 + rng.below(3000)).unwrap(),
             segment_ms: 1 + rng.below(300),
             index_interval_bytes: u32::try_from(1 + rng.below(600)).unwrap(),
+            room_bytes: u32::try_from(rng.below(2) * rng.below(5000)).unwrap(),
+            appends_use_room: rng.chance(50),
         };
         let log = create(&disk, options);
         let recorded = vec![log.end()];
@@ -147,6 +151,7 @@ impl World {
             recorded,
             log_start: 0,
             now: 0,
+            pending: None,
             seen: Seen::default(),
         }
     }
@@ -264,8 +269,10 @@ impl World {
         while !batches.is_empty() {
             let mut produced: Vec<_> = batches.iter().map(|(batch, _)| batch.clone()).collect();
             let base = self.log().end().offset;
-            let epoch = self.log().end().epoch.get();
             let result = self.log().append(&mut produced, now);
+            let poisoned = matches!(result, Err(AppendError::Poisoned(_)));
+            let has_begun = self.pass_epoch(poisoned, base.get());
+            let epoch = self.log().end().epoch.get();
             let taken = match &result {
                 Ok(appended) if appended.duplicate.is_some() => {
                     let (batch, times) = batches.remove(0);
@@ -275,6 +282,7 @@ impl World {
                     self.seen.duplicates += 1;
                     continue;
                 }
+                Err(_) if !has_begun => 0,
                 Ok(appended) => {
                     assert_eq!(appended.base_offset, base);
                     let taken = &batches[..appended.batches];
@@ -344,6 +352,20 @@ impl World {
             .last()
     }
 
+    /// Whether the epoch that waited, if one did, has begun with the call just made.
+    fn pass_epoch(&mut self, poisoned: bool, offset: u64) -> bool {
+        let Some(epoch) = self.pending else {
+            return true;
+        };
+        let has_begun = self.log().end().epoch.get() == epoch;
+        // Its beginning may be on the disk too.
+        if has_begun || poisoned {
+            self.entries.push(Entry::Epoch { epoch, offset });
+            self.pending = None;
+        }
+        has_begun
+    }
+
     fn sync(&mut self) {
         if let Ok(end) = self.log().sync() {
             assert_eq!(end, self.log().end());
@@ -369,7 +391,10 @@ impl World {
         let epoch = self.log().end().epoch.get() + 1 + u32::try_from(self.rng.below(2)).unwrap();
         let offset = self.log().end().offset.get();
         let result = self.log().begin_epoch(LeaderEpoch::new(epoch).unwrap());
-        if !matches!(result, Err(AppendError::Full { .. })) {
+        self.pending = None;
+        if matches!(result, Err(AppendError::Full { .. })) {
+            self.pending = Some(epoch);
+        } else {
             self.entries.push(Entry::Epoch { epoch, offset });
         }
     }
@@ -381,8 +406,15 @@ impl World {
             return;
         }
         let to = start + self.rng.below(end.get() - start + 1);
+        let next = self.log().end().offset.get();
         let result = self.log().trim(offset(to), end);
+        let poisoned = matches!(
+            result,
+            Err(tidelog_log::TrimError::Append(AppendError::Poisoned(_)))
+        );
+        let has_begun = to == start || self.pass_epoch(poisoned, next);
         if to > start
+            && has_begun
             && !matches!(
                 result,
                 Err(tidelog_log::TrimError::Append(AppendError::Full { .. }))
@@ -436,9 +468,19 @@ impl World {
                 self.disk.stop_failing();
                 self.open(Some(end));
                 assert_eq!(self.log().end(), end);
-                let closed = u64::from(end.position);
+                // With the room that it keeps, whole blocks of it.
+                let position = u64::from(end.position);
+                let closed = match u64::from(self.log().options().room_bytes) {
+                    0 => position,
+                    room => (position + room).next_multiple_of(4096),
+                };
                 let path = self.log().reader().segments().pop().unwrap().path;
-                assert_eq!(self.disk.contents(&path).len() as u64, closed);
+                let len = self.disk.contents(&path).len() as u64;
+                // The disk may have been full.
+                assert!(
+                    (position..=closed).contains(&len),
+                    "{len} of {position} to {closed}"
+                );
             }
             Err(_) => {
                 drop(reader);
@@ -493,6 +535,7 @@ impl World {
         };
         let end = log.end();
         self.log = Some(log);
+        self.pending = None;
         self.seen.torn += u64::from(recovery.torn_bytes > 0);
         let kept = usize::try_from(end.index.get() - INITIAL_INDEX.get() - 1).unwrap();
         assert!(

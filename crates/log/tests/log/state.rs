@@ -159,7 +159,18 @@ fn what_was_recorded_is_there_after_opening() {
     );
     disk.crash();
     assert_eq!(open(&disk).unwrap().state(), changed);
-    assert_eq!(names(&disk).len(), 4, "two generations: {:?}", names(&disk));
+    assert_eq!(
+        names(&disk),
+        [
+            "00000000000000000002.journal",
+            "00000000000000000002.snapshot",
+            "00000000000000000003.journal",
+            "00000000000000000003.snapshot",
+            "spare-1.journal",
+            "spare-1.snapshot",
+        ],
+        "two generations and what the next is made of"
+    );
 
     let again = StateFile::create(dynamic(&disk), &home(), identity()).unwrap_err();
     assert_eq!(again.source.kind(), std::io::ErrorKind::AlreadyExists);
@@ -238,7 +249,8 @@ fn a_damaged_newest_snapshot_falls_back_only_to_what_is_complete() {
     let expected = state.state();
     drop(state);
     disk.kill();
-    let len = disk.contents(&file(2, "snapshot")).len() as u64;
+    let snapshot = disk.contents(&file(2, "snapshot"));
+    let len = snapshot.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     for position in 0..len {
         let disk = disk.fork(1);
         disk.flip_bit(&file(2, "snapshot"), position, 0);
@@ -398,7 +410,69 @@ fn there_may_be_very_many_groups() {
     disk.crash();
     assert_eq!(open(&disk).unwrap().state(), expected);
     assert_eq!(open(&disk).unwrap().state(), expected);
-    assert_eq!(names(&disk).len(), 4);
+    assert_eq!(names(&disk).len(), 6);
+}
+
+/// Neither a start nor a full journal needs space that the file does not have already.
+#[test]
+fn on_a_full_disk_it_is_opened_again_and_again_and_takes_records() {
+    let disk = SimDisk::new(1);
+    drop(create(&disk));
+    // Full from the first start on, and after a crash anywhere in a start.
+    for crash_at in 0..60 {
+        let disk = disk.fork(crash_at);
+        disk.set_free_bytes(Some(0));
+        let mut expected = open(&disk).unwrap().state();
+        disk.fail_nth(
+            OpFilter::mutating(),
+            crash_at + 1,
+            InjectedError::Io,
+            FailMode::Forever,
+        );
+        drop(open(&disk));
+        disk.crash();
+        disk.set_free_bytes(Some(0));
+        for n in 0..4 {
+            let state = open(&disk).unwrap_or_else(|e| panic!("call {crash_at}, start {n}: {e}"));
+            assert_eq!(state.state(), expected);
+            let records = [
+                StateRecord::Group(key(1), group(n)),
+                StateRecord::Checkpoint(key(1), end(n)),
+            ];
+            state.record(&records, true).unwrap();
+            expected = state.state();
+        }
+    }
+    // A journal that gets full is folded without new space too, and so are more partitions than
+    // a snapshot had room for at first.
+    let state = open(&disk).unwrap();
+    let groups: Vec<_> = (0..2000)
+        .map(|n| GroupKey {
+            partition: PartitionId::new(n),
+            ..key(1)
+        })
+        .collect();
+    for key in &groups {
+        state
+            .record(&[StateRecord::Group(*key, group(1))], false)
+            .unwrap();
+    }
+    disk.set_free_bytes(Some(0));
+    for n in 0..10 {
+        let round: Vec<_> = groups
+            .iter()
+            .map(|key| StateRecord::Checkpoint(*key, end(n)))
+            .collect();
+        state.record(&round, true).unwrap();
+    }
+    let expected = state.state();
+    assert!(names(&disk)[0].as_str() > "00000000000000000002");
+    drop(state);
+    for _ in 0..4 {
+        disk.crash();
+        disk.set_free_bytes(Some(0));
+        assert_eq!(open(&disk).unwrap().state(), expected);
+    }
 }
 
 #[test]

@@ -405,6 +405,37 @@ fn too_many_headers_are_refused() {
 }
 
 #[test]
+fn the_limits_of_the_batch_bound_header_keys() {
+    let key = "k".repeat(100_000);
+    for compression in [Compression::None, Compression::Zstd] {
+        let mut builder = BatchBuilder::new(compression);
+        let headers = [(key.as_str(), None)];
+        builder.push(Timestamp::NONE, None, None, &headers).unwrap();
+        let sent = builder.build().unwrap();
+        let exact = BatchLimits {
+            batch_bytes_max: sent.len(),
+            ..BatchLimits::default()
+        };
+        validate_produced(sent.clone(), &exact).unwrap();
+        let batch = Batch::check(sent.clone(), BYTES_MAX).unwrap();
+        let record = batch.records(&exact).unwrap().next().unwrap().unwrap();
+        assert_eq!(record.headers[0].key, key.as_str());
+
+        let stored = BatchLimits {
+            batch_bytes_max: sent.len() - 1,
+            ..BatchLimits::default()
+        };
+        validate_produced(sent.clone(), &stored).unwrap_err();
+        let decompressed = BatchLimits {
+            decompressed_bytes_max: key.len(),
+            ..BatchLimits::default()
+        };
+        let is_taken = validate_produced(sent, &decompressed).is_ok();
+        assert_eq!(is_taken, compression == Compression::None, "{compression}");
+    }
+}
+
+#[test]
 fn compressed_data_must_be_whole_and_alone() {
     for compression in Compression::ALL.into_iter().skip(1) {
         let sent = two_with(compression);

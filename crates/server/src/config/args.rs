@@ -21,7 +21,7 @@ pub struct ServeArgs {
     /// Form of the logs on stderr: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// What is logged: error, warn, info, debug, trace, or by module, as in
+    /// What is logged: off, error, warn, info, debug, trace, or by module, as in
     /// info,tidelog_log=debug [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -61,6 +61,12 @@ pub struct ServeArgs {
     /// Fetch and read answers that all connections have not taken yet [default: 512MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub unsent_bytes_max: Option<String>,
+    /// Topics; one more is refused [default: 10000]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub topics_max: Option<String>,
+    /// Partitions of all topics; each holds an open file [default: 100000]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub partitions_max: Option<String>,
     /// How long a graceful stop may take [default: 30000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub shutdown_deadline_ms: Option<String>,
@@ -99,6 +105,8 @@ impl ServeArgs {
             "fetch_bytes_max" => &self.fetch_bytes_max,
             "connection_unsent_bytes_max" => &self.connection_unsent_bytes_max,
             "unsent_bytes_max" => &self.unsent_bytes_max,
+            "topics_max" => &self.topics_max,
+            "partitions_max" => &self.partitions_max,
             "shutdown_deadline_ms" => &self.shutdown_deadline_ms,
             "keepalive_interval_ms" => &self.keepalive_interval_ms,
             "keepalive_timeout_ms" => &self.keepalive_timeout_ms,
@@ -115,7 +123,7 @@ mod tests {
     use clap::{Args, Command};
 
     use super::*;
-    use crate::config::settings::SETTINGS;
+    use crate::config::settings::{LOG_LEVELS, SETTINGS};
 
     #[test]
     fn every_setting_has_its_flag_and_tells_its_default() {
@@ -133,6 +141,11 @@ mod tests {
             let own = help[at..].split("\n\n").next().unwrap();
             let shown = format!("[default: {}]", setting.default);
             assert!(own.contains(&shown), "{own}");
+            if setting.key == "log_level" {
+                let levels = LOG_LEVELS.join(", ");
+                assert!(own.contains(&levels), "{own}");
+                assert!(setting.allowed.contains(&levels), "{}", setting.allowed);
+            }
         }
         let flags = command
             .get_arguments()

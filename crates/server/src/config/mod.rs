@@ -77,6 +77,10 @@ pub struct Limits {
     /// The same for all connections together. Above it each connection has one message of at most
     /// 1 MiB on its way, so that those that take theirs go on.
     pub unsent_bytes_max: usize,
+    /// Topics at a time.
+    pub topics_max: usize,
+    /// Partitions of all topics.
+    pub partitions_max: usize,
     /// How long a graceful stop may take.
     pub shutdown_deadline: Duration,
     /// After how long without a sign of life a client is asked for one.
@@ -112,6 +116,8 @@ impl Default for Config {
                 fetch_bytes_max: 0,
                 connection_unsent_bytes_max: 0,
                 unsent_bytes_max: 0,
+                topics_max: 0,
+                partitions_max: 0,
                 shutdown_deadline: Duration::ZERO,
                 keepalive_interval: Duration::ZERO,
                 keepalive_timeout: Duration::ZERO,

@@ -234,6 +234,26 @@ pub(super) static SETTINGS: &[Setting] = &[
         BYTES_TO_4_GIB,
         unsent_bytes_max
     ),
+    Setting {
+        key: "topics_max",
+        default: "10000",
+        allowed: "a number from 1 to 1000000",
+        read: |text, config| {
+            config.limits.topics_max = usize::try_from(number(text, 1, 1_000_000)?).ok()?;
+            Some(())
+        },
+        show: |config| config.limits.topics_max.to_string(),
+    },
+    Setting {
+        key: "partitions_max",
+        default: "100000",
+        allowed: "a number from 1 to 1000000",
+        read: |text, config| {
+            config.limits.partitions_max = usize::try_from(number(text, 1, 1_000_000)?).ok()?;
+            Some(())
+        },
+        show: |config| config.limits.partitions_max.to_string(),
+    },
     millis!("shutdown_deadline_ms", "30000", shutdown_deadline),
     millis!("keepalive_interval_ms", "30000", keepalive_interval),
     millis!("keepalive_timeout_ms", "10000", keepalive_timeout),
@@ -241,13 +261,16 @@ pub(super) static SETTINGS: &[Setting] = &[
     millis!("read_heartbeat_ms", "15000", read_heartbeat),
 ];
 
+/// What can be logged, from nothing to everything.
+pub(super) const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Whether `text` says which events to log.
 ///
 /// `Targets` takes any word for a module, so that a mistyped level would log everything: a word
 /// without `=` must be a level.
 fn is_log_level(text: &str) -> bool {
     let is_level = |word: &str| {
-        ["off", "error", "warn", "info", "debug", "trace"]
+        LOG_LEVELS
             .iter()
             .any(|level| word.eq_ignore_ascii_case(level))
     };

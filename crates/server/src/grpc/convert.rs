@@ -1,6 +1,6 @@
 //! Between the messages of the API and the broker's types.
 
-use tidelog_broker::{self as broker, Position};
+use tidelog_broker::{self as broker, OffsetSpec};
 use tidelog_proto::v1;
 use tidelog_record::{self as record, Offset, Timestamp};
 
@@ -26,33 +26,33 @@ pub(super) fn format(format: i32) -> Result<v1::Format, RequestError> {
 }
 
 /// The place in a partition that `field` of a request names.
-pub(super) fn position(
-    position: Option<&v1::Position>,
+pub(super) fn offset_spec(
+    spec: Option<&v1::OffsetSpec>,
     field: &'static str,
-) -> Result<Position, RequestError> {
-    use v1::position::At;
-    let at = position.and_then(|position| position.at.as_ref());
+) -> Result<OffsetSpec, RequestError> {
+    use v1::offset_spec::At;
+    let at = spec.and_then(|spec| spec.at.as_ref());
     let must_be_true = |name: &str| RequestError::Value {
         field,
         value: format!("{name}: false"),
-        allowed: "true, or another kind of position",
+        allowed: "true, or another kind of offset",
     };
     match at {
         Some(At::Offset(offset)) => {
             Offset::new(*offset)
-                .map(Position::Offset)
+                .map(OffsetSpec::Offset)
                 .ok_or_else(|| RequestError::Value {
                     field,
                     value: offset.to_string(),
                     allowed: "an offset up to 9223372036854775807",
                 })
         }
-        Some(At::Earliest(true)) => Ok(Position::Earliest),
+        Some(At::Earliest(true)) => Ok(OffsetSpec::Earliest),
         Some(At::Earliest(false)) => Err(must_be_true("earliest")),
-        Some(At::Latest(true)) => Ok(Position::Latest),
+        Some(At::Latest(true)) => Ok(OffsetSpec::Latest),
         Some(At::Latest(false)) => Err(must_be_true("latest")),
-        Some(At::TimestampMs(millis)) => Ok(Position::Timestamp(Timestamp::from_millis(*millis))),
-        Some(At::BeforeLatest(records)) => Ok(Position::BeforeLatest(*records)),
+        Some(At::TimestampMs(millis)) => Ok(OffsetSpec::Timestamp(Timestamp::from_millis(*millis))),
+        Some(At::BeforeLatest(records)) => Ok(OffsetSpec::BeforeLatest(*records)),
         None => Err(RequestError::Missing {
             field,
             what: "one of offset, earliest, latest, timestamp_ms or before_latest must be given",

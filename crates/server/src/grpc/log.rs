@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use tidelog_broker::{Acks, Position};
+use tidelog_broker::{Acks, OffsetSpec};
 use tidelog_proto::v1::log_server::Log;
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, DeleteRecordsRequest, DeleteRecordsResponse, DeletedRecords,
@@ -35,7 +35,7 @@ impl LogService {
         Self { shared }
     }
 
-    async fn list_offset(&self, wanted: ListOffsetsPartition, at: Position) -> ListedOffset {
+    async fn list_offset(&self, wanted: ListOffsetsPartition, at: OffsetSpec) -> ListedOffset {
         let ListOffsetsPartition {
             topic, partition, ..
         } = wanted;
@@ -69,7 +69,7 @@ impl LogService {
         &self,
         topic: &str,
         partition: u32,
-        before: Position,
+        before: OffsetSpec,
     ) -> DeletedRecords {
         let deleted = match self.shared.broker.partition(topic, partition) {
             Ok(handle) => handle
@@ -188,7 +188,7 @@ impl Log for LogService {
         check_partitions(wanted.len()).map_err(|e| shared.reject(e))?;
         let mut positions = Vec::with_capacity(wanted.len());
         for (i, partition) in wanted.iter().enumerate() {
-            let at = convert::position(partition.at.as_ref(), "at").map_err(|e| {
+            let at = convert::offset_spec(partition.at.as_ref(), "at").map_err(|e| {
                 let field = format!("partitions[{i}].at");
                 Failure::from(e)
                     .in_field(field)
@@ -214,12 +214,13 @@ impl Log for LogService {
         // All is checked before anything is dropped for good.
         let mut wanted = Vec::with_capacity(request.partitions.len());
         for (i, partition) in request.partitions.iter().enumerate() {
-            let before = convert::position(partition.before.as_ref(), "before").map_err(|e| {
-                let field = format!("partitions[{i}].before");
-                Failure::from(e)
-                    .in_field(field)
-                    .status(shared.broker.metrics())
-            })?;
+            let before =
+                convert::offset_spec(partition.before.as_ref(), "before").map_err(|e| {
+                    let field = format!("partitions[{i}].before");
+                    Failure::from(e)
+                        .in_field(field)
+                        .status(shared.broker.metrics())
+                })?;
             wanted.push((partition.partition, before));
         }
         let known = shared.broker.partitions_of(&request.topic);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tidelog_proto::v1;
-use tidelog_proto::v1::position::At;
+use tidelog_proto::v1::offset_spec::At;
 use tidelog_record::Compression;
 use tonic::Code;
 
@@ -401,7 +401,10 @@ async fn deleted_records_cannot_be_read_again() {
         Code::OutOfRange,
         "OFFSET_OUT_OF_RANGE",
     )
+    .says("records before offset 4 cannot be deleted")
+    .says("from the log start, 2, to the high watermark, 3")
     .fact("requested", 4)
+    .fact("log_start_offset", 2)
     .fact("high_watermark", 3);
     let unknown = f
         .log

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tidelog_proto::v1::log_client::LogClient;
-use tidelog_proto::v1::position::At;
+use tidelog_proto::v1::offset_spec::At;
 use tidelog_proto::v1::read_response::Response;
 use tidelog_proto::v1::{self, ReadStart, read_request};
 use tidelog_record::Compression;
@@ -482,7 +482,7 @@ async fn reads_that_break_the_rules_are_ended() {
     };
     invalid(ended(format).await).field("format");
     let nowhere = ReadStart {
-        from: Some(v1::Position { at: None }),
+        from: Some(v1::OffsetSpec { at: None }),
         ..records("t")
     };
     invalid(ended(nowhere).await).field("start.from");

@@ -239,8 +239,8 @@ pub(crate) fn fetch(topic: &str, partition: u32, offset: u64) -> v1::FetchReques
     }
 }
 
-pub(crate) fn at(at: v1::position::At) -> Option<v1::Position> {
-    Some(v1::Position { at: Some(at) })
+pub(crate) fn at(at: v1::offset_spec::At) -> Option<v1::OffsetSpec> {
+    Some(v1::OffsetSpec { at: Some(at) })
 }
 
 pub(crate) fn text(bytes: &Bytes) -> String {

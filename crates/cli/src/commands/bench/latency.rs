@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tidelog_client::{Client, Position, ProducerRecord, Reader, ReaderConfig};
+use tidelog_client::{Client, OffsetSpec, ProducerRecord, Reader, ReaderConfig};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::histogram::Histogram;
 use super::report::Report;
-use super::{BenchArgs, Pace, Payload, Stopwatch, producer, progress};
+use super::{BenchArgs, Pace, Payload, Stopwatch, check_size, producer, progress};
 use crate::failure::{Exit, Failure};
 
 const RECORDS_DEFAULT: u64 = 10_000;
@@ -30,10 +30,10 @@ pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Fail
     }
     let records = args.records.unwrap_or(RECORDS_DEFAULT);
     let producer = producer(client.clone(), args, Some(Duration::ZERO));
-    producer.topic_facts(&args.topic).await?;
+    check_size(args, producer.topic_facts(&args.topic).await?)?;
     let run_id = fastrand::u64(..);
     let reader = ReaderConfig {
-        from: Position::Latest,
+        from: OffsetSpec::Latest,
         follow: true,
         ..ReaderConfig::new(args.topic.clone())
     };

@@ -13,14 +13,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use tidelog_client::{
-    AdminOptions, BrokerAddresses, Client, Compression, Producer, ProducerConfig, TopicName,
+    AdminOptions, BrokerAddresses, Client, Compression, Producer, ProducerConfig, Timestamp,
+    TopicFacts, TopicName,
 };
+use tidelog_record::BatchBuilder;
 use tokio::time::Instant;
 
 use crate::args::{AcksArg, OutputArgs};
 use crate::clock::cpu_time;
 use crate::connect::with_client;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure, TOPIC};
 use crate::parse::units::{UnitError, parse_size};
 
 #[derive(Debug, clap::Subcommand)]
@@ -70,10 +72,9 @@ pub(crate) struct BenchArgs {
 }
 
 pub(crate) fn run(brokers: &BrokerAddresses, command: BenchCommand) -> Result<(), Failure> {
-    with_client(brokers, async |client| {
-        let (BenchCommand::Produce(args)
-        | BenchCommand::Consume(args)
-        | BenchCommand::Latency(args)) = &command;
+    let (BenchCommand::Produce(args) | BenchCommand::Consume(args) | BenchCommand::Latency(args)) =
+        &command;
+    let done = with_client(brokers, async |client| {
         make_topic(&client, args).await?;
         let report = match &command {
             BenchCommand::Produce(args) => produce::run(client, args).await,
@@ -81,7 +82,8 @@ pub(crate) fn run(brokers: &BrokerAddresses, command: BenchCommand) -> Result<()
             BenchCommand::Latency(args) => latency::run(client, args).await,
         };
         report?.print(args.output.form)
-    })
+    });
+    done.map_err(|failure| failure.of_topic(&args.topic))
 }
 
 async fn make_topic(client: &Client, args: &BenchArgs) -> Result<(), Failure> {
@@ -96,6 +98,30 @@ async fn make_topic(client: &Client, args: &BenchArgs) -> Result<(), Failure> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Refuses values that the topic cannot take, before anything is sent. Random bytes do not get
+/// smaller by compression.
+fn check_size(args: &BenchArgs, facts: TopicFacts) -> Result<(), Failure> {
+    let Some(max) = facts.batch_bytes_max else {
+        return Ok(());
+    };
+    let builder = BatchBuilder::new(Compression::None);
+    let value = vec![0; args.size];
+    let len = builder.len_bytes()
+        + builder.record_len(Timestamp::from_millis(0), None, Some(&value), &[]);
+    if len <= max {
+        return Ok(());
+    }
+    let message = format!(
+        "--size {} is too large: a batch of one such record has {len} bytes, and \
+         max.message.bytes of topic {} is {max}",
+        args.size, args.topic
+    );
+    Err(Failure::new(Exit::Refused, message).hint(format!(
+        "give a smaller --size, or raise it with: tidelog topic alter {TOPIC} -c \
+         max.message.bytes={len}"
+    )))
 }
 
 fn producer(client: Client, args: &BenchArgs, linger: Option<Duration>) -> Producer {

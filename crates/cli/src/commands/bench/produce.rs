@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::histogram::Histogram;
 use super::report::Report;
-use super::{BenchArgs, Pace, Payload, Stopwatch, producer, progress};
+use super::{BenchArgs, Pace, Payload, Stopwatch, check_size, producer, progress};
 use crate::failure::Failure;
 
 const RECORDS_DEFAULT: u64 = 1_000_000;
@@ -20,7 +20,7 @@ type Sent = (Instant, DeliveryFuture);
 pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Failure> {
     let records = args.records.unwrap_or(RECORDS_DEFAULT);
     let producer = producer(client, args, None);
-    producer.topic_facts(&args.topic).await?;
+    check_size(args, producer.topic_facts(&args.topic).await?)?;
     let mut payload = Payload::new(args.size);
     let progress = progress(Some(records));
 

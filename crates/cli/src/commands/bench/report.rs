@@ -14,7 +14,7 @@ use crate::output::sink::print;
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) bench: &'static str,
-    /// What was measured, to be repeated: names and values.
+    /// What was measured, to be repeated: names and values. Null is not told: it was not asked for.
     pub(super) parameters: Vec<(&'static str, Value)>,
     pub(super) records: u64,
     /// Keys and values.
@@ -35,7 +35,7 @@ impl Report {
 
     fn json(&self) -> Value {
         let mut json = json!({ "bench": self.bench });
-        for (name, value) in &self.parameters {
+        for (name, value) in self.told() {
             json[*name] = value.clone();
         }
         json["records"] = self.records.into();
@@ -60,7 +60,7 @@ impl Report {
         let mut text = String::new();
         let mut line = |name: &str, value: String| text.push_str(&format!("{name:<22}{value}\n"));
         line("bench", self.bench.to_owned());
-        for (name, value) in self.parameters.iter().filter(|(_, value)| !value.is_null()) {
+        for (name, value) in self.told() {
             let value = value
                 .as_str()
                 .map_or_else(|| value.to_string(), str::to_owned);
@@ -90,6 +90,10 @@ impl Report {
             format!("{:.2} s", self.cpu.as_secs_f64()),
         );
         text
+    }
+
+    fn told(&self) -> impl Iterator<Item = &(&'static str, Value)> {
+        self.parameters.iter().filter(|(_, value)| !value.is_null())
     }
 
     fn records_per_second(&self) -> f64 {
@@ -129,7 +133,11 @@ mod tests {
         histogram.record(Duration::from_millis(2));
         let report = Report {
             bench: "produce",
-            parameters: vec![("topic", "t".into()), ("record_bytes", 1024.into())],
+            parameters: vec![
+                ("topic", "t".into()),
+                ("record_bytes", 1024.into()),
+                ("rate", None::<u64>.into()),
+            ],
             records: 1024,
             bytes: 1024 * 1024,
             elapsed: Duration::from_millis(500),
@@ -149,6 +157,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
+        assert!(!text.contains("rate"), "{text}");
     }
 
     #[test]

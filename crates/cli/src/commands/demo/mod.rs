@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidelog_client::{
-    AdminOptions, Client, ConsumedRecord, Offset, PartitionId, Position, Producer, ProducerConfig,
-    ReadRange, Reader, ReaderConfig, Timestamp, TopicName,
+    AdminOptions, Client, ConsumedRecord, Offset, OffsetSpec, PartitionId, Producer,
+    ProducerConfig, ReadRange, Reader, ReaderConfig, Timestamp, TopicName,
 };
 use tokio::time::Instant;
 
@@ -60,7 +60,7 @@ async fn demo() -> Result<(), Failure> {
 
     let broker = start(dir.path(), "Started a broker").await?;
     let written = write(&broker, &topic, &events).await;
-    explained(&broker, written)?;
+    explained(&broker, written.map_err(|failure| failure.of_topic(&topic)))?;
 
     let pid = broker.pid;
     broker.kill().await?;
@@ -70,7 +70,10 @@ async fn demo() -> Result<(), Failure> {
 
     let broker = start(dir.path(), "Started it again on the same directory").await?;
     let replayed = replay(&broker, &topic, &events).await;
-    explained(&broker, replayed)?;
+    explained(
+        &broker,
+        replayed.map_err(|failure| failure.of_topic(&topic)),
+    )?;
     broker.kill().await?;
     dir.close()
         .map_err(|error| Failure::failed(format!("cannot remove the data: {error}")))?;
@@ -152,7 +155,7 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
 
     let config = ReaderConfig {
         partitions: vec![FROM_PARTITION.into()],
-        from: Position::Offset(Offset::new(FROM_OFFSET).expect("it is small")),
+        from: OffsetSpec::Offset(Offset::new(FROM_OFFSET).expect("it is small")),
         ..ReaderConfig::new(topic.clone())
     };
     let tail = Replay::read(&client, config).await?;
@@ -181,7 +184,7 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
     ))?;
 
     let config = ReaderConfig {
-        from: Position::Time(SINCE),
+        from: OffsetSpec::Time(SINCE),
         ..ReaderConfig::new(topic.clone())
     };
     let since = Replay::read(&client, config).await?;

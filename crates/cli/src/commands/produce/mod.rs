@@ -67,7 +67,9 @@ pub(crate) fn run(brokers: &BrokerAddresses, args: ProduceArgs) -> Result<(), Fa
             Failure::failed(format!("cannot open the input {}: {error}", args.input))
         })?)
     };
+    let topic = args.topic.clone();
     with_client(brokers, async |client| produce(client, args, input).await)
+        .map_err(|failure| failure.of_topic(&topic))
 }
 
 async fn produce(
@@ -97,7 +99,7 @@ async fn produce(
                 let future = producer
                     .send(record)
                     .await
-                    .map_err(|error| at_line(&args.topic, number, error))?;
+                    .map_err(|error| at_line(number, error))?;
                 collector.add(number, future).await;
             }
             collector.hand_over().await;
@@ -131,15 +133,13 @@ async fn produce(
                 let failed = counted(outcome.failed, "record");
                 eprintln!("{failed} not acknowledged; the first of them:");
             }
-            Err(at_line(&args.topic, number, error))
+            Err(at_line(number, error))
         }
     }
 }
 
-fn at_line(topic: &TopicName, number: u64, error: ClientError) -> Failure {
-    Failure::from(error)
-        .about(&format!("line {}", grouped(number)))
-        .of_topic(topic.as_str())
+fn at_line(number: u64, error: ClientError) -> Failure {
+    Failure::from(error).about(&format!("line {}", grouped(number)))
 }
 
 /// Shown only where a person looks on and does not type the input there.
@@ -205,10 +205,10 @@ mod tests {
     fn maker(options: &str) -> RecordMaker {
         let line = format!("tidelog produce t {options}");
         let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-        let Command::Produce(args) = cli.command else {
+        let Command::Produce(on) = cli.command else {
             panic!("it says produce");
         };
-        RecordMaker::new(&args)
+        RecordMaker::new(&on.args)
     }
 
     fn line(text: &str) -> Line {

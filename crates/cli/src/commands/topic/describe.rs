@@ -15,7 +15,7 @@ use crate::output::table::Table;
 pub(crate) struct DescribeArgs {
     /// The topic.
     #[arg(value_name = "NAME")]
-    name: TopicName,
+    pub(super) name: TopicName,
     /// Also list the segments of each partition.
     #[arg(long)]
     segments: bool,

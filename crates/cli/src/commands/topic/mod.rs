@@ -28,10 +28,25 @@ pub(crate) enum TopicCommand {
     Alter(AlterArgs),
     /// Give a topic more partitions. Keys may go to other partitions from then on.
     AddPartitions(AddPartitionsArgs),
-    /// Drop all records before a position, for good.
+    /// Drop all records before an offset, for good.
     Trim(trim::TrimArgs),
     /// Delete a topic and all of its records, for good.
     Delete(DeleteArgs),
+}
+
+impl TopicCommand {
+    /// The topic it is about.
+    fn topic(&self) -> Option<&TopicName> {
+        match self {
+            Self::Create(args) => Some(&args.name),
+            Self::List(_) => None,
+            Self::Describe(args) => Some(&args.name),
+            Self::Alter(args) => Some(&args.name),
+            Self::AddPartitions(args) => Some(&args.name),
+            Self::Trim(args) => Some(&args.name),
+            Self::Delete(args) => Some(&args.name),
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -107,7 +122,8 @@ pub(crate) struct DeleteArgs {
 }
 
 pub(crate) fn run(brokers: &BrokerAddresses, command: TopicCommand) -> Result<(), Failure> {
-    with_client(brokers, async |client| match command {
+    let topic = command.topic().cloned();
+    let done = with_client(brokers, async |client| match command {
         TopicCommand::Create(args) => create(&client, args).await,
         TopicCommand::List(args) => list(&client, &args).await,
         TopicCommand::Describe(args) => describe::run(&client, &args).await,
@@ -115,6 +131,10 @@ pub(crate) fn run(brokers: &BrokerAddresses, command: TopicCommand) -> Result<()
         TopicCommand::AddPartitions(args) => add_partitions(&client, &args).await,
         TopicCommand::Trim(args) => trim::run(&client, &args).await,
         TopicCommand::Delete(args) => delete(&client, &args).await,
+    });
+    done.map_err(|failure| match &topic {
+        Some(topic) => failure.of_topic(topic),
+        None => failure,
     })
 }
 

@@ -1,7 +1,7 @@
 //! `tidelog topic trim`.
 
 use serde_json::json;
-use tidelog_client::{Client, Position, TopicName};
+use tidelog_client::{Client, OffsetSpec, TopicName};
 
 use crate::args::{OutputArgs, OutputForm};
 use crate::commands::confirm::confirm;
@@ -10,16 +10,16 @@ use crate::failure::Failure;
 use crate::output::numbers::{counted, grouped};
 use crate::output::sink::print;
 use crate::output::table::Table;
-use crate::parse::position::position_arg;
+use crate::parse::offset_spec::offset_spec_arg;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct TrimArgs {
     /// The topic.
     #[arg(value_name = "NAME")]
-    name: TopicName,
+    pub(super) name: TopicName,
     /// The first record to stay: an offset, latest, -N (so many stay), @TIME.
-    #[arg(long, value_name = "POSITION", value_parser = position_arg, allow_hyphen_values = true)]
-    before: Position,
+    #[arg(long, value_name = "OFFSET", value_parser = offset_spec_arg, allow_hyphen_values = true)]
+    before: OffsetSpec,
     /// Only this partition; can be given several times.
     #[arg(long = "partition", value_name = "P")]
     partitions: Vec<u32>,
@@ -35,18 +35,13 @@ pub(crate) struct TrimArgs {
 
 pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure> {
     let partitions = partitions_of(client, &args.name, &args.partitions).await?;
-    let at = |position| {
-        partitions
-            .iter()
-            .map(|&p| (p, position))
-            .collect::<Vec<_>>()
-    };
+    let at = |spec| partitions.iter().map(|&p| (p, spec)).collect::<Vec<_>>();
     let starts = client
-        .list_offsets(&args.name, &at(Position::Earliest))
+        .list_offsets(&args.name, &at(OffsetSpec::Earliest))
         .await?;
     let mut wanted = client.list_offsets(&args.name, &at(args.before)).await?;
     let ends = client
-        .list_offsets(&args.name, &at(Position::Latest))
+        .list_offsets(&args.name, &at(OffsetSpec::Latest))
         .await?;
     for (wanted, end) in wanted.iter_mut().zip(&ends) {
         // A partition that has less than that loses what it has.
@@ -78,13 +73,13 @@ pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure>
             .iter()
             .zip(&wanted)
             .filter(|(start, wanted)| wanted.offset > start.offset)
-            .map(|(_, wanted)| (wanted.partition, Position::Offset(wanted.offset)))
+            .map(|(_, wanted)| (wanted.partition, OffsetSpec::Offset(wanted.offset)))
             .collect();
         if !before.is_empty() {
             client.delete_records(&args.name, &before).await?;
         }
         client
-            .list_offsets(&args.name, &at(Position::Earliest))
+            .list_offsets(&args.name, &at(OffsetSpec::Earliest))
             .await?
             .into_iter()
             .map(|start| (start.partition, start.offset))

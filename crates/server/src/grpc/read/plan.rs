@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use tidelog_broker::{Ends, Facts, PartitionHandle, Position, ReadError};
+use tidelog_broker::{Ends, Facts, OffsetSpec, PartitionHandle, ReadError};
 use tidelog_proto::v1::{self, Format, ReadPartitionError, ReadRange, ReadStart};
 use tidelog_record::Offset;
 use tonic::Status;
@@ -63,8 +63,8 @@ impl Track {
 /// Where one partition is to be read.
 struct Wanted {
     partition: u32,
-    from: Position,
-    to: Option<Position>,
+    from: OffsetSpec,
+    to: Option<OffsetSpec>,
 }
 
 /// Looks up everything that `start` names.
@@ -121,15 +121,15 @@ fn wanted(start: &ReadStart, count: u32) -> Result<Vec<Wanted>, Failure> {
         }
         .into());
     }
-    let position = |given: Option<&v1::Position>, field: String| {
-        let read = |given| convert::position(Some(given), "position");
+    let position = |given: Option<&v1::OffsetSpec>, field: String| {
+        let read = |given| convert::offset_spec(Some(given), "offset");
         given
             .map(read)
             .transpose()
             .map_err(|e| Failure::from(e).in_field(field))
     };
     let from = position(start.from.as_ref(), "start.from".to_owned())?;
-    let from = from.unwrap_or(Position::Earliest);
+    let from = from.unwrap_or(OffsetSpec::Earliest);
     let to = position(start.to.as_ref(), "start.to".to_owned())?;
     if start.partitions.is_empty() {
         return Ok((0..count)
@@ -172,7 +172,7 @@ async fn track(
         .partition(topic, wanted.partition)
         .map_err(|e| (0, failure(&e)))?;
     let place = async |at| match at {
-        Position::Offset(offset) => Ok(offset),
+        OffsetSpec::Offset(offset) => Ok(offset),
         at => handle.resolve(at).await.map(|resolved| resolved.offset),
     };
     let unknown = |e: ReadError| (0, failure(&e));
