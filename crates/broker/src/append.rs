@@ -65,7 +65,21 @@ pub enum Payload {
         records: Vec<NewRecord>,
         /// How their batches are compressed.
         compression: Compression,
+        /// Whose they are, if they are to be stored once however often they are sent: only with a
+        /// partition.
+        producer: Option<ProducerStamp>,
     },
+}
+
+/// What makes a batch known again: who sends it, and as which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerStamp {
+    /// The id from [`Broker::init_producer`].
+    pub id: i64,
+    /// The producer's epoch.
+    pub epoch: i16,
+    /// The number of the first record: the records of a producer in a partition are counted from 0.
+    pub base_sequence: i32,
 }
 
 /// What a record costs in memory beside its bytes, about.
@@ -133,6 +147,8 @@ pub struct Appended {
     pub base_offset: Offset,
     /// The timestamp they got, in topics with log append time.
     pub log_append_time: Option<Timestamp>,
+    /// They were stored before, at `base_offset`: this time nothing was written.
+    pub duplicate: bool,
 }
 
 /// What became of the part of a request that went to one partition.
@@ -314,6 +330,7 @@ impl Broker {
                 };
                 let partition = self.writable(&request.topic, number)?;
                 let batch = checked(&partition, bytes)?;
+                self.check_producer_id(batch.header().producer_id)?;
                 Ok(vec![Part {
                     partition,
                     batch,
@@ -323,7 +340,18 @@ impl Broker {
             Payload::Records {
                 records,
                 compression,
+                producer,
             } => {
+                if let Some(producer) = producer {
+                    self.check_producer_id(producer.id)?;
+                    if request.partition.is_none() {
+                        return Err(AppendError::Request(
+                            "records of an idempotent producer need a partition: their sequence \
+                             numbers count within one"
+                                .to_owned(),
+                        ));
+                    }
+                }
                 if records.is_empty() {
                     return Err(AppendError::Request(
                         "there are no records to append".to_owned(),
@@ -355,7 +383,7 @@ impl Broker {
                     }
                     (None, None) => vec![0; records.len()],
                 };
-                self.parts_of_records(&request.topic, &records, &numbers, compression)
+                self.parts_of_records(&request.topic, &records, &numbers, compression, producer)
             }
         }
     }
@@ -366,6 +394,7 @@ impl Broker {
         records: &[NewRecord],
         numbers: &[u32],
         compression: Compression,
+        producer: Option<ProducerStamp>,
     ) -> Result<Vec<Part>, AppendError> {
         let mut by_partition: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (at, number) in (0..).zip(numbers) {
@@ -377,8 +406,8 @@ impl Broker {
         for (number, indexes) in by_partition {
             let partition = self.writable(topic, number)?;
             let chosen = indexes.iter().map(|at| &records[*at as usize]);
-            let bytes =
-                build(chosen, compression, now).map_err(|e| AppendError::Request(e.to_string()))?;
+            let bytes = build(chosen, compression, producer, now)
+                .map_err(|e| AppendError::Request(e.to_string()))?;
             let batch = checked(&partition, bytes)?;
             let record_indexes = if spread { indexes } else { Vec::new() };
             parts.push(Part {
@@ -449,9 +478,18 @@ fn checked(partition: &Partition, bytes: Bytes) -> Result<ProducedBatch, AppendE
 fn build<'a>(
     records: impl Iterator<Item = &'a NewRecord>,
     compression: Compression,
+    producer: Option<ProducerStamp>,
     now: Timestamp,
 ) -> Result<Bytes, tidelog_record::BuildError> {
     let mut builder = BatchBuilder::new(compression);
+    if let Some(ProducerStamp {
+        id,
+        epoch,
+        base_sequence,
+    }) = producer
+    {
+        builder = builder.producer(id, epoch, base_sequence);
+    }
     let mut headers = Vec::new();
     for record in records {
         headers.clear();

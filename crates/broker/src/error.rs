@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tidelog_log::ProducerError;
 use tidelog_record::{Offset, ProduceError, TopicName};
 
 /// What an error means for the caller, whatever the protocol.
@@ -16,6 +17,8 @@ pub enum ErrorKind {
     Invalid,
     /// The request is not allowed. Nothing changed.
     Denied,
+    /// The state is not the one the request needs. Nothing changed.
+    Precondition,
     /// The offset is outside of the log. Nothing changed.
     OutOfRange,
     /// Too much at once, or no space. Surely nothing changed: try again later.
@@ -164,6 +167,24 @@ pub enum AppendError {
         /// How long it waited for room.
         waited_ms: u64,
     },
+    /// The batch is of an idempotent producer, and is not its next one. Nothing was written.
+    #[error("partition {partition} of topic {topic:?}: {error}")]
+    Producer {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// What is wrong.
+        error: ProducerError,
+    },
+    /// The batch has a producer id that nobody was given. Nothing was written.
+    #[error(
+        "producer id {producer_id} was never given out; a producer gets its id by InitProducer"
+    )]
+    ForeignProducer {
+        /// The batch's.
+        producer_id: i64,
+    },
     /// The disk is full. Nothing was written.
     #[error(
         "{0}; free space, or lower retention.ms or retention.bytes; appends go on by themselves when there is space"
@@ -190,12 +211,58 @@ pub enum AppendError {
     },
 }
 
+/// The numbers a [`ProducerError`] is about.
+fn producer_facts(error: &ProducerError) -> Vec<(&'static str, String)> {
+    match error {
+        ProducerError::Fenced {
+            producer_id,
+            epoch,
+            current,
+        } => vec![
+            ("producer_id", producer_id.to_string()),
+            ("epoch", epoch.to_string()),
+            ("current_epoch", current.to_string()),
+        ],
+        ProducerError::OutOfOrder {
+            producer_id,
+            epoch,
+            expected,
+            found,
+        }
+        | ProducerError::Duplicate {
+            producer_id,
+            epoch,
+            expected,
+            found,
+        } => vec![
+            ("producer_id", producer_id.to_string()),
+            ("epoch", epoch.to_string()),
+            ("expected_sequence", expected.to_string()),
+            ("sequence", found.to_string()),
+        ],
+        ProducerError::Unknown {
+            producer_id,
+            epoch,
+            found,
+        } => vec![
+            ("producer_id", producer_id.to_string()),
+            ("epoch", epoch.to_string()),
+            ("sequence", found.to_string()),
+        ],
+    }
+}
+
 impl Facts for AppendError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Lookup(e) => e.kind(),
             Self::InternalTopic { .. } => ErrorKind::Denied,
             Self::Request(_) | Self::Batch(_) | Self::TooLarge { .. } => ErrorKind::Invalid,
+            Self::Producer {
+                error: ProducerError::Duplicate { .. },
+                ..
+            } => ErrorKind::AlreadyExists,
+            Self::Producer { .. } | Self::ForeignProducer { .. } => ErrorKind::Precondition,
             Self::Overloaded { .. } | Self::Full(_) => ErrorKind::Exhausted,
             Self::Poisoned { .. } => ErrorKind::DataLoss,
             Self::Stopping => ErrorKind::Unavailable,
@@ -210,6 +277,13 @@ impl Facts for AppendError {
             Self::Request(_) => "INVALID_REQUEST",
             Self::Batch(_) => "INVALID_BATCH",
             Self::TooLarge { .. } => "BATCH_TOO_LARGE",
+            Self::Producer { error, .. } => match error {
+                ProducerError::Fenced { .. } => "PRODUCER_FENCED",
+                ProducerError::OutOfOrder { .. } => "OUT_OF_ORDER_SEQUENCE",
+                ProducerError::Duplicate { .. } => "DUPLICATE_SEQUENCE",
+                ProducerError::Unknown { .. } => "UNKNOWN_PRODUCER",
+            },
+            Self::ForeignProducer { .. } => "UNKNOWN_PRODUCER",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::Full(_) => "STORAGE_FULL",
             Self::Poisoned { .. } => "PARTITION_FAULTED",
@@ -227,6 +301,21 @@ impl Facts for AppendError {
                 ("len", len.to_string()),
                 ("max", max.to_string()),
             ],
+            Self::Producer {
+                topic,
+                partition,
+                error,
+            } => {
+                let mut facts = vec![
+                    ("topic", topic.to_string()),
+                    ("partition", partition.to_string()),
+                ];
+                facts.extend(producer_facts(error));
+                facts
+            }
+            Self::ForeignProducer { producer_id } => {
+                vec![("producer_id", producer_id.to_string())]
+            }
             Self::Overloaded { len, max, .. } => {
                 vec![("len", len.to_string()), ("max", max.to_string())]
             }

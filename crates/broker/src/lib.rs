@@ -26,6 +26,7 @@ mod error;
 mod files;
 mod metrics;
 mod partition;
+mod producers;
 mod read;
 mod retention;
 mod seams;
@@ -49,6 +50,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use append::{
     Acks, AppendRequest, Appended, NewRecord, PartitionAppend, Payload, PendingAppend,
+    ProducerStamp,
 };
 pub use describe::{PartitionDescription, TopicDescription, TopicSummary};
 pub use error::{AppendError, DeleteError, ErrorKind, Facts, LookupError, ReadError, TopicError};
@@ -61,10 +63,11 @@ pub use seams::{Clock, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
 pub use tidelog_controller::{EffectiveSetting, NewTopic};
-pub use tidelog_log::{Batches, SegmentInfo};
+pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
 
 use append::StickyBytes;
 use partition::Partition;
+use producers::ProducerIds;
 use shard::ShardHandle;
 use space::Space;
 
@@ -85,6 +88,9 @@ pub struct BrokerConfig {
     /// Below so many free bytes on the disk nothing is taken from clients any more; what is left
     /// is for the broker's own use: to delete topics and records, and to keep its state.
     pub free_bytes_min: u64,
+    /// After how long of silence an idempotent producer is forgotten: a batch that is sent again
+    /// later than that is not known any more.
+    pub producer_id_expiration: std::time::Duration,
     /// The most topics there may be.
     pub topics_max: usize,
     /// The most partitions there may be, of all topics together.
@@ -101,6 +107,7 @@ impl Default for BrokerConfig {
             sync_threads: 4,
             retention_check_interval: std::time::Duration::from_secs(300),
             free_bytes_min: 64 << 20,
+            producer_id_expiration: std::time::Duration::from_secs(24 * 60 * 60),
             topics_max: 10_000,
             partitions_max: 100_000,
         }
@@ -132,6 +139,7 @@ struct Inner {
     /// Decides on changes; held while a change is written and carried out, so that there is one
     /// at a time.
     topics: tokio::sync::Mutex<Topics>,
+    producer_ids: Mutex<ProducerIds>,
     /// What requests are looked up in.
     routes: RwLock<HashMap<String, Arc<Route>>>,
     stopping: watch::Sender<bool>,

@@ -12,6 +12,7 @@ use prometheus::{
 pub struct Metrics {
     registry: Registry,
     pub(crate) append_batches: IntCounter,
+    pub(crate) append_duplicates: IntCounter,
     pub(crate) append_records: IntCounter,
     pub(crate) append_bytes: IntCounter,
     pub(crate) fetch_bytes: IntCounter,
@@ -47,6 +48,10 @@ impl Metrics {
         let registry = Registry::new();
         let metrics = Self {
             append_batches: counter("tidelog_append_batches_total", "Record batches appended."),
+            append_duplicates: counter(
+                "tidelog_append_duplicates_total",
+                "Record batches that were sent again and had been stored before.",
+            ),
             append_records: counter("tidelog_append_records_total", "Records appended."),
             append_bytes: counter("tidelog_append_bytes_total", "Bytes of batches appended."),
             fetch_bytes: counter("tidelog_fetch_bytes_total", "Bytes of batches read."),
@@ -102,8 +107,9 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let collectors: [Box<dyn prometheus::core::Collector>; 17] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 18] = [
             Box::new(self.append_batches.clone()),
+            Box::new(self.append_duplicates.clone()),
             Box::new(self.append_records.clone()),
             Box::new(self.append_bytes.clone()),
             Box::new(self.fetch_bytes.clone()),

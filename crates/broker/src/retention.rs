@@ -60,6 +60,13 @@ fn run(inner: &Weak<Inner>, interval: Duration, mut stopping: watch::Receiver<bo
 }
 
 fn apply(inner: &Inner) {
+    let silence = i64::try_from(inner.config.producer_id_expiration.as_millis());
+    let now = inner.seams.clock.now().millis();
+    let before = Timestamp::from_millis(now.saturating_sub(silence.unwrap_or(i64::MAX)));
+    for shard in &inner.shards {
+        // A shard that is gone has no logs any more.
+        drop(shard.blocking_send(Command::ExpireProducers { before }));
+    }
     let routes: Vec<_> = inner.routes.read().values().cloned().collect();
     for route in routes {
         for slot in &route.slots {

@@ -15,7 +15,7 @@ use std::time::Instant;
 use tidelog_disk::{DirLock, DiskError, DiskOp};
 use tidelog_log::state::GroupKey;
 use tidelog_log::{
-    Log, LogEnd, LogOptions, LogSync, Poisoned, SyncCoordinator, SyncTarget, TrimError,
+    Log, LogEnd, LogOptions, LogSync, Poisoned, StoredBatch, SyncCoordinator, SyncTarget, TrimError,
 };
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -75,6 +75,10 @@ pub(crate) enum Command {
         key: GroupKey,
         options: LogOptions,
     },
+    /// Forget the producers of all logs that were last heard of before this.
+    ExpireProducers {
+        before: Timestamp,
+    },
     /// Close all logs and end the thread; answers with where each ends.
     Stop {
         reply: oneshot::Sender<Vec<(GroupKey, Result<LogEnd, Poisoned>)>>,
@@ -90,7 +94,7 @@ impl Command {
             Self::Remove { key, .. } | Self::Trim { key, .. } | Self::SetOptions { key, .. } => {
                 Some(*key)
             }
-            Self::Add(_) | Self::Stop { .. } => None,
+            Self::Add(_) | Self::ExpireProducers { .. } | Self::Stop { .. } => None,
         }
     }
 }
@@ -307,12 +311,13 @@ impl Shard {
                         }
                         e => e,
                     };
-                    // Of a batch too long for a segment only that batch is at fault.
-                    let refused = if matches!(e, AppendError::TooLarge { .. }) {
-                        1
-                    } else {
-                        usize::MAX
-                    };
+                    // Of a batch too long for a segment, or out of its producer's order, only that
+                    // batch is at fault.
+                    let one = matches!(
+                        e,
+                        AppendError::TooLarge { .. } | AppendError::Producer { .. }
+                    );
+                    let refused = if one { 1 } else { usize::MAX };
                     for append in rest.by_ref().take(refused) {
                         refuse(append, &e);
                         written += 1;
@@ -320,6 +325,14 @@ impl Shard {
                     continue;
                 }
             };
+            if let Some(before) = appended.duplicate {
+                if let Some(append) = rest.next() {
+                    self.metrics.append_duplicates.inc();
+                    stored |= answer_duplicate(partition, append, &before, &self.metrics);
+                }
+                written += 1;
+                continue;
+            }
             let mut base = appended.base_offset;
             for append in rest.by_ref().take(appended.batches) {
                 let records = u64::from(append.batch.record_count());
@@ -334,6 +347,7 @@ impl Shard {
                 let appended = Appended {
                     base_offset: base,
                     log_append_time: append.log_append_time.then_some(now),
+                    duplicate: false,
                 };
                 accept(partition, append, appended, end, &self.metrics);
                 base = end;
@@ -385,6 +399,12 @@ impl Shard {
             Command::SetOptions { key, options } => {
                 if let Some(log) = self.logs.get_mut(&key) {
                     log.set_options(options);
+                }
+            }
+            Command::ExpireProducers { before } => {
+                let now = self.clock.now();
+                for log in self.logs.values_mut() {
+                    log.expire_producers(before, now);
                 }
             }
             Command::Append(_) | Command::Stop { .. } => unreachable!("handled by the turn"),
@@ -462,6 +482,32 @@ fn accept(
     }
 }
 
+/// Answers for a batch that was stored before: at once, or when it is durable. Says whether a sync
+/// has to come to that.
+fn answer_duplicate(
+    partition: &Arc<Partition>,
+    append: Append,
+    stored: &StoredBatch,
+    metrics: &Metrics,
+) -> bool {
+    let appended = Appended {
+        base_offset: stored.base_offset,
+        log_append_time: stored.log_append_time,
+        duplicate: true,
+    };
+    let end = stored
+        .base_offset
+        .checked_add(u64::from(stored.records))
+        .expect("the log gave these offsets");
+    if append.acks == Acks::All && end > partition.reader.durable_offset() {
+        accept(partition, append, appended, end, metrics);
+        return true;
+    }
+    drop(append.room);
+    drop(append.reply.send(Ok(appended)));
+    false
+}
+
 fn refuse(append: Append, error: &AppendError) {
     drop(append.room);
     drop(append.reply.send(Err(error.clone())));
@@ -480,6 +526,11 @@ pub(crate) fn append_error(partition: &Partition, error: tidelog_log::AppendErro
             topic: partition.topic.clone(),
             len: usize::try_from(len).unwrap_or(usize::MAX),
             max: usize::try_from(segment_bytes).unwrap_or(usize::MAX),
+        },
+        Log::Producer(error) => AppendError::Producer {
+            topic: partition.topic.clone(),
+            partition: partition.number(),
+            error,
         },
         Log::Exhausted | Log::Poisoned(_) => poisoned(error.to_string()),
     }

@@ -24,6 +24,7 @@ use self::replay::replay;
 use crate::files::partition_dir;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
+use crate::producers::ProducerIds;
 use crate::read::COLD_READS_MAX;
 use crate::seams::Seams;
 use crate::shard::{self, ShardHandle};
@@ -171,6 +172,7 @@ impl Broker {
                 shards,
                 threads: Mutex::new(threads),
                 metadata: metadata_partition,
+                producer_ids: Mutex::new(ProducerIds::after(&topics)),
                 topics: tokio::sync::Mutex::new(topics),
                 routes: RwLock::new(routes),
                 stopping: watch::Sender::new(false),

@@ -220,6 +220,25 @@ impl Broker {
         Ok(())
     }
 
+    /// Reserves more producer ids, unless somebody did meanwhile.
+    pub(crate) async fn reserve_producer_ids(&self, count: u32) -> Result<(), TopicError> {
+        let broker = self.clone();
+        detached(async move {
+            let seen = broker.inner().producer_ids.lock().reserved();
+            let mut topics = broker.lock_topics().await?;
+            if topics.next_producer_id() > seen {
+                return Ok(());
+            }
+            let command = topics.decide_producer_ids(count).ok_or_else(|| {
+                AppendError::Request("there are no more producer ids to give out".to_owned())
+            })?;
+            broker.commit(&mut topics, &command).await?;
+            broker.producer_ids_reserved(&topics);
+            Ok(())
+        })
+        .await
+    }
+
     async fn lock_topics(&self) -> Result<tokio::sync::MutexGuard<'_, Topics>, TopicError> {
         let topics = self.inner.topics.lock().await;
         if self.is_stopping() {

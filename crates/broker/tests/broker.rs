@@ -220,6 +220,7 @@ async fn records_are_spread_by_key_and_answered_by_partition() {
         payload: Payload::Records {
             records: vec![record("us", "1"), record("nc", "2"), record("us", "3")],
             compression: Compression::Lz4,
+            producer: None,
         },
     };
     let parts = broker.submit(request).await.unwrap().await;

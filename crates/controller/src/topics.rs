@@ -61,6 +61,11 @@ pub enum Command {
         /// The topic.
         id: TopicId,
     },
+    /// All producer ids below this one may have been given out, and never are again.
+    ReserveProducerIds {
+        /// The first id that is still free.
+        next: i64,
+    },
 }
 
 /// Why a change is refused.
@@ -107,9 +112,10 @@ pub enum TopicError {
 #[error("a command of the metadata log does not fit those before it: {0}")]
 pub struct ReplayError(&'static str);
 
-/// All topics.
+/// All topics, and which producer ids are taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topics {
+    next_producer_id: i64,
     by_name: BTreeMap<TopicName, Arc<Topic>>,
     names: BTreeMap<TopicId, TopicName>,
 }
@@ -209,6 +215,18 @@ impl Topics {
         })
     }
 
+    /// Producer ids below this one may have been given out.
+    pub fn next_producer_id(&self) -> i64 {
+        self.next_producer_id
+    }
+
+    /// Decides on giving out `count` more producer ids: from the present
+    /// [`Topics::next_producer_id`] on. `None` when there are no more.
+    pub fn decide_producer_ids(&self, count: u32) -> Option<Command> {
+        let next = self.next_producer_id.checked_add(i64::from(count))?;
+        Some(Command::ReserveProducerIds { next })
+    }
+
     fn of_clients(&self, name: &str) -> Result<&Arc<Topic>, TopicError> {
         // By name, since not every internal topic is made by a command.
         match TopicName::new(name) {
@@ -241,6 +259,12 @@ impl Topics {
                     partitions: *total,
                     ..topic
                 })?;
+            }
+            Command::ReserveProducerIds { next } => {
+                if *next <= self.next_producer_id {
+                    return Err(ReplayError("producer ids are given out a second time"));
+                }
+                self.next_producer_id = *next;
             }
             Command::Delete { id } => {
                 let name = self.names.remove(id).ok_or(UNKNOWN)?;
@@ -311,6 +335,22 @@ mod tests {
             "a replay that does not fit is refused"
         );
         assert!(topics.apply(&more).is_err());
+    }
+
+    #[test]
+    fn producer_ids_are_given_out_once() {
+        let mut topics = Topics::default();
+        let first = topics.decide_producer_ids(1000).unwrap();
+        topics.apply(&first).unwrap();
+        assert_eq!(topics.next_producer_id(), 1000);
+        let second = topics.decide_producer_ids(1000).unwrap();
+        topics.apply(&second).unwrap();
+        assert_eq!(topics.next_producer_id(), 2000);
+        assert!(topics.apply(&first).is_err());
+        topics
+            .apply(&Command::ReserveProducerIds { next: i64::MAX })
+            .unwrap();
+        assert_eq!(topics.decide_producer_ids(1), None);
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl Command {
             Self::Delete { id } => Kind::DeleteTopic(wire::DeleteTopic {
                 topic_id: id.to_bytes().to_vec().into(),
             }),
+            Self::ReserveProducerIds { next } => {
+                Kind::ReserveProducerIds(wire::ReserveProducerIds {
+                    next: next.cast_unsigned(),
+                })
+            }
         };
         wire::MetadataCommand {
             command: Some(kind),
@@ -72,6 +77,10 @@ impl Command {
             },
             Kind::DeleteTopic(delete) => Self::Delete {
                 id: topic_id(&delete.topic_id)?,
+            },
+            Kind::ReserveProducerIds(reserve) => Self::ReserveProducerIds {
+                next: i64::try_from(reserve.next)
+                    .map_err(|_| CommandError::Field("producer id"))?,
             },
         })
     }
@@ -118,6 +127,7 @@ mod tests {
             Command::Alter { id, settings },
             Command::AddPartitions { id, total: 9 },
             Command::Delete { id },
+            Command::ReserveProducerIds { next: 1000 },
         ]
     }
 
@@ -132,6 +142,7 @@ mod tests {
             format!("12250a10{id}1211{setting}"),
             format!("1a140a10{id}1009"),
             format!("22120a10{id}"),
+            "2a0308e807".to_owned(),
         ];
         for (command, golden) in all().iter().zip(golden) {
             assert_eq!(hex(&command.encode()), golden);

@@ -202,6 +202,7 @@ fn broker_config(config: &Config) -> BrokerConfig {
         in_flight_bytes_max: config.limits.in_flight_bytes_max,
         topics_max: config.limits.topics_max,
         partitions_max: config.limits.partitions_max,
+        producer_id_expiration: config.limits.producer_id_expiration,
         ..BrokerConfig::default()
     };
     if config.shards > 0 {

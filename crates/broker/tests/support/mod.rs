@@ -101,6 +101,7 @@ pub(crate) async fn submit(
     let payload = Payload::Records {
         records,
         compression: Compression::None,
+        producer: None,
     };
     let topic = topic.to_owned();
     let request = AppendRequest {

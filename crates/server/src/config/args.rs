@@ -67,6 +67,9 @@ pub struct ServeArgs {
     /// Partitions of all topics; each holds an open file [default: 100000]
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub partitions_max: Option<String>,
+    /// After how long of silence an idempotent producer is forgotten [default: 86400000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub producer_id_expiration_ms: Option<String>,
     /// How long a graceful stop may take [default: 30000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub shutdown_deadline_ms: Option<String>,
@@ -107,6 +110,7 @@ impl ServeArgs {
             "unsent_bytes_max" => &self.unsent_bytes_max,
             "topics_max" => &self.topics_max,
             "partitions_max" => &self.partitions_max,
+            "producer_id_expiration_ms" => &self.producer_id_expiration_ms,
             "shutdown_deadline_ms" => &self.shutdown_deadline_ms,
             "keepalive_interval_ms" => &self.keepalive_interval_ms,
             "keepalive_timeout_ms" => &self.keepalive_timeout_ms,

@@ -81,6 +81,8 @@ pub struct Limits {
     pub topics_max: usize,
     /// Partitions of all topics.
     pub partitions_max: usize,
+    /// After how long of silence an idempotent producer is forgotten.
+    pub producer_id_expiration: Duration,
     /// How long a graceful stop may take.
     pub shutdown_deadline: Duration,
     /// After how long without a sign of life a client is asked for one.
@@ -118,6 +120,7 @@ impl Default for Config {
                 unsent_bytes_max: 0,
                 topics_max: 0,
                 partitions_max: 0,
+                producer_id_expiration: Duration::ZERO,
                 shutdown_deadline: Duration::ZERO,
                 keepalive_interval: Duration::ZERO,
                 keepalive_timeout: Duration::ZERO,

@@ -254,6 +254,17 @@ pub(super) static SETTINGS: &[Setting] = &[
         },
         show: |config| config.limits.partitions_max.to_string(),
     },
+    Setting {
+        key: "producer_id_expiration_ms",
+        default: "86400000",
+        allowed: "milliseconds, 1000 to 31536000000",
+        read: |text, config| {
+            let millis = number(text, 1000, 31_536_000_000)?;
+            config.limits.producer_id_expiration = Duration::from_millis(millis);
+            Some(())
+        },
+        show: |config| config.limits.producer_id_expiration.as_millis().to_string(),
+    },
     millis!("shutdown_deadline_ms", "30000", shutdown_deadline),
     millis!("keepalive_interval_ms", "30000", keepalive_interval),
     millis!("keepalive_timeout_ms", "10000", keepalive_timeout),

@@ -96,12 +96,14 @@ pub(super) fn append(
             if let Some(meter) = meter {
                 meter.decoded(records.records.iter().map(record_overhead).sum())?;
             }
+            let producer = records.producer.map(producer).transpose()?;
             let len = records.records.iter().map(record_len).sum();
             let records = records.records.into_iter().map(new_record).collect();
             (
                 broker::Payload::Records {
                     records,
                     compression,
+                    producer,
                 },
                 len,
             )
@@ -120,6 +122,41 @@ pub(super) fn append(
         payload,
     };
     Ok((request, len + REQUEST_OVERHEAD))
+}
+
+fn producer(producer: v1::Producer) -> Result<broker::ProducerStamp, RequestError> {
+    let v1::Producer {
+        producer_id,
+        producer_epoch,
+        base_sequence,
+    } = producer;
+    let value = |field, value: String, allowed| RequestError::Value {
+        field,
+        value,
+        allowed,
+    };
+    if producer_id < 0 {
+        let allowed = "an id from InitProducer";
+        return Err(value(
+            "records.producer.producer_id",
+            producer_id.to_string(),
+            allowed,
+        ));
+    }
+    let epoch = i16::try_from(producer_epoch).ok().filter(|epoch| *epoch >= 0);
+    let epoch = epoch.ok_or_else(|| {
+        let field = "records.producer.producer_epoch";
+        value(field, producer_epoch.to_string(), "0 to 32767")
+    })?;
+    if base_sequence < 0 {
+        let field = "records.producer.base_sequence";
+        return Err(value(field, base_sequence.to_string(), "0 to 2147483647"));
+    }
+    Ok(broker::ProducerStamp {
+        id: producer_id,
+        epoch,
+        base_sequence,
+    })
 }
 
 fn compression(compression: i32) -> Result<record::Compression, RequestError> {

@@ -8,7 +8,7 @@ use tidelog_broker::{Acks, OffsetSpec};
 use tidelog_proto::v1::log_server::Log;
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, DeleteRecordsRequest, DeleteRecordsResponse, DeletedRecords,
-    FetchRequest, FetchResponse, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsResponse,
+    FetchRequest, FetchResponse, InitProducerRequest, InitProducerResponse, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsResponse,
     ListedOffset, ProduceRequest, ProduceResponse, ReadRequest,
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -202,6 +202,18 @@ impl Log for LogService {
             .collect()
             .await;
         Ok(Response::new(ListOffsetsResponse { partitions }))
+    }
+
+    async fn init_producer(
+        &self,
+        _request: Request<InitProducerRequest>,
+    ) -> Result<Response<InitProducerResponse>, Status> {
+        let shared = &self.shared;
+        let given = shared.broker.init_producer().await;
+        Ok(Response::new(InitProducerResponse {
+            producer_id: given.map_err(|e| shared.refuse(&e))?,
+            producer_epoch: 0,
+        }))
     }
 
     async fn delete_records(

@@ -139,13 +139,14 @@ pub(super) fn appended(
         return Err(failure(error));
     }
     let results = parts.into_iter().map(|part| {
-        let (base_offset, log_append_time_ms, error) = match part.result {
+        let (base_offset, log_append_time_ms, duplicate, error) = match part.result {
             Ok(appended) => (
                 Some(appended.base_offset.get()),
                 appended.log_append_time.map(|timestamp| timestamp.millis()),
+                appended.duplicate,
                 None,
             ),
-            Err(error) => (None, None, Some(shared.refuse_within(&error))),
+            Err(error) => (None, None, false, Some(shared.refuse_within(&error))),
         };
         AppendResult {
             partition: part.partition,
@@ -154,6 +155,7 @@ pub(super) fn appended(
             log_append_time_ms,
             record_indexes: part.record_indexes,
             error,
+            duplicate,
         }
     });
     Ok(AppendResponse {

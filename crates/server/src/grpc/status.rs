@@ -207,6 +207,7 @@ fn code(kind: ErrorKind) -> Code {
         ErrorKind::AlreadyExists => Code::AlreadyExists,
         ErrorKind::Invalid => Code::InvalidArgument,
         ErrorKind::Denied => Code::PermissionDenied,
+        ErrorKind::Precondition => Code::FailedPrecondition,
         ErrorKind::OutOfRange => Code::OutOfRange,
         ErrorKind::Exhausted => Code::ResourceExhausted,
         ErrorKind::Unavailable => Code::Unavailable,
@@ -231,6 +232,7 @@ fn quota(reason: &str) -> &'static str {
     match reason {
         "OVERLOADED" => "in_flight_bytes_max",
         "STORAGE_FULL" | "STORAGE_ERROR" => "disk",
+        "LIMIT_REACHED" => "topics_max, partitions_max",
         _ => "broker",
     }
 }

@@ -99,6 +99,7 @@ async fn records_keep_everything_they_have() {
     let records = v1::NewRecords {
         records: vec![full.clone(), v1::NewRecord::default()],
         compression: v1::Compression::Zstd.into(),
+        ..v1::NewRecords::default()
     };
     let request = v1::AppendRequest {
         payload: Some(v1::append_request::Payload::Records(records)),

@@ -222,6 +222,7 @@ pub(crate) fn append_records(topic: &str, records: &[(Option<&str>, &str)]) -> v
         payload: Some(v1::append_request::Payload::Records(v1::NewRecords {
             records: records.iter().map(record).collect(),
             compression: v1::Compression::None.into(),
+            ..v1::NewRecords::default()
         })),
     }
 }

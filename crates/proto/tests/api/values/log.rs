@@ -42,6 +42,28 @@ pub(super) fn appends() -> Vec<Case> {
                     ..Default::default()
                 }],
                 compression: v1::Compression::Zstd.into(),
+                producer: Some(v1::Producer {
+                    producer_id: 7,
+                    ..Default::default()
+                }),
+            },
+        ),
+        Case::new(
+            "Producer",
+            "",
+            &v1::Producer {
+                producer_id: 1 << 40,
+                producer_epoch: 300,
+                base_sequence: i32::MAX,
+            },
+        ),
+        Case::new("InitProducerRequest", "", &v1::InitProducerRequest {}),
+        Case::new(
+            "InitProducerResponse",
+            "",
+            &v1::InitProducerResponse {
+                producer_id: 1 << 40,
+                producer_epoch: 300,
             },
         ),
         Case::new(
@@ -64,6 +86,7 @@ pub(super) fn appends() -> Vec<Case> {
                 log_append_time_ms: Some(TIME),
                 record_indexes: vec![0, 300],
                 error: Some(error()),
+                duplicate: true,
             },
         ),
         Case::new(

@@ -1,0 +1,68 @@
+//! Producer ids: given out in blocks, so that not each one is a change of the metadata log.
+
+use tidelog_controller::Topics;
+
+use crate::Broker;
+use crate::error::{AppendError, TopicError};
+
+/// How many ids one command of the metadata log reserves. A restart skips what is left of a block.
+const BLOCK: u32 = 1000;
+
+/// The ids that are reserved and not given out.
+#[derive(Debug)]
+pub(crate) struct ProducerIds {
+    next: i64,
+    end: i64,
+}
+
+impl ProducerIds {
+    /// At a start nothing is reserved: what was may have been given out.
+    pub(crate) fn after(topics: &Topics) -> Self {
+        let next = topics.next_producer_id();
+        Self { next, end: next }
+    }
+
+    /// All ids below this one may have been given out.
+    pub(crate) fn reserved(&self) -> i64 {
+        self.end
+    }
+}
+
+impl Broker {
+    /// A producer id that no other producer has or will have, for epoch 0.
+    ///
+    /// # Errors
+    /// When no more ids could be reserved.
+    pub async fn init_producer(&self) -> Result<i64, TopicError> {
+        loop {
+            {
+                let mut ids = self.inner().producer_ids.lock();
+                if ids.next < ids.end {
+                    ids.next += 1;
+                    return Ok(ids.next - 1);
+                }
+            }
+            self.reserve_producer_ids(BLOCK).await?;
+        }
+    }
+
+    /// Refuses an id that was never given out: it may be given to somebody else one day, and what
+    /// that producer sends would be taken for what was sent under it now.
+    pub(crate) fn check_producer_id(&self, producer_id: i64) -> Result<(), AppendError> {
+        if producer_id < self.inner().producer_ids.lock().end {
+            Ok(())
+        } else {
+            Err(AppendError::ForeignProducer { producer_id })
+        }
+    }
+
+    /// Notes that ids up to `end` may be given out.
+    pub(crate) fn producer_ids_reserved(&self, topics: &Topics) {
+        let mut ids = self.inner().producer_ids.lock();
+        let end = topics.next_producer_id();
+        if end > ids.end {
+            ids.next = ids.end;
+            ids.end = end;
+        }
+    }
+}
