@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::ProducerRecord;
 use super::delivery::{BatchOutcome, DeliveryFuture};
+use super::sequence::{Identity, Sequence, Stamp};
 use crate::ClientError;
 
 /// Which queue: they are never removed.
@@ -23,6 +24,8 @@ pub(crate) struct Limits {
     pub(crate) linger: Duration,
     pub(crate) in_flight_max: usize,
     pub(crate) in_flight_per_partition_max: usize,
+    /// Whether batches get sequence numbers.
+    pub(crate) idempotent: bool,
 }
 
 /// All batches of a producer.
@@ -39,6 +42,10 @@ pub(crate) struct Accumulator {
     muted: Vec<(Instant, QueueId)>,
     /// Batches on their way, in all queues.
     in_flight: usize,
+    /// Who this producer is, once that is known.
+    identity: Option<Identity>,
+    /// Whether a batch could not be sent for want of an identity.
+    wants_identity: bool,
     /// Batches that are not settled, by age.
     outstanding: BTreeSet<BatchId>,
     next_batch: BatchId,
@@ -55,9 +62,10 @@ struct Queue {
     /// Closed, waiting to be sent, in order: what failed goes back to its old place.
     waiting: VecDeque<ClosedBatch>,
     /// Batches of this queue on their way.
-    in_flight: usize,
+    on_the_way: BTreeSet<BatchId>,
     muted: bool,
     listed: bool,
+    sequence: Sequence,
 }
 
 #[derive(Debug)]
@@ -75,6 +83,8 @@ pub(crate) struct ClosedBatch {
     /// Whether an attempt ended without an answer, so that it may be stored.
     pub(crate) maybe_stored: bool,
     pub(crate) last_error: Option<ClientError>,
+    records: u32,
+    stamp: Option<Stamp>,
 }
 
 /// What goes with a batch from its beginning to its end.
@@ -100,8 +110,16 @@ impl ClosedBatch {
     /// The bytes to send. After an error there are none.
     pub(crate) fn bytes(&mut self) -> Result<Bytes, BuildError> {
         let bytes = match std::mem::replace(&mut self.content, Content::Gone) {
-            Content::Open(builder) => builder.build()?,
-            Content::Built(bytes) => bytes,
+            Content::Open(builder) => match &self.stamp {
+                Some(stamp) => builder
+                    .producer(stamp.id(), stamp.epoch(), stamp.base_sequence)
+                    .build()?,
+                None => builder.build()?,
+            },
+            Content::Built(bytes) => match &self.stamp {
+                Some(stamp) => stamp.put_on(bytes),
+                None => bytes,
+            },
             Content::Gone => return Err(BuildError::Empty),
         };
         self.content = Content::Built(bytes.clone());
@@ -119,6 +137,8 @@ impl Accumulator {
             lingering: VecDeque::new(),
             muted: Vec::new(),
             in_flight: 0,
+            identity: None,
+            wants_identity: false,
             outstanding: BTreeSet::new(),
             next_batch: 0,
         }
@@ -223,16 +243,124 @@ impl Accumulator {
             if self.queues[id].waiting.is_empty() && self.limits.linger.is_zero() {
                 self.close_only(id);
             }
+            if self.limits.idempotent && !self.number(id) {
+                continue;
+            }
             let queue = &mut self.queues[id];
             let Some(batch) = queue.waiting.pop_front() else {
                 continue;
             };
-            queue.in_flight += 1;
+            queue.on_the_way.insert(batch.head.id);
             self.in_flight += 1;
             self.list(id);
             return Some((id, batch));
         }
         None
+    }
+
+    /// Numbers the next batch of a queue, if it has none yet. Whether the batch may be sent now.
+    fn number(&mut self, id: QueueId) -> bool {
+        let queue = &mut self.queues[id];
+        if queue.sequence.is_broken() {
+            // Nothing new until it is known what became of those on their way.
+            if !queue.on_the_way.is_empty() {
+                return false;
+            }
+            let Some(front) = queue.waiting.front() else {
+                return false;
+            };
+            if front.stamp.is_some() && front.maybe_stored {
+                return true;
+            }
+            // The first is surely not stored, so nothing behind it is.
+            queue.sequence.begin_anew();
+            for batch in &mut queue.waiting {
+                batch.stamp = None;
+                batch.maybe_stored = false;
+            }
+        }
+        let Some(front) = queue.waiting.front_mut() else {
+            return false;
+        };
+        if front.stamp.is_none() {
+            front.stamp = queue.sequence.stamp(self.identity, front.records);
+        }
+        if front.stamp.is_none() {
+            self.wants_identity = true;
+        }
+        front.stamp.is_some()
+    }
+
+    /// Whether batches wait for an identity.
+    pub(crate) fn wants_identity(&self) -> bool {
+        self.wants_identity
+    }
+
+    /// Takes an identity for all partitions that have none.
+    pub(crate) fn set_identity(&mut self, identity: Identity) {
+        self.identity = Some(identity);
+        self.wants_identity = false;
+        for id in 0..self.queues.len() {
+            self.list(id);
+        }
+    }
+
+    /// Tells all batches that wait why they do.
+    pub(crate) fn note_error(&mut self, error: &ClientError) {
+        for batch in self.queues.iter_mut().flat_map(|queue| &mut queue.waiting) {
+            batch.last_error = Some(error.clone());
+        }
+    }
+
+    /// The broker refused a batch as out of order, so it is not stored, nor is anything behind it.
+    /// It is to be put back. If nothing is under way before it, its numbers lead nowhere.
+    pub(crate) fn out_of_order(&mut self, id: QueueId, batch: &mut ClosedBatch) {
+        batch.maybe_stored = false;
+        if self.is_oldest(id, batch) || self.queues[id].sequence.is_broken() {
+            self.queues[id].sequence.break_off();
+            batch.stamp = None;
+        }
+    }
+
+    /// The broker does not know who sent a batch. Whether it is to be put back: not if it was
+    /// perhaps stored before the broker forgot.
+    pub(crate) fn unknown_producer(&mut self, id: QueueId, batch: &mut ClosedBatch) -> bool {
+        // Behind the producer's first batch, if that was not stored: it comes again.
+        if !self.is_oldest(id, batch) {
+            return true;
+        }
+        if batch.maybe_stored {
+            return false;
+        }
+        batch.stamp = None;
+        if self.identity.map(|identity| identity.id) == self.queues[id].sequence.id() {
+            self.identity = None;
+        }
+        self.queues[id].sequence.forget_identity();
+        true
+    }
+
+    /// Whether nothing of the queue before this batch waits or is on its way.
+    fn is_oldest(&self, id: QueueId, batch: &ClosedBatch) -> bool {
+        self.outstanding_of(id)
+            .is_none_or(|oldest| oldest >= batch.head.id)
+    }
+
+    /// A batch is given up, or was refused for good.
+    pub(crate) fn given_up(&mut self, id: QueueId, batch: &ClosedBatch) {
+        if batch.stamp.is_some() {
+            self.queues[id].sequence.break_off();
+        }
+    }
+
+    /// The oldest batch of a queue that is on its way or waits.
+    fn outstanding_of(&self, id: QueueId) -> Option<BatchId> {
+        let queue = &self.queues[id];
+        let waiting = queue.waiting.front().map(|batch| batch.head.id);
+        waiting
+            .into_iter()
+            .chain(queue.on_the_way.first().copied())
+            .min()
     }
 
     /// The topic and partition of a queue.
@@ -242,8 +370,8 @@ impl Accumulator {
     }
 
     /// A batch on its way came to an end.
-    pub(crate) fn landed(&mut self, id: QueueId) {
-        self.queues[id].in_flight -= 1;
+    pub(crate) fn landed(&mut self, id: QueueId, batch: BatchId) {
+        self.queues[id].on_the_way.remove(&batch);
         self.in_flight -= 1;
         self.list(id);
     }
@@ -380,9 +508,10 @@ impl Accumulator {
             partition,
             open: None,
             waiting: VecDeque::new(),
-            in_flight: 0,
+            on_the_way: BTreeSet::new(),
             muted: false,
             listed: false,
+            sequence: Sequence::default(),
         });
         self.queue_ids
             .entry(topic.clone())
@@ -412,6 +541,8 @@ impl Accumulator {
         let queue = &mut self.queues[id];
         if let Some(open) = queue.open.take() {
             queue.waiting.push_back(ClosedBatch {
+                records: open.builder.record_count(),
+                stamp: None,
                 content: Content::Open(open.builder),
                 head: open.head,
                 attempts: 0,
@@ -424,7 +555,7 @@ impl Accumulator {
     fn has_room(&self, id: QueueId) -> bool {
         let queue = &self.queues[id];
         // While a failed batch waits for its next try, those after it stay behind it.
-        !queue.muted && queue.in_flight < self.limits.in_flight_per_partition_max
+        !queue.muted && queue.on_the_way.len() < self.limits.in_flight_per_partition_max
     }
 
     fn list(&mut self, id: QueueId) {
@@ -447,146 +578,4 @@ pub(crate) struct Pushed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn accumulator(linger_ms: u64, per_partition: usize) -> Accumulator {
-        Accumulator::new(Limits {
-            compression: Compression::None,
-            linger: Duration::from_millis(linger_ms),
-            in_flight_max: 10,
-            in_flight_per_partition_max: per_partition,
-        })
-    }
-
-    fn push(accumulator: &mut Accumulator, partition: u32, len: usize) -> Pushed {
-        let topic = TopicName::new("t").unwrap();
-        let record = ProducerRecord::new(topic).value(vec![0; len]);
-        let partition = PartitionId::new(partition);
-        accumulator
-            .push(&record, partition, Timestamp::NONE, len, 1000)
-            .unwrap()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_full_batch_is_closed_and_an_open_one_lingers() {
-        let now = Instant::now();
-        let mut accumulator = accumulator(5, 1);
-        assert!(
-            push(&mut accumulator, 0, 500).wake,
-            "the driver must know when it is due"
-        );
-        assert!(accumulator.next_to_send().is_none());
-        let second = push(&mut accumulator, 0, 500);
-        assert!(second.wake, "the first batch is closed");
-        let (_, batch) = accumulator.next_to_send().expect("the first is full");
-        assert_eq!((batch.head.id, batch.head.reserved_bytes), (0, 500));
-        accumulator.landed(0);
-
-        assert!(accumulator.next_to_send().is_none());
-        let due = now + Duration::from_millis(5);
-        assert_eq!(accumulator.on_time(now), Some(due));
-        assert_eq!(accumulator.on_time(due), None);
-        assert_eq!(
-            accumulator
-                .next_to_send()
-                .expect("it lingered enough")
-                .1
-                .head
-                .id,
-            1
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn without_linger_records_gather_while_others_are_on_their_way() {
-        let mut accumulator = accumulator(0, 1);
-        push(&mut accumulator, 0, 10);
-        let (id, _) = accumulator.next_to_send().expect("at once");
-        for _ in 0..5 {
-            push(&mut accumulator, 0, 10);
-        }
-        assert!(accumulator.next_to_send().is_none(), "one at a time");
-        accumulator.landed(id);
-        let (_, batch) = accumulator.next_to_send().expect("the gathered ones");
-        assert_eq!(batch.head.reserved_bytes, 50);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_failed_batch_goes_before_later_ones() {
-        let now = Instant::now();
-        let mut accumulator = accumulator(0, 3);
-        let mut sent = Vec::new();
-        for _ in 0..3 {
-            push(&mut accumulator, 0, 990);
-            sent.push(accumulator.next_to_send().expect("room for three"));
-        }
-        push(&mut accumulator, 0, 990);
-        push(&mut accumulator, 1, 990);
-        // The second, then the first and the third fail.
-        let until = now + Duration::from_millis(10);
-        for at in [1, 0, 0] {
-            let (id, batch) = sent.remove(at);
-            accumulator.landed(id);
-            accumulator.put_back(id, batch, Some(until));
-        }
-        let (other, _) = accumulator
-            .next_to_send()
-            .expect("the other partition goes on");
-        assert_eq!(accumulator.place(other).1, PartitionId::new(1));
-        assert!(
-            accumulator.next_to_send().is_none(),
-            "the partition is muted"
-        );
-        assert_eq!(accumulator.on_time(now), Some(until));
-        accumulator.on_time(until);
-        let ids: Vec<_> = std::iter::from_fn(|| accumulator.next_to_send())
-            .map(|(_, batch)| batch.head.id)
-            .collect();
-        assert_eq!(ids, [0, 1, 2]);
-        accumulator.landed(0);
-        assert_eq!(
-            accumulator
-                .next_to_send()
-                .expect("then the later ones")
-                .1
-                .head
-                .id,
-            3
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn old_batches_expire_and_flushing_waits_only_for_older_ones() {
-        let now = Instant::now();
-        let mut accumulator = accumulator(1000, 1);
-        push(&mut accumulator, 0, 10);
-        let mark = accumulator.next_batch();
-        let later = now + Duration::from_secs(1);
-        tokio::time::advance(later - now).await;
-        push(&mut accumulator, 1, 10);
-        assert!(
-            accumulator
-                .take_expired(now - Duration::from_secs(1))
-                .is_empty()
-        );
-        let expired = accumulator.take_expired(now);
-        assert_eq!(expired.len(), 1);
-        assert!(!accumulator.is_settled_before(mark));
-        accumulator.settled(expired[0].1.head.id);
-        assert!(accumulator.is_settled_before(mark));
-        assert!(accumulator.has_outstanding());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn at_most_so_many_are_on_their_way() {
-        let mut accumulator = accumulator(0, 1);
-        for partition in 0..12 {
-            push(&mut accumulator, partition, 10);
-        }
-        let sent = std::iter::from_fn(|| accumulator.next_to_send()).count();
-        assert_eq!(sent, 10);
-        accumulator.landed(3);
-        assert!(accumulator.next_to_send().is_some());
-    }
-}
+mod tests;

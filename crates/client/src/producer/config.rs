@@ -49,10 +49,16 @@ pub struct ProducerConfig {
     pub buffer_bytes_max: usize,
     /// How many batches may be on their way at the same time. 64 by default.
     pub in_flight_max: usize,
-    /// How many of these may be of the same partition. 1 by default, which keeps records in order
-    /// whatever fails. With more, a partition is faster over long distances; but when the broker
-    /// refuses one batch for the moment and takes the next, the next one is stored first.
-    pub in_flight_per_partition_max: usize,
+    /// Whether a batch that is sent again is stored once: the broker gives the producer an id, and
+    /// batches have sequence numbers by which it knows them again. True by default; needs
+    /// [`Acks::All`], and is off with others. What is given up after the delivery timeout may have
+    /// been stored all the same.
+    pub idempotence: bool,
+    /// How many of these may be of the same partition. `None`, the default, is 5 with idempotence,
+    /// the most a broker knows again, and 1 without, which keeps records in order whatever fails.
+    /// With more and without idempotence, when the broker refuses one batch for the moment and
+    /// takes the next, the next one is stored first.
+    pub in_flight_per_partition_max: Option<usize>,
     /// How long a record may take from the call of send to its end, retries included. 2 minutes by
     /// default.
     pub delivery_timeout: Duration,
@@ -74,11 +80,32 @@ impl Default for ProducerConfig {
             batch_bytes_max: 256 * 1024,
             buffer_bytes_max: 32 * 1024 * 1024,
             in_flight_max: 64,
-            in_flight_per_partition_max: 1,
+            idempotence: true,
+            in_flight_per_partition_max: None,
             delivery_timeout: Duration::from_secs(120),
             request_timeout: Duration::from_secs(30),
             backoff: Backoff::default(),
             topic_facts_age_max: Duration::from_secs(300),
+        }
+    }
+}
+
+/// How many batches of a producer a broker knows again in a partition.
+const KNOWN_AGAIN: usize = 5;
+
+impl ProducerConfig {
+    /// Whether batches get sequence numbers.
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.idempotence && self.acks == Acks::All
+    }
+
+    /// How many batches of a partition may be on their way.
+    pub(crate) fn in_flight_per_partition(&self) -> usize {
+        let asked = self.in_flight_per_partition_max;
+        if self.is_idempotent() {
+            asked.unwrap_or(KNOWN_AGAIN).clamp(1, KNOWN_AGAIN)
+        } else {
+            asked.unwrap_or(1).max(1)
         }
     }
 }

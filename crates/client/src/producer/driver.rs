@@ -12,7 +12,9 @@ use tonic::Status;
 
 use super::accumulator::{ClosedBatch, QueueId};
 use super::delivery::BatchDelivered;
+use super::identity::IdentityRequest;
 use super::link::{Link, LinkEvent};
+use super::sequence::Identity;
 use super::{Acks, Shared};
 use crate::{ClientError, Offset};
 
@@ -28,6 +30,7 @@ pub(crate) struct Driver {
     link_failures: u32,
     /// By correlation id.
     in_flight: HashMap<u64, InFlight>,
+    identity: IdentityRequest,
     next_correlation_id: u64,
     next_sweep: Instant,
 }
@@ -47,6 +50,7 @@ impl Driver {
             link_not_before: None,
             link_failures: 0,
             in_flight: HashMap::new(),
+            identity: IdentityRequest::default(),
             next_correlation_id: 1,
             next_sweep: Instant::now(),
         }
@@ -59,6 +63,7 @@ impl Driver {
             let batches_due = self.shared.accumulator.lock().on_time(now);
             self.open_link(now);
             let wants_room = self.send_ready(now);
+            self.ask_for_identity(now);
             if self.is_done() {
                 break;
             }
@@ -76,20 +81,24 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        let identity = self.identity.answer();
         let event = match &mut self.link {
             None => tokio::select! {
+                answer = identity => return self.on_identity(answer),
                 () = shared.work.notified() => None,
                 () = time => None,
             },
             Some(link) if wants_room => tokio::select! {
                 biased;
                 event = link.event_or_room() => event,
+                answer = identity => return self.on_identity(answer),
                 () = shared.work.notified() => None,
                 () = time => None,
             },
             Some(link) => tokio::select! {
                 biased;
                 event = link.event() => Some(event),
+                answer = identity => return self.on_identity(answer),
                 () = shared.work.notified() => None,
                 () = time => None,
             },
@@ -115,7 +124,33 @@ impl Driver {
         let link = self
             .link_not_before
             .filter(|_| unsent && self.link.is_none());
-        [batches_due, sweep, link].into_iter().flatten().min()
+        let identity = self.identity.not_before.filter(|_| outstanding);
+        [batches_due, sweep, link, identity]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Asks who this producer is, when batches wait for that.
+    fn ask_for_identity(&mut self, now: Instant) {
+        if self.shared.accumulator.lock().wants_identity() {
+            self.identity.ask(&self.shared, now);
+        }
+    }
+
+    fn on_identity(&mut self, answer: Result<Identity, ClientError>) {
+        match answer {
+            Ok(identity) => {
+                self.identity = IdentityRequest::default();
+                self.shared.accumulator.lock().set_identity(identity);
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no producer id");
+                let backoff = &self.shared.config.backoff;
+                self.identity.failed(backoff, &error);
+                self.shared.accumulator.lock().note_error(&error);
+            }
+        }
     }
 
     fn open_link(&mut self, now: Instant) {
@@ -152,8 +187,8 @@ impl Driver {
             let bytes = match batch.bytes() {
                 Ok(bytes) => bytes,
                 Err(error) => {
-                    self.shared.accumulator.lock().landed(queue);
-                    self.shared.settle(batch, Err(error.into()));
+                    self.land(queue, &batch);
+                    self.give_up(queue, batch, error.into());
                     continue;
                 }
             };
@@ -170,7 +205,7 @@ impl Driver {
             });
             batch.attempts = batch.attempts.saturating_add(1);
             if config.acks == Acks::None {
-                self.shared.accumulator.lock().landed(queue);
+                self.land(queue, &batch);
                 let acknowledged_at = now;
                 let delivered = BatchDelivered {
                     base_offset: None,
@@ -196,14 +231,46 @@ impl Driver {
             tracing::debug!(answer.correlation_id, "answer to a batch that was given up");
             return;
         };
-        self.shared.accumulator.lock().landed(queue);
+        self.land(queue, &batch);
         match read_outcome(answer.outcome) {
             Ok(delivered) => self.shared.settle(batch, Ok(delivered)),
             Err(error) => self.on_batch_error(queue, batch, error),
         }
     }
 
-    fn on_batch_error(&self, queue: QueueId, mut batch: ClosedBatch, error: ClientError) {
+    fn land(&self, queue: QueueId, batch: &ClosedBatch) {
+        self.shared.accumulator.lock().landed(queue, batch.head.id);
+    }
+
+    /// Tells the end of a batch that will not be sent any more.
+    fn give_up(&self, queue: QueueId, batch: ClosedBatch, error: ClientError) {
+        self.shared.accumulator.lock().given_up(queue, &batch);
+        self.shared.settle(batch, Err(error));
+    }
+
+    /// What the sequence numbers of a batch had to do with its failure; gives it back if nothing.
+    fn on_sequence_error(
+        &self,
+        queue: QueueId,
+        mut batch: ClosedBatch,
+        error: &ClientError,
+    ) -> Option<ClosedBatch> {
+        let mut accumulator = self.shared.accumulator.lock();
+        match error.broker().map(|error| error.reason.as_str()) {
+            Some("OUT_OF_ORDER_SEQUENCE") => accumulator.out_of_order(queue, &mut batch),
+            Some("UNKNOWN_PRODUCER") if accumulator.unknown_producer(queue, &mut batch) => {}
+            _ => return Some(batch),
+        }
+        tracing::debug!(%error, "a batch is sent again in its order");
+        batch.last_error = Some(error.clone());
+        accumulator.put_back(queue, batch, None);
+        None
+    }
+
+    fn on_batch_error(&self, queue: QueueId, batch: ClosedBatch, error: ClientError) {
+        let Some(mut batch) = self.on_sequence_error(queue, batch, &error) else {
+            return;
+        };
         if error.is_not_found() {
             let (topic, _) = self.shared.accumulator.lock().place(queue);
             self.shared.topics.forget(&topic);
@@ -211,7 +278,7 @@ impl Driver {
         batch.maybe_stored |= error.is_outcome_unknown();
         if !error.is_retryable() {
             let error = self.final_error(queue, &batch, error);
-            return self.shared.settle(batch, Err(error));
+            return self.give_up(queue, batch, error);
         }
         let wait = self
             .shared
@@ -273,15 +340,15 @@ impl Driver {
             InFlight {
                 queue, mut batch, ..
             },
-        ) in self.in_flight.drain()
+        ) in std::mem::take(&mut self.in_flight)
         {
             batch.maybe_stored |= was_sent;
             batch.last_error = Some(error.clone());
-            self.shared.accumulator.lock().landed(queue);
+            self.land(queue, &batch);
             if error.is_retryable() {
                 self.shared.accumulator.lock().put_back(queue, batch, None);
             } else {
-                self.shared.settle(batch, Err(error.clone()));
+                self.give_up(queue, batch, error.clone());
             }
         }
     }
@@ -313,7 +380,7 @@ impl Driver {
         let expired = self.shared.accumulator.lock().take_expired(begun_before);
         for (queue, batch) in expired {
             let error = self.expired_error(queue, &batch);
-            self.shared.settle(batch, Err(error));
+            self.give_up(queue, batch, error);
         }
         let is_old = |_: &u64, flight: &mut InFlight| flight.batch.head.begun_at <= begun_before;
         let expired: Vec<_> = self.in_flight.extract_if(is_old).collect();
@@ -325,9 +392,9 @@ impl Driver {
         ) in expired
         {
             batch.maybe_stored = true;
-            self.shared.accumulator.lock().landed(queue);
+            self.land(queue, &batch);
             let error = self.expired_error(queue, &batch);
-            self.shared.settle(batch, Err(error));
+            self.give_up(queue, batch, error);
         }
     }
 
@@ -399,7 +466,22 @@ fn read_outcome(
     };
     let response = match outcome {
         Some(Outcome::Appended(response)) => response,
-        Some(Outcome::Error(error)) => return Err(ClientError::from_message(&error)),
+        Some(Outcome::Error(error)) => {
+            let error = ClientError::from_message(&error);
+            let is_stored = error
+                .broker()
+                .is_some_and(|error| error.reason == "DUPLICATE_SEQUENCE");
+            // Stored, but so long ago that the broker does not know where.
+            return if is_stored {
+                Ok(BatchDelivered {
+                    base_offset: None,
+                    log_append_time: None,
+                    acknowledged_at: Instant::now(),
+                })
+            } else {
+                Err(error)
+            };
+        }
         None => return Err(protocol("an answer without an outcome")),
     };
     let [result] = response.results.as_slice() else {

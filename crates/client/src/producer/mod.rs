@@ -3,14 +3,17 @@
 //! [`Producer::send`] chooses the partition (`topics.rs`), waits for room in the buffer, and puts
 //! the record into the open batch of its partition (`accumulator.rs`). One task, the driver
 //! (`driver.rs`), sends closed batches over one stream (`link.rs`) and settles the futures of their
-//! records (`delivery.rs`). Senders and driver share the accumulator under a lock that nobody keeps
+//! records (`delivery.rs`). With idempotence it first asks who it is (`identity.rs`), and numbers the
+//! batches of each partition (`sequence.rs`). Senders and driver share the accumulator under a lock that nobody keeps
 //! across a wait.
 
 mod accumulator;
 mod config;
 mod delivery;
 mod driver;
+mod identity;
 mod link;
+mod sequence;
 mod topics;
 
 use std::sync::Arc;
@@ -69,13 +72,13 @@ impl Producer {
     /// Limits of zero are taken as one.
     pub fn new(client: Client, mut config: ProducerConfig) -> Self {
         config.in_flight_max = config.in_flight_max.max(1);
-        config.in_flight_per_partition_max = config.in_flight_per_partition_max.max(1);
         config.buffer_bytes_max = config.buffer_bytes_max.clamp(1, Semaphore::MAX_PERMITS);
         let limits = Limits {
             compression: config.compression,
             linger: config.linger,
             in_flight_max: config.in_flight_max,
-            in_flight_per_partition_max: config.in_flight_per_partition_max,
+            in_flight_per_partition_max: config.in_flight_per_partition(),
+            idempotent: config.is_idempotent(),
         };
         let shared = Arc::new(Shared {
             client,

@@ -56,6 +56,15 @@ pub(crate) struct State {
     /// For the next requests; afterwards `after_steps`, or else they are stored.
     pub(crate) steps: VecDeque<Step>,
     pub(crate) after_steps: Option<Step>,
+    pub(crate) next_producer_id: i64,
+    /// Errors of calls for a producer id, before it is given.
+    pub(crate) identity_failures: usize,
+    /// Ids that the broker does not know any more.
+    pub(crate) forgotten: Vec<i64>,
+    /// By partition and id: epoch, and what was stored in it as (sequence, records, offset).
+    producers: HashMap<(u32, i64), (i16, Vec<(i32, i32, u64)>)>,
+    /// Batches that came again.
+    pub(crate) duplicates: usize,
     /// Requests that came, by partition.
     pub(crate) requests: Vec<u32>,
     pub(crate) streams_opened: usize,
@@ -206,8 +215,8 @@ impl Fake {
         })
     }
 
-    /// What becomes of a request, and its offset where it was stored.
-    fn take(&self, append: &v1::AppendRequest) -> (Step, u64) {
+    /// What becomes of a request, and its offset where it was stored, then or before.
+    fn take(&self, append: &v1::AppendRequest) -> (Step, Result<(u64, bool), Status>) {
         let partition = append.partition.expect("the producer chooses");
         let mut state = self.state();
         state.requests.push(partition);
@@ -216,14 +225,14 @@ impl Fake {
             .pop_front()
             .or(state.after_steps)
             .unwrap_or(Step::Store);
-        let mut base_offset = 0;
+        let mut stored = Ok((0, false));
         if matches!(next, Step::Store | Step::StoreAndBreak) {
             let Some(v1::append_request::Payload::Batch(bytes)) = &append.payload else {
                 panic!("the producer sends batches");
             };
-            base_offset = state.store(partition, bytes, append.acks());
+            stored = state.store_once(partition, bytes, append.acks());
         }
-        (next, base_offset)
+        (next, stored)
     }
 }
 
@@ -259,6 +268,61 @@ impl Drop for StateGuard<'_> {
 }
 
 impl State {
+    /// Stores a batch unless its producer sent it before, as a broker does.
+    fn store_once(
+        &mut self,
+        partition: u32,
+        bytes: &[u8],
+        acks: v1::Acks,
+    ) -> Result<(u64, bool), Status> {
+        let header = tidelog_record::check_batch(bytes, usize::MAX).expect("a sound batch");
+        let (id, epoch, found) = (
+            header.producer_id,
+            header.producer_epoch,
+            header.base_sequence,
+        );
+        if id < 0 {
+            return Ok((self.store(partition, bytes, acks), false));
+        }
+        let refuse =
+            |reason, message: String| Err(error(Code::FailedPrecondition, reason, &message, None));
+        if id >= self.next_producer_id || self.forgotten.contains(&id) {
+            return refuse("UNKNOWN_PRODUCER", format!("producer {id}"));
+        }
+        let key = (partition, id);
+        match self.producers.get(&key) {
+            Some((known, _)) if epoch < *known => {
+                return refuse("PRODUCER_FENCED", format!("epoch {epoch}, not {known}"));
+            }
+            Some((known, stored)) if epoch == *known => {
+                let of = |sequence| {
+                    stored
+                        .iter()
+                        .rev()
+                        .take(5)
+                        .find(|(seq, ..)| *seq == sequence)
+                };
+                if let Some((_, _, base)) = of(found) {
+                    self.duplicates += 1;
+                    return Ok((*base, true));
+                }
+                let (last, records, _) = stored.last().expect("at least one");
+                if found != last + records {
+                    return refuse("OUT_OF_ORDER_SEQUENCE", format!("{found} after {last}"));
+                }
+            }
+            None if found != 0 => return refuse("UNKNOWN_PRODUCER", format!("{found} first")),
+            _ if found != 0 => return refuse("OUT_OF_ORDER_SEQUENCE", format!("{found} first")),
+            _ => {
+                self.producers.insert(key, (epoch, Vec::new()));
+            }
+        }
+        let base = self.store(partition, bytes, acks);
+        let (_, stored) = self.producers.get_mut(&key).expect("it is known now");
+        stored.push((found, header.record_count, base));
+        Ok((base, false))
+    }
+
     fn store(&mut self, partition: u32, bytes: &[u8], acks: v1::Acks) -> u64 {
         let header = tidelog_record::check_batch(bytes, usize::MAX).expect("a sound batch");
         let stored = self.log.entry(partition).or_default();
@@ -326,13 +390,18 @@ impl Log for Fake {
             while let Ok(Some(request)) = requests.message().await {
                 let append = request.append.expect("there is one");
                 fake.wait_until(|state| !state.is_held).await;
-                let (step, base_offset) = fake.take(&append);
+                let (step, stored) = fake.take(&append);
+                let (base_offset, duplicate) = *stored.as_ref().unwrap_or(&(0, false));
                 let outcome = match step {
+                    Step::Store if stored.is_err() => {
+                        v1::produce_response::Outcome::Error(in_band(&stored.unwrap_err()))
+                    }
                     Step::Store => v1::produce_response::Outcome::Appended(v1::AppendResponse {
                         results: vec![v1::AppendResult {
                             partition: append.partition.unwrap(),
                             base_offset: Some(base_offset),
                             record_count: 1,
+                            duplicate,
                             ..Default::default()
                         }],
                     }),
@@ -366,6 +435,23 @@ impl Log for Fake {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(answers_out))))
+    }
+
+    async fn init_producer(
+        &self,
+        _: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let mut state = self.state();
+        if state.identity_failures > 0 {
+            state.identity_failures -= 1;
+            return Err(Status::unavailable("no ids for the moment"));
+        }
+        let producer_id = state.next_producer_id;
+        state.next_producer_id += 1;
+        Ok(Response::new(v1::InitProducerResponse {
+            producer_id,
+            producer_epoch: 0,
+        }))
     }
 
     async fn fetch(

@@ -5,5 +5,6 @@
 
 mod admin;
 mod fake;
+mod idempotence;
 mod producer;
 mod reader;

@@ -257,7 +257,7 @@ async fn order_is_kept_over_retries() {
 }
 
 #[tokio::test]
-async fn a_retry_after_an_unknown_outcome_may_store_twice_but_in_order() {
+async fn without_idempotence_a_retry_may_store_twice_but_in_order() {
     let fake = Fake::start(1).await;
     fake.state().steps = [
         Step::Store,
@@ -268,6 +268,7 @@ async fn a_retry_after_an_unknown_outcome_may_store_twice_but_in_order() {
     .into();
     let config = ProducerConfig {
         batch_bytes_max: 100,
+        idempotence: false,
         ..config()
     };
     let producer = Producer::new(fake.client(), config);
@@ -292,7 +293,7 @@ async fn with_several_in_flight_a_failed_batch_holds_back_later_ones() {
     fake.state().steps = [Step::Break, Step::RefuseForNow].into();
     let config = ProducerConfig {
         batch_bytes_max: 100,
-        in_flight_per_partition_max: 8,
+        in_flight_per_partition_max: Some(8),
         ..config()
     };
     let producer = Producer::new(fake.client(), config);

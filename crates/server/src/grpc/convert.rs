@@ -143,7 +143,9 @@ fn producer(producer: v1::Producer) -> Result<broker::ProducerStamp, RequestErro
             allowed,
         ));
     }
-    let epoch = i16::try_from(producer_epoch).ok().filter(|epoch| *epoch >= 0);
+    let epoch = i16::try_from(producer_epoch)
+        .ok()
+        .filter(|epoch| *epoch >= 0);
     let epoch = epoch.ok_or_else(|| {
         let field = "records.producer.producer_epoch";
         value(field, producer_epoch.to_string(), "0 to 32767")

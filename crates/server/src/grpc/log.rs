@@ -8,8 +8,9 @@ use tidelog_broker::{Acks, OffsetSpec};
 use tidelog_proto::v1::log_server::Log;
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, DeleteRecordsRequest, DeleteRecordsResponse, DeletedRecords,
-    FetchRequest, FetchResponse, InitProducerRequest, InitProducerResponse, ListOffsetsPartition, ListOffsetsRequest, ListOffsetsResponse,
-    ListedOffset, ProduceRequest, ProduceResponse, ReadRequest,
+    FetchRequest, FetchResponse, InitProducerRequest, InitProducerResponse, ListOffsetsPartition,
+    ListOffsetsRequest, ListOffsetsResponse, ListedOffset, ProduceRequest, ProduceResponse,
+    ReadRequest,
 };
 use tonic::{Request, Response, Status, Streaming};
 

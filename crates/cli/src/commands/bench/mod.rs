@@ -129,7 +129,7 @@ fn producer(client: Client, args: &BenchArgs, linger: Option<Duration>) -> Produ
         acks: args.acks.into(),
         compression: args.compression,
         batch_bytes_max: args.batch_size,
-        in_flight_per_partition_max: args.in_flight,
+        in_flight_per_partition_max: Some(args.in_flight),
         ..ProducerConfig::default()
     };
     if let Some(linger) = linger {
