@@ -31,11 +31,11 @@ impl DiskError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// Whether the file system, or the user's quota on it, is full.
+    /// Whether the file system, the user's quota on it, or what the process may write, is full.
     pub fn is_full(&self) -> bool {
         matches!(
             self.source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
         )
     }
 

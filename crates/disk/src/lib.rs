@@ -62,8 +62,10 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Bytes that an ordinary user can still write to the file system that holds `dir`.
     fn free_bytes(&self, dir: &Path) -> Result<u64, DiskError>;
 
-    /// Takes the exclusive lock of the file at `path`, creating it if need be. It is given back
-    /// when the returned guard is dropped or the process ends, however it ends.
+    /// Takes the exclusive lock of the directory that holds `path`, by the file at `path`, which is
+    /// created if need be: as long as it is held, no lock is given for a file of that directory,
+    /// nor when the file is removed. It is given back when the returned guard is dropped or the
+    /// process ends, however it ends.
     fn lock(&self, path: &Path) -> Result<Box<dyn DirLock>, LockError>;
 }
 

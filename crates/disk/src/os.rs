@@ -93,20 +93,34 @@ impl Disk for OsDisk {
             .truncate(false)
             .open(path)
             .map_err(|e| DiskError::new(DiskOp::Lock, path, e))?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Box::new(OsLock { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(LockError::Held {
-                path: path.to_owned(),
-            }),
-            Err(e) => Err(DiskError::new(DiskOp::Lock, path, e.into()).into()),
+        // The file alone would be no lock once somebody removes it: the next one to come would make
+        // another. The directory cannot be removed with what is in it.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = File::open(dir.unwrap_or(Path::new(".")))
+            .map_err(|e| DiskError::new(DiskOp::Lock, path, e))?;
+        for locked in [&file, &dir] {
+            match rustix::fs::flock(locked, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(LockError::Held {
+                        path: path.to_owned(),
+                    });
+                }
+                Err(e) => return Err(DiskError::new(DiskOp::Lock, path, e.into()).into()),
+            }
         }
+        Ok(Box::new(OsLock {
+            _file: file,
+            _dir: dir,
+        }))
     }
 }
 
-/// Holds the lock as long as its file is open.
+/// Holds the lock as long as its files are open.
 #[derive(Debug)]
 struct OsLock {
     _file: File,
+    _dir: File,
 }
 
 impl DirLock for OsLock {}

@@ -122,3 +122,21 @@ fn errors_are_sorted_by_what_to_do() {
     assert!(!eio.is_full() && !eio.is_out_of_files() && !eio.is_not_found());
     assert!(eio.to_string().starts_with("write /x: "), "{eio}");
 }
+
+#[test]
+fn a_directory_stays_locked_when_its_lock_file_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("LOCK");
+    let lock = OsDisk.lock(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(OsDisk.lock(&path), Err(LockError::Held { .. })));
+    drop(lock);
+    OsDisk.lock(&path).unwrap();
+}
+
+#[test]
+fn what_the_process_may_not_write_counts_as_full() {
+    let too_large = std::io::Error::from_raw_os_error(27);
+    let error = DiskError::new(DiskOp::Reserve, std::path::Path::new("f"), too_large);
+    assert!(error.is_full(), "EFBIG");
+}

@@ -10,21 +10,21 @@ use std::sync::LazyLock;
 
 use bytes::Buf;
 use prost::{Message, Name};
-use prost_types::field_descriptor_proto::Type;
+use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorSet};
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder};
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-/// How many messages may be nested in one request: records, headers, partitions, settings. Each
-/// takes up to about 160 bytes in memory beside its own bytes.
+/// How many entries one request may have: messages nested in it (records, headers, partitions,
+/// settings) and texts in lists. Each takes up to about 160 bytes in memory beside its own bytes.
 pub const REQUEST_ENTRIES_MAX: usize = 250_000;
 
 /// What the status of a refused request begins with; the number of entries found and the limit
 /// follow.
 pub const TOO_MANY_ENTRIES: &str = "too many entries in one request";
 
-/// [`ProstCodec`], but a request with more than [`REQUEST_ENTRIES_MAX`] nested messages is refused
+/// [`ProstCodec`], but a request with more than [`REQUEST_ENTRIES_MAX`] entries is refused
 /// with `INVALID_ARGUMENT` before it is decoded. Answers are not counted: who asks for them bounds
 /// them.
 #[derive(Debug)]
@@ -91,11 +91,12 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     }
 }
 
-/// Which fields of the API's messages hold messages.
+/// Which fields of the API's messages hold entries.
 struct Shapes {
     by_name: HashMap<String, usize>,
-    /// For each message its fields that hold messages, as (field number, which message).
-    nested: Vec<Vec<(u64, usize)>>,
+    /// For each message its fields that hold messages, as (field number, which message), or lists
+    /// of texts or bytes, which are no message.
+    nested: Vec<Vec<(u64, Option<usize>)>>,
 }
 
 static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
@@ -115,19 +116,20 @@ static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
     let nested = messages
         .iter()
         .map(|(_, message)| {
-            let of_message = |field: &&prost_types::FieldDescriptorProto| {
-                matches!(field.r#type(), Type::Message)
+            let entries = |field: &prost_types::FieldDescriptorProto| {
+                let number = u64::try_from(field.number()).ok()?;
+                match field.r#type() {
+                    Type::Message => {
+                        let name = field.type_name().trim_start_matches('.');
+                        Some((number, Some(*by_name.get(name)?)))
+                    }
+                    Type::String | Type::Bytes if field.label() == Label::Repeated => {
+                        Some((number, None))
+                    }
+                    _ => None,
+                }
             };
-            message
-                .field
-                .iter()
-                .filter(of_message)
-                .filter_map(|field| {
-                    let name = field.type_name().trim_start_matches('.');
-                    let number = u64::try_from(field.number()).ok()?;
-                    Some((number, *by_name.get(name)?))
-                })
-                .collect()
+            message.field.iter().filter_map(entries).collect()
         })
         .collect();
     Shapes { by_name, nested }
@@ -147,7 +149,7 @@ fn collect<'a>(
 }
 
 impl Shapes {
-    /// How many messages are nested in the message `shape` that `bytes` are. Ends at what is not
+    /// How many entries the message `shape` that `bytes` are has. Ends at what is not
     /// protobuf, which decoding will refuse, and soon after the limit.
     fn entries(&self, shape: usize, mut bytes: &[u8]) -> usize {
         let nested = &self.nested[shape];
@@ -160,7 +162,7 @@ impl Shapes {
                 continue;
             };
             if let Some((_, inner)) = nested.iter().find(|(nested, _)| *nested == number) {
-                found += 1 + self.entries(*inner, value);
+                found += 1 + inner.map_or(0, |inner| self.entries(inner, value));
             }
         }
         found
@@ -252,6 +254,12 @@ mod tests {
             ..v1::CreateTopicRequest::default()
         };
         assert_eq!(entries(&create), 3);
+        let alter = v1::AlterTopicRequest {
+            name: "t".to_owned(),
+            reset: vec![String::new(); 5],
+            ..v1::AlterTopicRequest::default()
+        };
+        assert_eq!(entries(&alter), 5);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 /// How long the head of a request may take, and how long a connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection lives at most, whatever its client does.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a request that is under way at the end of a connection may still take.
 const GRACE: Duration = Duration::from_secs(5);
 /// Connections at a time. One more is closed at once.

@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use crate::config::Limits;
+use crate::grpc::HeldBytes;
 use crate::metrics::{Counted, ListenerMetrics};
 use crate::room::{Budget, Room, Total};
 
@@ -209,6 +210,15 @@ impl Peer {
     /// some of them. What is returned holds them, and tells how many.
     pub(crate) async fn unsent(&self, len: usize) -> Room {
         self.0.unsent.take(len).await
+    }
+
+    /// An answer that holds its room until the client has taken it. It waits while the client does
+    /// not take earlier ones.
+    pub(crate) async fn hold<M: prost::Message>(&self, message: M) -> tonic::Response<M> {
+        let room = self.unsent(message.encoded_len()).await;
+        let mut response = tonic::Response::new(message);
+        response.extensions_mut().insert(HeldBytes::new(room));
+        response
     }
 }
 

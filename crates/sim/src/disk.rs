@@ -203,11 +203,16 @@ impl Disk for SimDisk {
     fn lock(&self, path: &Path) -> Result<Box<dyn DirLock>, LockError> {
         let taken = self.call(mutates(DiskOp::Lock, path), |state| {
             let name = state.names.name(path)?;
-            let ino = match state.names.get(&name) {
-                Some(ino) if state.names.is_dir(ino) => return Err(ErrorKind::IsADirectory.into()),
-                Some(ino) => ino,
-                None => state.create_file(name),
-            };
+            let ino = name.0;
+            match state.names.get(&name) {
+                Some(file) if state.names.is_dir(file) => {
+                    return Err(ErrorKind::IsADirectory.into());
+                }
+                Some(_) => {}
+                None => {
+                    state.create_file(name);
+                }
+            }
             if state.locks.contains(&ino) {
                 return Ok(None);
             }

@@ -1,5 +1,6 @@
 //! `Log.Fetch`: one read from several partitions, with a long poll.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,7 +11,7 @@ use tidelog_proto::v1::{FetchRequest, FetchResponse, FetchedPartition, Format};
 use tidelog_record::Offset;
 use tonic::{Response, Status};
 
-use super::call::HeldBytes;
+use super::call::{HeldBytes, Meter};
 use super::records::RecordCursor;
 use super::status::RequestError;
 use super::{Shared, convert, log};
@@ -20,15 +21,24 @@ use crate::transport::Peer;
 /// The longest a fetch may wait, in milliseconds.
 const WAIT_MS_MAX: u32 = 60_000;
 
+/// What a call holds for each partition it names, in bytes.
+const PARTITION_OVERHEAD: usize = 512;
+
 /// What a partition gives at most unless the request says otherwise.
 const PARTITION_BYTES_DEFAULT: usize = 1024 * 1024;
 
 pub(super) async fn fetch(
     shared: &Shared,
     peer: &Peer,
+    meter: Option<&Meter>,
     request: FetchRequest,
 ) -> Result<Response<FetchResponse>, Status> {
     let format = check(&request).map_err(|e| shared.reject(e))?;
+    // What waits for each partition takes memory for as long as the call does.
+    if let Some(meter) = meter {
+        let overhead = request.partitions.len() * PARTITION_OVERHEAD;
+        meter.decoded(overhead).map_err(|e| shared.reject(e))?;
+    }
     let offsets: Vec<u64> = request
         .partitions
         .iter()
@@ -83,16 +93,28 @@ pub(super) async fn fetch(
         partitions.push(answer);
     }
 
-    let mut response = Response::new(FetchResponse { partitions });
-    if let Some(mut room) = room {
-        room.shrink(bytes_max.saturating_sub(left));
-        response.extensions_mut().insert(HeldBytes::new(room));
-    }
+    let answer = FetchResponse { partitions };
+    let Some(mut room) = room else {
+        return Ok(peer.hold(answer).await);
+    };
+    room.shrink(bytes_max.saturating_sub(left));
+    let mut response = Response::new(answer);
+    response.extensions_mut().insert(HeldBytes::new(room));
     Ok(response)
 }
 
 fn check(request: &FetchRequest) -> Result<Format, RequestError> {
     log::check_partitions(request.partitions.len())?;
+    let mut named: HashSet<(&str, u32)> = HashSet::with_capacity(request.partitions.len());
+    for wanted in &request.partitions {
+        if !named.insert((&wanted.topic, wanted.partition)) {
+            return Err(RequestError::Value {
+                field: "partitions",
+                value: format!("partition {} of a topic twice", wanted.partition),
+                allowed: "each partition once",
+            });
+        }
+    }
     if request.max_wait_ms > WAIT_MS_MAX {
         return Err(RequestError::Value {
             field: "max_wait_ms",
@@ -144,7 +166,7 @@ async fn fill(
                 .await?;
             answer.records = taken.records;
             answer.next_offset = taken.next_offset.get();
-            *left = left.saturating_sub(taken.len_bytes);
+            *left = left.saturating_sub(taken.memory_bytes);
         }
     }
     Ok(())

@@ -9,8 +9,7 @@ use tidelog_proto::v1::log_server::Log;
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, DeleteRecordsRequest, DeleteRecordsResponse, DeletedRecords,
     FetchRequest, FetchResponse, InitProducerRequest, InitProducerResponse, ListOffsetsPartition,
-    ListOffsetsRequest, ListOffsetsResponse, ListedOffset, ProduceRequest, ProduceResponse,
-    ReadRequest,
+    ListOffsetsRequest, ListOffsetsResponse, ListedOffset, ProduceRequest, ReadRequest,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -135,12 +134,12 @@ impl Log for LogService {
         let appended = produce::appended(shared, pending.await);
         drop(room);
         match appended {
-            Ok(response) => Ok(Response::new(response)),
+            Ok(response) => Ok(peer.hold(response).await),
             Err(failure) => Err(failure.status(shared.broker.metrics())),
         }
     }
 
-    type ProduceStream = TaskStream<Result<ProduceResponse, Status>>;
+    type ProduceStream = TaskStream<produce::Unsent>;
 
     async fn produce(
         &self,
@@ -161,7 +160,8 @@ impl Log for LogService {
         request: Request<FetchRequest>,
     ) -> Result<Response<FetchResponse>, Status> {
         let peer = self.shared.peer(&request);
-        fetch::fetch(&self.shared, &peer, request.into_inner()).await
+        let meter = request.extensions().get::<Meter>().cloned();
+        fetch::fetch(&self.shared, &peer, meter.as_ref(), request.into_inner()).await
     }
 
     type ReadStream = TaskStream<read::Unsent>;
@@ -184,6 +184,7 @@ impl Log for LogService {
         &self,
         request: Request<ListOffsetsRequest>,
     ) -> Result<Response<ListOffsetsResponse>, Status> {
+        let peer = self.shared.peer(&request);
         let wanted = request.into_inner().partitions;
         let shared = &self.shared;
         check_partitions(wanted.len()).map_err(|e| shared.reject(e))?;
@@ -202,7 +203,7 @@ impl Log for LogService {
             .buffered(LOOKUPS_MAX)
             .collect()
             .await;
-        Ok(Response::new(ListOffsetsResponse { partitions }))
+        Ok(peer.hold(ListOffsetsResponse { partitions }).await)
     }
 
     async fn init_producer(
@@ -221,6 +222,7 @@ impl Log for LogService {
         &self,
         request: Request<DeleteRecordsRequest>,
     ) -> Result<Response<DeleteRecordsResponse>, Status> {
+        let peer = self.shared.peer(&request);
         let request = request.into_inner();
         let shared = &self.shared;
         check_partitions(request.partitions.len()).map_err(|e| shared.reject(e))?;
@@ -243,6 +245,6 @@ impl Log for LogService {
             .buffered(LOOKUPS_MAX)
             .collect()
             .await;
-        Ok(Response::new(DeleteRecordsResponse { partitions }))
+        Ok(peer.hold(DeleteRecordsResponse { partitions }).await)
     }
 }

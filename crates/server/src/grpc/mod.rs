@@ -31,6 +31,7 @@ use tonic::{Request, Status};
 use tonic_health::pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET;
 use tonic_health::server::HealthReporter;
 
+pub(crate) use self::call::HeldBytes;
 use self::call::{Around, Meter};
 use self::status::{Failure, RequestError, failure, sort_foreign};
 use crate::config::Limits;

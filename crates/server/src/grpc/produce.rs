@@ -2,8 +2,8 @@
 //!
 //! One task reads requests in order and submits each before it reads the next, which keeps the
 //! order within partitions. Answers go out as they come. What is unanswered is bounded in bytes,
-//! for the connection here and for all of them in the broker: above that the stream is not read,
-//! and HTTP/2 holds the client back.
+//! for the connection here and for all of them in the broker, and so are answers that the client
+//! does not take: above that the stream is not read, and HTTP/2 holds the client back.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -19,7 +19,9 @@ use tonic::{Status, Streaming};
 
 use super::call::Meter;
 use super::status::{Failure, RequestError, failure};
+use super::task::Waiting;
 use super::{Shared, convert, message_is_taken};
+use crate::room::Room;
 use crate::transport::Peer;
 
 /// How many answers wait for the client. They are small.
@@ -47,7 +49,7 @@ pub(super) async fn run(
     peer: Peer,
     meter: Option<Meter>,
     mut requests: Streaming<ProduceRequest>,
-    sender: mpsc::Sender<Result<ProduceResponse, Status>>,
+    sender: mpsc::Sender<Unsent>,
 ) {
     let _counted = shared.metrics.stream("Produce");
     let mut answers = Answers {
@@ -80,7 +82,26 @@ pub(super) async fn run(
         Ok(End::Stopping) => shared.reject(RequestError::Stopping),
     };
     // Only fails when the client is gone, and then nobody wants to know.
-    drop(answers.sender.send(Err(status)).await);
+    let last = Unsent {
+        answer: Err(status),
+        _room: None,
+    };
+    drop(answers.sender.send(last).await);
+}
+
+/// An answer that waits for the client, and the room it takes among all that waits.
+#[derive(Debug)]
+pub(crate) struct Unsent {
+    answer: Result<ProduceResponse, Status>,
+    _room: Option<Room>,
+}
+
+impl Waiting for Unsent {
+    type Message = ProduceResponse;
+
+    fn take(self) -> Result<ProduceResponse, Status> {
+        self.answer
+    }
 }
 
 /// Takes one request, up to the moment when the next one may be submitted.
@@ -92,6 +113,10 @@ async fn take(
     answers: &mut Answers,
 ) -> Result<(), Gone> {
     let correlation_id = request.correlation_id;
+    // Room for the answer: who does not take answers is not read any more.
+    let unsent = answers
+        .during(peer.unsent(convert::REQUEST_OVERHEAD))
+        .await?;
     let converted = match request.append {
         Some(append) => convert::append(append, meter),
         None => Err(RequestError::Missing {
@@ -107,13 +132,21 @@ async fn take(
                 .during(peer.in_flight(convert::REQUEST_OVERHEAD))
                 .await?;
             message_is_taken(meter);
-            answers.failed(shared, correlation_id, &error.into(), room);
+            let rooms = Rooms {
+                _in_flight: room,
+                unsent,
+            };
+            answers.failed(shared, correlation_id, &error.into(), rooms);
             return Ok(());
         }
     };
     let wants_answer = append.acks != Acks::None;
     let room = answers.during(peer.in_flight(len)).await?;
     message_is_taken(meter);
+    let room = Rooms {
+        _in_flight: room,
+        unsent,
+    };
     match answers.during(shared.broker.submit(append)).await? {
         Ok(pending) => answers.wait_for(shared.clone(), correlation_id, pending, room),
         Err(error) => {
@@ -166,10 +199,26 @@ pub(super) fn appended(
 /// An answer on its way: none for requests that want none.
 type Pending = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
-/// An answer, and the room in flight that its request takes until it is sent.
+/// What a request takes until it is answered, and its answer until the client takes it.
+struct Rooms {
+    _in_flight: OwnedSemaphorePermit,
+    unsent: Room,
+}
+
+/// An answer, and the room that its request and itself take until it is sent.
 struct Answer {
     response: Option<ProduceResponse>,
-    _room: OwnedSemaphorePermit,
+    room: Rooms,
+}
+
+impl Answer {
+    /// As it goes to the client; nothing for a request that wants no answer.
+    fn into_unsent(self) -> Option<Unsent> {
+        Some(Unsent {
+            answer: Ok(self.response?),
+            _room: Some(self.room.unsent),
+        })
+    }
 }
 
 /// The requests of a stream that were submitted and not answered yet.
@@ -177,7 +226,7 @@ struct Answers {
     pending: FuturesUnordered<Pending>,
     /// Complete, but the client does not take it yet.
     unsent: Option<Answer>,
-    sender: mpsc::Sender<Result<ProduceResponse, Status>>,
+    sender: mpsc::Sender<Unsent>,
 }
 
 impl Answers {
@@ -188,10 +237,10 @@ impl Answers {
             tokio::select! {
                 biased;
                 place = self.sender.reserve(), if self.unsent.is_some() => {
-                    let answer = self.unsent.take().and_then(|answer| answer.response);
+                    let answer = self.unsent.take().and_then(Answer::into_unsent);
                     let place = place.map_err(|_| Gone)?;
-                    if let Some(response) = answer {
-                        place.send(Ok(response));
+                    if let Some(answer) = answer {
+                        place.send(answer);
                     }
                 }
                 Some(answer) = self.pending.next(), if self.unsent.is_none() => {
@@ -215,8 +264,8 @@ impl Answers {
     async fn step(&mut self) -> Result<(), Gone> {
         match self.unsent.take() {
             Some(answer) => {
-                if let Some(response) = answer.response {
-                    self.sender.send(Ok(response)).await.map_err(|_| Gone)?;
+                if let Some(answer) = answer.into_unsent() {
+                    self.sender.send(answer).await.map_err(|_| Gone)?;
                 }
             }
             None => self.unsent = self.pending.next().await,
@@ -229,7 +278,7 @@ impl Answers {
         shared: Arc<Shared>,
         correlation_id: u64,
         pending: PendingAppend,
-        room: OwnedSemaphorePermit,
+        room: Rooms,
     ) {
         let wants_answer = pending.wants_answer();
         self.pending.push(Box::pin(async move {
@@ -244,18 +293,12 @@ impl Answers {
             };
             Answer {
                 response: wants_answer.then_some(response),
-                _room: room,
+                room,
             }
         }));
     }
 
-    fn failed(
-        &mut self,
-        shared: &Shared,
-        correlation_id: u64,
-        failure: &Failure,
-        room: OwnedSemaphorePermit,
-    ) {
+    fn failed(&mut self, shared: &Shared, correlation_id: u64, failure: &Failure, room: Rooms) {
         let error = failure.message(shared.broker.metrics());
         let response = ProduceResponse {
             correlation_id,
@@ -263,7 +306,7 @@ impl Answers {
         };
         let answer = Answer {
             response: Some(response),
-            _room: room,
+            room,
         };
         self.pending.push(Box::pin(std::future::ready(answer)));
     }

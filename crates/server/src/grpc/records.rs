@@ -16,6 +16,8 @@ const DECOMPRESS_INLINE_MAX: usize = 1024;
 
 /// What a field costs beside its bytes: its number and its length.
 const FIELD_OVERHEAD: usize = 4;
+/// After how many bytes of decoded records others get their turn on the thread.
+const TURN_BYTES: usize = 64 * 1024;
 
 /// Records `from..end` of some batches, in order. Holds the decompressed form of one batch at a
 /// time, counted in [`OpenedBatches`]. The records given out share its memory if it is [`SMALL`],
@@ -52,6 +54,8 @@ pub(super) struct Taken {
     pub(super) records: Vec<v1::Record>,
     /// What they take in an answer, in bytes.
     pub(super) len_bytes: usize,
+    /// What they take in memory, in bytes.
+    pub(super) memory_bytes: usize,
     /// The offset after the last of them.
     pub(super) next_offset: Offset,
     /// Whether these were the last.
@@ -86,23 +90,31 @@ impl RecordCursor {
         }
     }
 
-    /// The next records, about `bytes_max` of them but at least one, if there are any.
+    /// The next records, about `bytes_max` of them but at least one, if there are any. What they
+    /// take in memory counts where that is more than in an answer: many empty headers.
     pub(super) async fn take(&mut self, bytes_max: usize) -> Result<Taken, ReadError> {
         let mut records = Vec::new();
-        let mut len_bytes = 0;
+        let (mut len_bytes, mut memory_bytes) = (0, 0);
         while let Some(record) = self.next_record().await.map_err(damaged)? {
             let len = record.encoded_len() + FIELD_OVERHEAD;
-            if !records.is_empty() && len_bytes + len > bytes_max {
+            let memory = memory_bytes + len + decoded_overhead(&record);
+            if !records.is_empty() && (len_bytes + len > bytes_max || memory > bytes_max.max(SMALL))
+            {
                 self.held = Some(record);
                 let next_offset = self.next;
                 return Ok(Taken {
                     records,
                     len_bytes,
+                    memory_bytes,
                     next_offset,
                     is_last: false,
                 });
             }
+            if memory / TURN_BYTES > memory_bytes / TURN_BYTES {
+                tokio::task::yield_now().await;
+            }
             len_bytes += len;
+            memory_bytes = memory;
             // Offsets are below `Offset::MAX`, since the one after a batch's last was assigned.
             self.next = Offset::new(record.offset + 1).unwrap_or(Offset::MAX);
             records.push(record);
@@ -111,6 +123,7 @@ impl RecordCursor {
         Ok(Taken {
             records,
             len_bytes,
+            memory_bytes,
             next_offset: self.end,
             is_last: true,
         })
@@ -198,6 +211,11 @@ async fn open(batch: Batch, opened: &OpenedBatches) -> Result<Open, BatchError> 
         records,
         _room: Some(room),
     })
+}
+
+/// What a record takes in memory beside its bytes.
+fn decoded_overhead(record: &v1::Record) -> usize {
+    size_of::<v1::Record>() + record.headers.len() * size_of::<v1::Header>()
 }
 
 /// Gives the record memory of its own.

@@ -54,6 +54,7 @@ impl Topics for TopicsService {
         &self,
         request: Request<ListTopicsRequest>,
     ) -> Result<Response<ListTopicsResponse>, Status> {
+        let peer = self.shared.peer(&request);
         let request = request.into_inner();
         let page_size = match request.page_size {
             0 => PAGE_SIZE_MAX,
@@ -82,23 +83,25 @@ impl Topics for TopicsService {
             (Some(_), Some(last)) => last.name.clone(),
             _ => String::new(),
         };
-        Ok(Response::new(ListTopicsResponse {
+        let response = ListTopicsResponse {
             topics,
             next_page_token,
-        }))
+        };
+        Ok(peer.hold(response).await)
     }
 
     async fn describe_topic(
         &self,
         request: Request<DescribeTopicRequest>,
     ) -> Result<Response<DescribeTopicResponse>, Status> {
+        let peer = self.shared.peer(&request);
         let request = request.into_inner();
         let description = self
             .shared
             .broker
             .describe_topic(&request.name, request.include_segments);
         let description = description.map_err(|e| self.shared.refuse(&e))?;
-        Ok(Response::new(topic_description(description)))
+        Ok(peer.hold(topic_description(description)).await)
     }
 
     async fn alter_topic(

@@ -250,3 +250,93 @@ async fn one_connections_answers_wait_for_each_other_when_they_are_large() {
         assert!(fetched.partitions[0].batches.len() > 90_000);
     }
 }
+
+#[tokio::test]
+async fn a_partition_is_fetched_once_in_a_request() {
+    let mut f = Fixture::start().await;
+    f.create("t", 2).await;
+    let mut request = fetch("t", 0, 0);
+    request.partitions.extend(fetch("t", 1, 0).partitions);
+    f.log.fetch(request.clone()).await.unwrap();
+    request.partitions.extend(fetch("t", 0, 5).partitions);
+    let status = f.log.fetch(request).await.unwrap_err();
+    told(status, Code::InvalidArgument, "INVALID_REQUEST").field("partitions");
+}
+
+#[tokio::test]
+async fn fetches_that_wait_count_as_received() {
+    let mut f = Fixture::with(|config| {
+        config.limits.request_bytes_max = 64 * 1024;
+        config.limits.receiving_bytes_max = 100_000;
+    })
+    .await;
+    f.create("t", 100).await;
+    let mut request = v1::FetchRequest {
+        max_wait_ms: 60_000,
+        ..fetch("t", 0, 0)
+    };
+    for partition in 1..100 {
+        request
+            .partitions
+            .extend(fetch("t", partition, 0).partitions);
+    }
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let (mut log, request) = (f.log.clone(), request.clone());
+            tokio::spawn(async move { log.fetch(request).await })
+        })
+        .collect();
+    // One waits, and is answered in the end; there is no room for two.
+    let mut refused = 0;
+    f.until_metric("tidelog_errors_total{reason=\"OVERLOADED\"}", 2.0)
+        .await;
+    f.append("t", 7, &["v"]).await;
+    for call in waiting {
+        match in_time(call).await.unwrap() {
+            Ok(_) => {}
+            Err(status) => {
+                told(status, Code::ResourceExhausted, "OVERLOADED").can_be_retried();
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 2);
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+}
+
+#[tokio::test]
+async fn records_count_by_what_they_take_in_memory() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    // 9,000 empty headers a record: two bytes each in an answer, and some fifty in memory.
+    let headers = vec![("", None); 9_000];
+    let mut builder = tidelog_record::BatchBuilder::new(Compression::Zstd);
+    for _ in 0..100 {
+        let at = tidelog_record::Timestamp::from_millis(1);
+        builder.push(at, None, None, &headers).unwrap();
+    }
+    f.log
+        .append(append_batch("t", 0, builder.build().unwrap()))
+        .await
+        .unwrap();
+    let request = v1::FetchRequest {
+        max_bytes: 4 << 20,
+        format: v1::Format::Records.into(),
+        partitions: vec![v1::FetchPartition {
+            max_bytes: 4 << 20,
+            ..fetch("t", 0, 0).partitions.remove(0)
+        }],
+        ..v1::FetchRequest::default()
+    };
+    let mut next = 0;
+    while next < 100 {
+        let mut request = request.clone();
+        request.partitions[0].offset = next;
+        let fetched = f.log.fetch(request).await.unwrap().into_inner();
+        let records = &fetched.partitions[0].records;
+        assert!(!records.is_empty());
+        let headers: usize = records.iter().map(|record| record.headers.len()).sum();
+        assert!(headers * size_of::<v1::Header>() <= 4 << 20, "{headers}");
+        next = fetched.partitions[0].next_offset;
+    }
+}

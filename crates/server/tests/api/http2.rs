@@ -233,3 +233,46 @@ async fn a_deadline_far_away_changes_nothing() {
     let answers = in_time(messages::<v1::AppendResponse>(&mut body, 1)).await;
     assert_eq!(answers[0].results[0].base_offset, Some(0));
 }
+
+#[tokio::test]
+async fn who_takes_no_answers_is_not_read() {
+    // All connections together may have a hundred answers waiting.
+    let mut f = Fixture::with(|config| {
+        config.limits.request_bytes_max = 64 * 1024;
+        config.limits.fetch_bytes_max = 100_000;
+        config.limits.connection_unsent_bytes_max = 100_000;
+        config.limits.unsent_bytes_max = 100_000;
+    })
+    .await;
+    f.create("t", 1).await;
+    let mut hogs = Vec::new();
+    for _ in 0..3 {
+        let io = TcpStream::connect(f.server.grpc_addr()).await.unwrap();
+        let (mut requests, connection) = h2::client::Builder::new()
+            .initial_window_size(0)
+            .handshake::<_, Bytes>(io)
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let (response, mut stream) = call(&mut requests, "Produce", None).await;
+        let sending = tokio::spawn(async move {
+            // Requests without anything to append, each refused.
+            loop {
+                send(&mut stream, framed(&v1::ProduceRequest::default())).await;
+            }
+        });
+        hogs.push((requests, response, sending));
+    }
+    f.until_metric_at_least("tidelog_grpc_unsent_bytes", 98_000.0)
+        .await;
+    // Others are answered all the same.
+    for offset in 0..5 {
+        assert_eq!(f.append("t", 0, &["v"]).await, offset);
+    }
+    assert!(f.metric("tidelog_grpc_unsent_bytes").await <= 100_000.0 + 4.0 * 1024.0);
+    for (_, _, sending) in &hogs {
+        sending.abort();
+    }
+    drop(hogs);
+    f.until_metric("tidelog_grpc_unsent_bytes", 0.0).await;
+}

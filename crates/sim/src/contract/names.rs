@@ -166,7 +166,13 @@ pub(super) fn locks(disk: &dyn Disk, dir: &Path) {
         Err(LockError::Held { path: named }) => assert_eq!(named, path),
         other => panic!("a held lock must be refused as such, not {other:?}"),
     }
-    let second = disk.lock(&other).expect("another file is another lock");
+    assert!(disk.lock(&other).is_err(), "the directory is locked");
+    disk.remove_file(&path).expect("the file is no lock");
+    assert!(disk.lock(&path).is_err(), "nor does removing it help");
+    let below = dir.join("below");
+    disk.create_dir_all(&below)
+        .expect("a directory can be made");
+    let second = disk.lock(&below.join("lock")).expect("another directory");
     drop(held);
     let held = disk.lock(&path).expect("it was given back");
     assert!(disk.lock(&path).is_err());

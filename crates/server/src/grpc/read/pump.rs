@@ -274,7 +274,7 @@ impl Pump<'_> {
             self.plan.credit.spend(taken.len_bytes);
             let mut answer = self.answer(at, taken.next_offset, rest.high_watermark);
             answer.records = taken.records;
-            place.send(unsent(answer, room, taken.len_bytes));
+            place.send(unsent(answer, room, taken.memory_bytes));
         }
         if taken.is_last {
             self.after(at, taken.next_offset);
