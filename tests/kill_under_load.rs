@@ -42,6 +42,7 @@ fn request(correlation_id: u64, producer: u32, value: &str) -> ProduceRequest {
             payload: Some(append_request::Payload::Records(NewRecords {
                 records: vec![record],
                 compression: 0,
+                producer: None,
             })),
         }),
     }

@@ -137,11 +137,14 @@ impl Drop for Broker {
 /// `tidelog serve` on free ports, not yet started.
 pub fn serve(data_dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(TIDELOG);
+    if !args.contains(&"--grpc-addr") {
+        command.env("TIDELOG_GRPC_ADDR", "127.0.0.1:0");
+    }
     command
         .arg("serve")
         .arg("--data-dir")
         .arg(data_dir)
-        .args(["--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0"])
+        .args(["--http-addr", "127.0.0.1:0"])
         .args(args)
         .current_dir(data_dir.parent().unwrap())
         .stdin(Stdio::null())

@@ -15,11 +15,12 @@
 //! # What is promised
 //! With [`Acks::All`] a record whose future gives [`Delivered`] survives the loss of power. A record
 //! whose future gives an error that [is of unknown outcome](ClientError::is_outcome_unknown) may or
-//! may not be there. **A retry can store a record twice**: when a connection breaks, the producer
-//! cannot know whether the batches in flight were stored, and sends them again.
+//! may not be there. **A retry is stored once**: when a connection breaks, the producer cannot know
+//! whether the batches in flight were stored, and sends them again under the numbers by which the
+//! broker knows them ([`ProducerConfig::idempotence`]; not with other acks).
 //!
 //! Records that one task sends to one partition are stored in the order of the calls, retries
-//! included, as long as [`ProducerConfig::in_flight_per_partition_max`] is 1, its default.
+//! included.
 
 mod admin;
 mod backoff;

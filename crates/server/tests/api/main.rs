@@ -8,6 +8,7 @@ mod http;
 mod http2;
 mod limits;
 mod produce;
+mod producers;
 mod read;
 mod stop;
 mod storage;
