@@ -60,7 +60,7 @@ pub use read::{
 pub use seams::{Clock, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
-pub use tidelog_controller::{EffectiveSetting, NewTopic};
+pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
 pub use tidelog_log::{Batches, SegmentInfo};
 
 use append::StickyBytes;
