@@ -255,8 +255,7 @@ impl Failure {
     /// The same, with the field it is about inside of `outer`, a field of a larger request.
     pub(crate) fn inside(mut self, outer: &str) -> Self {
         if let Some(field) = &mut self.0.field {
-            field.insert_str(0, ".");
-            field.insert_str(0, outer);
+            *field = format!("{outer}.{field}");
         }
         self
     }
