@@ -281,6 +281,11 @@ fn measurements_say_what_was_asked_for() {
     }
     let report = bench(&["consume"]);
     assert_eq!(report["records"], 20, "{report}");
+    // What is to be read must be there.
+    let output = broker.run(&["bench", "consume", "--topic", "nothing"]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    assert!(stderr(&output).contains("TOPIC_NOT_FOUND"));
+    assert!(!broker.ok(&["topic", "list"]).contains("nothing"));
 }
 
 #[test]
