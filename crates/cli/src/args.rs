@@ -22,7 +22,7 @@ pub(crate) enum Command {
     /// Run a broker.
     ///
     /// Once it is ready, it prints one line of JSON with its addresses to stdout and writes the same
-    /// to addresses.json in its data directory. Logs go to stderr.
+    /// to addresses.json in its data directory, unless the disk is full. Logs go to stderr.
     Serve(Box<ServeArgs>),
     /// Show what it does: a broker, real events, kill -9, and everything is still there.
     ///

@@ -28,10 +28,10 @@ pub struct ServeArgs {
     /// Threads that serve connections; 0: one a core [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub threads: Option<String>,
-    /// Event loops that own partitions; 0: chosen by the broker [default: 0]
+    /// Event loops that own partitions; 0: one a core [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub shards: Option<String>,
-    /// Threads that sync files; 0: chosen by the broker [default: 0]
+    /// Threads that sync files at a time; 0: 4 [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub sync_threads: Option<String>,
     /// The largest request [default: 16MiB]

@@ -35,9 +35,9 @@ pub struct Config {
     pub log_level: String,
     /// Threads that serve connections; 0 means one a core.
     pub threads: usize,
-    /// Event loops that own partitions; 0 means what the broker chooses.
+    /// Event loops that own partitions; 0 means one a core.
     pub shards: usize,
-    /// Threads that sync files; 0 means what the broker chooses.
+    /// Threads that sync files at a time; 0 means what the broker chooses.
     pub sync_threads: usize,
     /// What bounds memory and waiting.
     pub limits: Limits,

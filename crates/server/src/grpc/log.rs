@@ -189,7 +189,7 @@ impl Log for LogService {
         let wanted = request.into_inner().partitions;
         let shared = &self.shared;
         check_partitions(wanted.len()).map_err(|e| shared.reject(e))?;
-        let mut positions = Vec::with_capacity(wanted.len());
+        let mut places = Vec::with_capacity(wanted.len());
         for (i, partition) in wanted.iter().enumerate() {
             let at = convert::offset_spec(partition.at.as_ref(), "at").map_err(|e| {
                 let field = format!("partitions[{i}].at");
@@ -197,9 +197,9 @@ impl Log for LogService {
                     .in_field(field)
                     .status(shared.broker.metrics())
             })?;
-            positions.push(at);
+            places.push(at);
         }
-        let partitions = stream::iter(wanted.into_iter().zip(positions))
+        let partitions = stream::iter(wanted.into_iter().zip(places))
             .map(|(partition, at)| self.list_offset(partition, at))
             .buffered(LOOKUPS_MAX)
             .collect()
