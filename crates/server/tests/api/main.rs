@@ -9,6 +9,7 @@ mod http2;
 mod limits;
 mod produce;
 mod read;
+mod read_bounds;
 mod stop;
 mod storage;
 mod support;
