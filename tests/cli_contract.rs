@@ -281,6 +281,11 @@ fn measurements_say_what_was_asked_for() {
     }
     let report = bench(&["consume"]);
     assert_eq!(report["records"], 20, "{report}");
+    // What is to be read must be there.
+    let output = broker.run(&["bench", "consume", "--topic", "nothing"]);
+    assert_eq!(code(&output), 3, "{}", stderr(&output));
+    assert!(stderr(&output).contains("TOPIC_NOT_FOUND"));
+    assert!(!broker.ok(&["topic", "list"]).contains("nothing"));
 }
 
 #[test]
@@ -358,6 +363,34 @@ fn next_steps_name_the_topic() {
     says(&args, b"", add);
     let alter = "tidelog topic alter MY_TOPIC -c max.message.bytes=N";
     says(&["produce", name], &[b'x'; 5000], alter);
+}
+
+#[test]
+fn what_was_not_made_has_no_id() {
+    let (_dir, broker) = started();
+    let create = ["topic", "create", "t", "-o", "json"];
+    let dry = [&create[..], &["--dry-run"]].concat();
+    let would_be = json_lines(&broker.ok(&dry)).remove(0);
+    assert_eq!(would_be["id"], Value::Null, "{would_be}");
+    let made = json_lines(&broker.ok(&create)).remove(0);
+    assert_eq!(made["id"].as_str().map(str::len), Some(32), "{made}");
+}
+
+#[test]
+fn limits_say_which_one_to_raise() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start_with(dir.path(), &["--topics-max", "1"]);
+    broker.ok(&["topic", "create", "t"]);
+    let refused = |name| {
+        let output = broker.run(&["topic", "create", name]);
+        assert_eq!(code(&output), 3, "{}", stderr(&output));
+        stderr(&output)
+    };
+    let said = refused("u");
+    assert!(said.contains("LIMIT_REACHED"), "{said}");
+    assert!(said.contains("a larger topics_max\n"), "{said}");
+    let said = refused("__mine");
+    assert!(said.contains("it can be read\n"), "{said}");
 }
 
 #[test]

@@ -81,6 +81,7 @@ fn code_1_is_for_what_has_no_other() {
     ends(&broker, &args, b"", 1, "there/is/no/such/file");
     let args = ["produce", "t", "--key-field", "k"];
     ends(&broker, &args, b"{\"k\":1}\nno json\n", 1, "line 2");
+    broker.ok(&["topic", "create", "empty"]);
     let args = ["bench", "consume", "--topic", "empty"];
     ends(&broker, &args, b"", 1, "topic empty has no records");
     // What it prints goes to a disk that is full.

@@ -16,9 +16,9 @@ use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::log_server::{Log, LogServer};
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, AppendResult, DeleteRecordsRequest, DeleteRecordsResponse,
-    FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse, ProduceRequest,
-    ProduceResponse, ReadData, ReadRequest, ReadResponse, ReadStart, append_request,
-    produce_response, read_request, read_response,
+    FetchRequest, FetchResponse, InitProducerRequest, InitProducerResponse, ListOffsetsRequest,
+    ListOffsetsResponse, ProduceRequest, ProduceResponse, ReadData, ReadRequest, ReadResponse,
+    ReadStart, append_request, produce_response, read_request, read_response,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
@@ -230,6 +230,13 @@ impl Log for Nothing {
             })
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn init_producer(
+        &self,
+        _request: Request<InitProducerRequest>,
+    ) -> Result<Response<InitProducerResponse>, Status> {
+        Err(Status::unimplemented("only streams are measured"))
     }
 
     async fn append(

@@ -21,7 +21,8 @@ pub enum ErrorKind {
     Precondition,
     /// The offset is outside of the log. Nothing changed.
     OutOfRange,
-    /// Too much at once, or no space. Surely nothing changed: try again later.
+    /// Too much at once, no space, or a limit was met. Surely nothing changed: try again later, if
+    /// [`Facts::retry_after`] says when.
     Exhausted,
     /// Not now. Surely nothing changed: try again.
     Unavailable,
@@ -484,9 +485,7 @@ pub enum TopicError {
     )]
     OutOfFiles(String),
     /// There are as many topics or partitions as the broker takes.
-    #[error(
-        "the broker takes at most {max} {what} ({setting}); it has {count}, and {asked} more are asked for"
-    )]
+    #[error("too many {what}: {asked} asked for, {count} there, at most {max} allowed ({setting})")]
     LimitReached {
         /// Topics or partitions.
         what: &'static str,

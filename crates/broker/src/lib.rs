@@ -15,8 +15,12 @@
 //!
 //! *Topics* (`topics.rs`): decided by the state machine of the `controller` crate, one change at a
 //! time; each change is durable in the metadata log, the partition `__cluster_metadata-0`, before
-//! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A change that has begun goes on when its
-//! caller goes away.
+//! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A
+//! change that has begun goes on when its caller goes away. `describe.rs` tells what there is.
+//!
+//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much; `stop.rs` closes
+//! the logs and says so in the state file; `metrics.rs` counts; `error.rs` has an error for each
+//! operation, with the facts that listeners tell.
 //!
 //! Time, ids and files come in through [`Seams`].
 
@@ -62,7 +66,7 @@ pub use read::{
 pub use seams::{Clock, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
-pub use tidelog_controller::{EffectiveSetting, NewTopic};
+pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
 
 use append::StickyBytes;

@@ -22,7 +22,7 @@ pub(crate) enum Command {
     /// Run a broker.
     ///
     /// Once it is ready, it prints one line of JSON with its addresses to stdout and writes the same
-    /// to addresses.json in its data directory. Logs go to stderr.
+    /// to addresses.json in its data directory, unless the disk is full. Logs go to stderr.
     Serve(Box<ServeArgs>),
     /// Show what it does: a broker, real events, kill -9, and everything is still there.
     ///
@@ -213,6 +213,13 @@ mod tests {
             "tidelog consume t -f %s -o json",
             "tidelog consume t -n x",
             "tidelog bench produce --size 0",
+            "tidelog bench consume --acks all",
+            "tidelog bench consume --rate 10",
+            "tidelog bench consume --size 10",
+            "tidelog bench consume --partitions 2",
+            "tidelog bench consume --in-flight 2",
+            "tidelog bench latency --in-flight 2",
+            "tidelog bench latency --batch-size 64KiB",
             "tidelog topic list --broker http://x",
             "tidelog --broker a:1 topic list",
             "tidelog serve --broker a:1",

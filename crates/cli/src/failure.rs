@@ -137,6 +137,13 @@ fn next_step(error: &ClientError) -> Option<String> {
         "PARTITION_NOT_FOUND" => Some(format!(
             "add some with: tidelog topic add-partitions {topic} --partitions N"
         )),
+        "LIMIT_REACHED" => {
+            let limit = broker.facts.get("limit").map_or("it", String::as_str);
+            Some(format!(
+                "delete topics that are not needed, or start the broker with a larger {limit}"
+            ))
+        }
+        "INTERNAL_TOPIC" => Some("use another topic; if this one is there, it can be read".into()),
         "OFFSET_OUT_OF_RANGE" => Some(format!("see what there is with: tidelog offsets {topic}")),
         "BATCH_TOO_LARGE" => Some(format!(
             "raise the limit with: tidelog topic alter {topic} -c max.message.bytes=N"

@@ -11,6 +11,7 @@ use crate::parse::time::parse_rfc3339;
 /// Why a line does not give a field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FieldError {
+    /// The cause names no line: whoever tells it knows which line of the input it is.
     #[error("it is no JSON object: {cause}")]
     NotAnObject { cause: String },
     #[error("it has no field {field:?}")]
@@ -45,8 +46,12 @@ impl Wanted {
             return Ok(Picked::default());
         }
         let mut parser = serde_json::Deserializer::from_slice(line);
-        let not_an_object = |error: serde_json::Error| FieldError::NotAnObject {
-            cause: error.to_string(),
+        let not_an_object = |error: serde_json::Error| {
+            let cause = error.to_string();
+            let line = format!(" at line {} column ", error.line());
+            FieldError::NotAnObject {
+                cause: cause.replacen(&line, " at column ", 1),
+            }
         };
         let (key, timestamp) = Fields(self)
             .deserialize(&mut parser)
@@ -201,6 +206,19 @@ mod tests {
             timestamp: Some("time".to_owned()),
         };
         Ok(wanted.pick(line.as_bytes())?.timestamp.unwrap().millis())
+    }
+
+    #[test]
+    fn what_is_no_json_is_told_with_its_column_alone() {
+        let wanted = Wanted {
+            key: Some("k".to_owned()),
+            timestamp: None,
+        };
+        for line in [&b"no json"[..], b"{\"k\":1} more", b"[1]"] {
+            let said = wanted.pick(line).unwrap_err().to_string();
+            assert!(said.contains(" at column "), "{said}");
+            assert!(!said.contains("line"), "{said}");
+        }
     }
 
     #[test]

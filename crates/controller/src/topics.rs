@@ -90,7 +90,7 @@ pub enum TopicError {
         name: String,
     },
     /// So many partitions are not allowed.
-    #[error("a topic cannot have {asked} partitions; allowed are {min} to {PARTITIONS_MAX}")]
+    #[error("{}", partitions_refused(*asked, *min))]
     Partitions {
         /// What was asked for.
         asked: u32,
@@ -105,6 +105,23 @@ pub enum TopicError {
         /// The name.
         name: TopicName,
     },
+}
+
+/// A new topic may have one partition; where the least is more, there is a topic already.
+fn partitions_refused(asked: u32, min: u32) -> String {
+    let there = match min.saturating_sub(1) {
+        0 => {
+            return format!(
+                "a topic cannot have {asked} partitions; allowed are 1 to {PARTITIONS_MAX}"
+            );
+        }
+        1 => "1 partition".to_owned(),
+        there => format!("{there} partitions"),
+    };
+    if min > PARTITIONS_MAX {
+        return format!("the topic has {there}, the most there can be");
+    }
+    format!("the topic has {there}; it can be given {min} to {PARTITIONS_MAX} in all, not {asked}")
 }
 
 /// A command of the metadata log does not fit the ones before it.
@@ -324,7 +341,7 @@ mod tests {
         let fewer = topics.decide_add_partitions("orders", 5).unwrap_err();
         assert_eq!(
             fewer.to_string(),
-            "a topic cannot have 5 partitions; allowed are 6 to 10000"
+            "the topic has 5 partitions; it can be given 6 to 10000 in all, not 5"
         );
 
         let delete = topics.decide_delete("orders").unwrap();
@@ -376,5 +393,32 @@ mod tests {
             e.to_string(),
             "a topic cannot have 10001 partitions; allowed are 1 to 10000"
         );
+    }
+
+    #[test]
+    fn who_asks_for_too_few_more_partitions_is_told_how_many_there_are() {
+        for (there, asked, said) in [
+            (
+                1,
+                1,
+                "the topic has 1 partition; it can be given 2 to 10000 in all, not 1",
+            ),
+            (
+                3,
+                10_001,
+                "the topic has 3 partitions; it can be given 4 to 10000 in all, not 10001",
+            ),
+            (
+                10_000,
+                10_001,
+                "the topic has 10000 partitions, the most there can be",
+            ),
+        ] {
+            let mut topics = Topics::default();
+            let create = topics.decide_create(&new("a", there), id(1)).unwrap();
+            topics.apply(&create).unwrap();
+            let e = topics.decide_add_partitions("a", asked).unwrap_err();
+            assert_eq!(e.to_string(), said);
+        }
     }
 }

@@ -7,8 +7,8 @@ pub struct LogOptions {
     /// pass it begins the next segment, and one that can fit no segment is refused. Internal
     /// entries may pass it. At most [`SEGMENT_BYTES_LIMIT`] counts.
     pub segment_bytes: u32,
-    /// How old a segment gets before the next append rolls it, in milliseconds
-    /// (Kafka's `segment.ms`).
+    /// How old a segment gets before the next append rolls it, in milliseconds (Kafka's
+    /// `segment.ms`). One that nothing is appended to is sealed by retention.
     pub segment_ms: u64,
     /// How far apart index entries are at least, in bytes (Kafka's `index.interval.bytes`).
     pub index_interval_bytes: u32,

@@ -198,7 +198,8 @@ async fn say_ready(ready: &Ready, disk: Arc<dyn Disk>) -> Result<(), tidelog_dis
 
 fn broker_config(config: &Config) -> BrokerConfig {
     let mut broker = BrokerConfig {
-        data_dir: config.data_dir.clone(),
+        // So that what is said about files helps those who do not know where the broker was started.
+        data_dir: absolute(&config.data_dir),
         in_flight_bytes_max: config.limits.in_flight_bytes_max,
         topics_max: config.limits.topics_max,
         partitions_max: config.limits.partitions_max,
@@ -260,5 +261,20 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broker_names_files_by_their_whole_path() {
+        let config = Config {
+            data_dir: "./d".into(),
+            ..Config::default()
+        };
+        let dir = broker_config(&config).data_dir;
+        assert!(dir.is_absolute() && dir.ends_with("d"), "{dir:?}");
     }
 }

@@ -58,8 +58,12 @@ impl Total {
 /// What one connection holds.
 ///
 /// A connection that holds nothing always gets something, at most [`LEAST`]: however much the
-/// others do not take, it goes on, one message at a time. Together they so never hold more than
-/// the total and [`LEAST`] for each connection.
+/// others do not take, it goes on, one message at a time.
+///
+/// A batch is never cut, so what was read can be larger than the room it was read for. Then it
+/// counts whole ([`Room::resize`]), and all that comes later waits for it. Together connections so
+/// hold the total at most, and beside it for each connection [`LEAST`], and for each message under
+/// way at that moment what its batch is larger than its room.
 #[derive(Debug)]
 pub(crate) struct Budget {
     held: Mutex<usize>,
@@ -117,6 +121,13 @@ impl Budget {
         })
     }
 
+    /// Takes `len` bytes, even if there are none left.
+    fn force(&self, len: usize) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        *held += len;
+        self.total.force(len);
+    }
+
     fn give_back(&self, len: usize) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         *held -= len;
@@ -139,13 +150,15 @@ impl Room {
         self.len
     }
 
-    /// Gives back all but `len` bytes. One that turned out larger than its room stays as it is.
-    pub(crate) fn shrink(&mut self, len: usize) {
-        let excess = self.len.saturating_sub(len);
-        if excess > 0 {
-            self.len -= excess;
-            self.budget.give_back(excess);
+    /// What it is for turned out to be `len` bytes: gives back what that does not need. What it
+    /// needs more is taken without waiting, since it is there already.
+    pub(crate) fn resize(&mut self, len: usize) {
+        if len > self.len {
+            self.budget.force(len - self.len);
+        } else if len < self.len {
+            self.budget.give_back(self.len - len);
         }
+        self.len = len;
     }
 }
 
@@ -219,12 +232,33 @@ mod tests {
         let mut room = budget.take(2 * MIB).await;
         let mut next = Box::pin(budget.take(MIB));
         assert!(next.as_mut().now_or_never().is_none());
-        room.shrink(3 * MIB);
-        assert_eq!(room.len(), 2 * MIB);
-        room.shrink(100);
+        room.resize(2 * MIB);
+        assert!(next.as_mut().now_or_never().is_none());
+        room.resize(100);
         assert_eq!((room.len(), next.await.len()), (100, MIB));
         drop(room);
         assert_eq!(total.left(), 2 * MIB);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_its_room_counts_whole() {
+        let total = total(4 * MIB);
+        let (one, other) = (
+            Budget::new(4 * MIB, total.clone()),
+            Budget::new(4 * MIB, total.clone()),
+        );
+        let mut batch = one.take(MIB).await;
+        let second = other.take(MIB).await;
+        batch.resize(16 * MIB);
+        assert_eq!((batch.len(), total.left()), (16 * MIB, 0));
+        // The others' next messages wait too, each for its own client.
+        let mut next = Box::pin(other.take(10));
+        assert!(next.as_mut().now_or_never().is_none());
+        drop(second);
+        assert_eq!(next.await.len(), 10);
+        drop(batch);
+        assert_eq!(total.left(), 4 * MIB);
+        assert_eq!(one.take(4 * MIB).await.len(), 4 * MIB);
     }
 
     #[tokio::test]

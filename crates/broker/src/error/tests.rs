@@ -191,7 +191,7 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
             Box::new(limit),
             Exhausted,
             "LIMIT_REACHED",
-            "at most 9 topics (topics_max); it has 8, and 2 more",
+            "2 asked for, 8 there, at most 9 allowed (topics_max)",
             4,
         ),
         (

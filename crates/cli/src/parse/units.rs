@@ -9,6 +9,8 @@ pub(crate) enum UnitError {
     Duration { text: String },
     #[error("{text:?} is no size; expected a number of bytes, or one with a unit: 64KiB, 1MB")]
     Size { text: String },
+    #[error("it cannot be {text}; allowed are {allowed}")]
+    Range { text: String, allowed: &'static str },
 }
 
 /// A duration such as `500ms`, `90s`, `1h30m`, `7d`; units are ms, s, m, h, d and w.

@@ -48,6 +48,9 @@ pub(crate) struct Stored {
     pub(crate) acks: v1::Acks,
 }
 
+/// A batch of a producer that was stored: sequence, records, offset.
+type Known = (i32, i32, u64);
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) partitions: HashMap<String, u32>,
@@ -61,8 +64,8 @@ pub(crate) struct State {
     pub(crate) identity_failures: usize,
     /// Ids that the broker does not know any more.
     pub(crate) forgotten: Vec<i64>,
-    /// By partition and id: epoch, and what was stored in it as (sequence, records, offset).
-    producers: HashMap<(u32, i64), (i16, Vec<(i32, i32, u64)>)>,
+    /// By partition and id: epoch, and what was stored in it.
+    producers: HashMap<(u32, i64), (i16, Vec<Known>)>,
     /// Batches that came again.
     pub(crate) duplicates: usize,
     /// Requests that came, by partition.

@@ -1,7 +1,7 @@
 //! The files of the state directory: generations, and the spares that the next ones are made of.
 //!
-//! There are always three snapshots and three journals, as far as there was space for them: two of
-//! each are generations, one is a spare. A new generation is written over a spare, and the oldest
+//! There are always three snapshots and three journals, as far as there was space for them: up to
+//! two of each are generations, the others are spares. A new generation is written over a spare, and the oldest
 //! one becomes the next spare, so that neither a start nor a full journal takes new space.
 
 use std::io::IoSlice;

@@ -28,10 +28,10 @@ pub struct ServeArgs {
     /// Threads that serve connections; 0: one a core [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub threads: Option<String>,
-    /// Event loops that own partitions; 0: chosen by the broker [default: 0]
+    /// Event loops that own partitions; 0: one a core [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub shards: Option<String>,
-    /// Threads that sync files; 0: chosen by the broker [default: 0]
+    /// Threads that sync files at a time; 0: 4 [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub sync_threads: Option<String>,
     /// The largest request [default: 16MiB]
@@ -49,7 +49,7 @@ pub struct ServeArgs {
     /// Unanswered appends of all connections [default: 256MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub in_flight_bytes_max: Option<String>,
-    /// Incomplete requests of all connections [default: 256MiB]
+    /// Requests of all connections that arrive, or wait decoded for room [default: 256MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub receiving_bytes_max: Option<String>,
     /// The most one fetch is answered with [default: 50MiB]
@@ -70,7 +70,7 @@ pub struct ServeArgs {
     /// After how long of silence an idempotent producer is forgotten [default: 86400000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub producer_id_expiration_ms: Option<String>,
-    /// How long a graceful stop may take [default: 30000]
+    /// How long clients get in a graceful stop [default: 30000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub shutdown_deadline_ms: Option<String>,
     /// After how long of silence a client is asked for a sign of life [default: 30000]

@@ -35,9 +35,9 @@ pub struct Config {
     pub log_level: String,
     /// Threads that serve connections; 0 means one a core.
     pub threads: usize,
-    /// Event loops that own partitions; 0 means what the broker chooses.
+    /// Event loops that own partitions; 0 means one a core.
     pub shards: usize,
-    /// Threads that sync files; 0 means what the broker chooses.
+    /// Threads that sync files at a time; 0 means what the broker chooses.
     pub sync_threads: usize,
     /// What bounds memory and waiting.
     pub limits: Limits,
@@ -66,8 +66,8 @@ pub struct Limits {
     pub connection_in_flight_bytes_max: usize,
     /// Bytes of appends of all connections that are not answered yet.
     pub in_flight_bytes_max: usize,
-    /// Bytes of requests of all connections that are not complete yet. A request that would
-    /// pass it is refused.
+    /// Bytes of requests of all connections that are not complete yet, or whose records wait
+    /// decoded for room in flight. A request that would pass it is refused.
     pub receiving_bytes_max: usize,
     /// The most bytes one fetch is answered with, but for a first batch that is larger.
     pub fetch_bytes_max: usize,
@@ -75,7 +75,7 @@ pub struct Limits {
     /// it answers wait.
     pub connection_unsent_bytes_max: usize,
     /// The same for all connections together. Above it each connection has one message of at most
-    /// 1 MiB on its way, so that those that take theirs go on.
+    /// 1 MiB on its way, or one batch if that is larger, so that those that take theirs go on.
     pub unsent_bytes_max: usize,
     /// Topics at a time.
     pub topics_max: usize,
@@ -83,7 +83,7 @@ pub struct Limits {
     pub partitions_max: usize,
     /// After how long of silence an idempotent producer is forgotten.
     pub producer_id_expiration: Duration,
-    /// How long a graceful stop may take.
+    /// How long clients get in a graceful stop. Closing the logs may take as long again.
     pub shutdown_deadline: Duration,
     /// After how long without a sign of life a client is asked for one.
     pub keepalive_interval: Duration,

@@ -64,7 +64,7 @@ macro_rules! bytes {
                 config.limits.$field = bytes(text, 64 * 1024, $max)?;
                 Some(())
             },
-            show: |config| config.limits.$field.to_string(),
+            show: |config| show_bytes(config.limits.$field),
         }
     };
 }
@@ -322,9 +322,32 @@ fn bytes(text: &str, min: usize, max: usize) -> Option<usize> {
     Some(bytes).filter(|bytes| (min..=max).contains(bytes))
 }
 
+/// With the largest unit that says it whole.
+fn show_bytes(bytes: usize) -> String {
+    [(GIB, "GiB"), (MIB, "MiB"), (1024, "KiB")]
+        .into_iter()
+        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
+        .map_or_else(
+            || bytes.to_string(),
+            |(unit, name)| format!("{}{name}", bytes / unit),
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn byte_counts_are_shown_as_they_are_written() {
+        for text in ["64KiB", "50MiB", "1GiB", "65537", "4095MiB"] {
+            let bytes = bytes(text, 0, BYTES_MAX).unwrap();
+            assert_eq!(show_bytes(bytes), text);
+        }
+        let defaults = Config::default();
+        for setting in SETTINGS.iter().filter(|s| s.key.contains("bytes")) {
+            assert_eq!((setting.show)(&defaults), setting.default);
+        }
+    }
 
     #[test]
     fn byte_counts_take_units() {

@@ -60,12 +60,21 @@ pub(super) fn offset_spec(
     }
 }
 
-/// An append as the broker takes it, with the bytes it counts as while it is in flight. What its
-/// records take now that they are decoded is counted by `meter` until there is room for it.
+/// An append as the broker takes it.
+pub(super) struct Append {
+    pub(super) request: broker::AppendRequest,
+    /// The bytes it counts as while it is in flight.
+    pub(super) len: usize,
+    /// The field that what is to be appended came in.
+    pub(super) field: &'static str,
+}
+
+/// The append that a request asks for. What its records take now that they are decoded is counted
+/// by `meter` until there is room for it.
 pub(super) fn append(
     request: v1::AppendRequest,
     meter: Option<&Meter>,
-) -> Result<(broker::AppendRequest, usize), RequestError> {
+) -> Result<Append, RequestError> {
     use v1::append_request::Payload;
     let acks = match v1::Acks::try_from(request.acks) {
         Ok(v1::Acks::All) => broker::Acks::All,
@@ -79,10 +88,10 @@ pub(super) fn append(
             });
         }
     };
-    let (payload, len) = match request.payload {
+    let (payload, len, field) = match request.payload {
         Some(Payload::Batch(batch)) => {
             let len = batch.len();
-            (broker::Payload::Batch(batch), len)
+            (broker::Payload::Batch(batch), len, "batch")
         }
         Some(Payload::Records(records)) => {
             let compression = compression(records.compression)?;
@@ -106,12 +115,13 @@ pub(super) fn append(
                     producer,
                 },
                 len,
+                "records",
             )
         }
         None => {
             return Err(RequestError::Missing {
-                field: "payload",
-                what: "a record batch or records must be given",
+                field: "batch",
+                what: "a record batch, or records, must be given",
             });
         }
     };
@@ -121,7 +131,11 @@ pub(super) fn append(
         acks,
         payload,
     };
-    Ok((request, len + REQUEST_OVERHEAD))
+    Ok(Append {
+        request,
+        len: len + REQUEST_OVERHEAD,
+        field,
+    })
 }
 
 fn producer(producer: v1::Producer) -> Result<broker::ProducerStamp, RequestError> {

@@ -75,7 +75,7 @@ pub(super) async fn fetch(
 
     let mut partitions = Vec::with_capacity(fetched.len());
     let bytes_max = room.as_ref().map_or(bytes_max, Room::len);
-    let mut left = bytes_max;
+    let mut used = 0_usize;
     for (one, offset) in fetched.into_iter().zip(offsets) {
         let mut answer = FetchedPartition {
             topic: one.topic,
@@ -84,7 +84,11 @@ pub(super) async fn fetch(
             ..FetchedPartition::default()
         };
         let filled = match one.result {
-            Ok(data) => fill(shared, &mut answer, data, offset, format, &mut left).await,
+            Ok(data) => {
+                let left = bytes_max.saturating_sub(used);
+                let filled = fill(shared, &mut answer, data, offset, format, left).await;
+                filled.map(|len| used += len)
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = filled {
@@ -97,7 +101,7 @@ pub(super) async fn fetch(
     let Some(mut room) = room else {
         return Ok(peer.hold(answer).await);
     };
-    room.shrink(bytes_max.saturating_sub(left));
+    room.resize(used);
     let mut response = Response::new(answer);
     response.extensions_mut().insert(HeldBytes::new(room));
     Ok(response)
@@ -133,43 +137,42 @@ fn at_most(asked: u32, limit: usize) -> usize {
     }
 }
 
-/// Puts what was read from a partition into its answer. `left` is what the whole answer may still
-/// take; only a first part may pass it.
+/// Puts what was read from a partition into its answer, and tells how many bytes that is. `left` is
+/// what the whole answer may still take; only a first part may pass it.
 async fn fill(
     shared: &Shared,
     answer: &mut FetchedPartition,
     data: PartitionData,
     offset: u64,
     format: Format,
-    left: &mut usize,
-) -> Result<(), ReadError> {
+    left: usize,
+) -> Result<usize, ReadError> {
     answer.high_watermark = data.high_watermark.get();
     answer.log_start_offset = data.log_start.get();
     let Batches { parts, next_offset } = data.batches;
     if parts.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
-    match format {
+    Ok(match format {
         Format::Batches => {
             answer.batches = joined(parts);
             answer.next_offset = next_offset.get();
-            *left = left.saturating_sub(answer.batches.len());
+            answer.batches.len()
         }
         Format::Records => {
             // Decompressed they may take more than the batches did.
-            if *left == 0 {
-                return Ok(());
+            if left == 0 {
+                return Ok(0);
             }
             let from = Offset::new(offset).unwrap_or(Offset::MAX);
             let taken = RecordCursor::new(parts, from, next_offset, shared.opened.clone())
-                .take(*left)
+                .take(left)
                 .await?;
             answer.records = taken.records;
             answer.next_offset = taken.next_offset.get();
-            *left = left.saturating_sub(taken.memory_bytes);
+            taken.memory_bytes
         }
-    }
-    Ok(())
+    })
 }
 
 /// All parts as one. Nearly always there is only one, which is not copied.

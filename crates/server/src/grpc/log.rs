@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::call::Meter;
 use super::convert;
-use super::status::{Failure, RequestError};
+use super::status::{Failure, RequestError, failure};
 use super::task::TaskStream;
 use super::{Shared, fetch, produce, read};
 
@@ -118,8 +118,11 @@ impl Log for LogService {
         let shared = &self.shared;
         let peer = shared.peer(&request);
         let meter = request.extensions().get::<Meter>().cloned();
-        let (request, len) =
-            convert::append(request.into_inner(), meter.as_ref()).map_err(|e| shared.reject(e))?;
+        let convert::Append {
+            request,
+            len,
+            field,
+        } = convert::append(request.into_inner(), meter.as_ref()).map_err(|e| shared.reject(e))?;
         let wants_answer = request.acks != Acks::None;
         let room = peer.in_flight(len).await;
         drop(meter);
@@ -127,11 +130,11 @@ impl Log for LogService {
             .broker
             .submit(request)
             .await
-            .map_err(|e| shared.refuse(&e))?;
+            .map_err(|e| failure(&e).in_field(field).status(shared.broker.metrics()))?;
         if !wants_answer {
             return Ok(Response::new(AppendResponse::default()));
         }
-        let appended = produce::appended(shared, pending.await);
+        let appended = produce::appended(shared, pending.await, field);
         drop(room);
         match appended {
             Ok(response) => Ok(peer.hold(response).await),
@@ -188,7 +191,7 @@ impl Log for LogService {
         let wanted = request.into_inner().partitions;
         let shared = &self.shared;
         check_partitions(wanted.len()).map_err(|e| shared.reject(e))?;
-        let mut positions = Vec::with_capacity(wanted.len());
+        let mut places = Vec::with_capacity(wanted.len());
         for (i, partition) in wanted.iter().enumerate() {
             let at = convert::offset_spec(partition.at.as_ref(), "at").map_err(|e| {
                 let field = format!("partitions[{i}].at");
@@ -196,9 +199,9 @@ impl Log for LogService {
                     .in_field(field)
                     .status(shared.broker.metrics())
             })?;
-            positions.push(at);
+            places.push(at);
         }
-        let partitions = stream::iter(wanted.into_iter().zip(positions))
+        let partitions = stream::iter(wanted.into_iter().zip(places))
             .map(|(partition, at)| self.list_offset(partition, at))
             .buffered(LOOKUPS_MAX)
             .collect()

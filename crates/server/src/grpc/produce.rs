@@ -118,14 +118,22 @@ async fn take(
         .during(peer.unsent(convert::REQUEST_OVERHEAD))
         .await?;
     let converted = match request.append {
-        Some(append) => convert::append(append, meter),
-        None => Err(RequestError::Missing {
+        Some(append) => {
+            convert::append(append, meter).map_err(|e| Failure::from(e).inside("append"))
+        }
+        None => Err(Failure::from(RequestError::Missing {
             field: "append",
             what: "what to append must be given",
-        }),
+        })),
     };
-    let (append, len) = match converted {
-        Ok(converted) => converted,
+    let (append, len, field) = match converted {
+        Ok(converted) => {
+            let field = match converted.field {
+                "records" => "append.records",
+                _ => "append.batch",
+            };
+            (converted.request, converted.len, field)
+        }
         // Answered also where no answer is wanted, since the request cannot be understood.
         Err(error) => {
             let room = answers
@@ -136,7 +144,7 @@ async fn take(
                 _in_flight: room,
                 unsent,
             };
-            answers.failed(shared, correlation_id, &error.into(), rooms);
+            answers.failed(shared, correlation_id, &error, rooms);
             return Ok(());
         }
     };
@@ -148,9 +156,9 @@ async fn take(
         unsent,
     };
     match answers.during(shared.broker.submit(append)).await? {
-        Ok(pending) => answers.wait_for(shared.clone(), correlation_id, pending, room),
+        Ok(pending) => answers.wait_for(shared.clone(), correlation_id, pending, field, room),
         Err(error) => {
-            let failure = failure(&error);
+            let failure = failure(&error).in_field(field);
             if wants_answer {
                 answers.failed(shared, correlation_id, &failure, room);
             } else {
@@ -161,15 +169,17 @@ async fn take(
     Ok(())
 }
 
-/// What a request's parts became, or the failure of its only part.
+/// What a request's parts became, or the failure of its only part. `field` is what an error about
+/// the data itself names.
 pub(super) fn appended(
     shared: &Shared,
     parts: Vec<PartitionAppend>,
+    field: &'static str,
 ) -> Result<AppendResponse, Failure> {
     if let [only] = parts.as_slice()
         && let Err(error) = &only.result
     {
-        return Err(failure(error));
+        return Err(failure(error).in_field(field));
     }
     let results = parts.into_iter().map(|part| {
         let (base_offset, log_append_time_ms, duplicate, error) = match part.result {
@@ -179,7 +189,15 @@ pub(super) fn appended(
                 appended.duplicate,
                 None,
             ),
-            Err(error) => (None, None, false, Some(shared.refuse_within(&error))),
+            Err(error) => {
+                let failure = failure(&error).in_field(field);
+                (
+                    None,
+                    None,
+                    false,
+                    Some(failure.message(shared.broker.metrics())),
+                )
+            }
         };
         AppendResult {
             partition: part.partition,
@@ -278,12 +296,13 @@ impl Answers {
         shared: Arc<Shared>,
         correlation_id: u64,
         pending: PendingAppend,
+        field: &'static str,
         room: Rooms,
     ) {
         let wants_answer = pending.wants_answer();
         self.pending.push(Box::pin(async move {
             let parts = pending.await;
-            let outcome = match appended(&shared, parts) {
+            let outcome = match appended(&shared, parts, field) {
                 Ok(response) => Outcome::Appended(response),
                 Err(failure) => Outcome::Error(failure.message(shared.broker.metrics())),
             };

@@ -27,8 +27,8 @@ struct Parts {
     retry_after: Option<Duration>,
     /// The field of the request that is wrong.
     field: Option<String>,
-    /// Whose limit was met.
-    quota: Option<&'static str>,
+    /// Which limit was met.
+    quota: Option<String>,
 }
 
 /// What is wrong with a request, or with its moment, as only the listener sees it.
@@ -91,8 +91,8 @@ pub(crate) enum RequestError {
     },
     /// All connections together are sending too much at once.
     #[error(
-        "the broker is receiving as much as it may at a time: {limit} bytes of incomplete \
-         requests (receiving_bytes_max)"
+        "the broker is receiving as much as it may at a time: {limit} bytes of requests that are \
+         incomplete, or wait decoded for room (receiving_bytes_max)"
     )]
     Receiving {
         /// The limit.
@@ -153,14 +153,14 @@ impl From<RequestError> for Failure {
                 failure.code = Code::ResourceExhausted;
                 failure.reason = "REQUEST_TOO_LARGE";
                 failure.facts = vec![("size", size.to_string()), ("limit", limit.to_string())];
-                failure.quota = Some("request_bytes_max");
+                failure.quota = Some("request_bytes_max".to_owned());
             }
             RequestError::Receiving { limit } => {
                 failure.code = Code::ResourceExhausted;
                 failure.reason = "OVERLOADED";
                 failure.facts = vec![("limit", limit.to_string())];
                 failure.retry_after = Some(RETRY_RECEIVING);
-                failure.quota = Some("receiving_bytes_max");
+                failure.quota = Some("receiving_bytes_max".to_owned());
             }
             RequestError::DeadlinePassed { timeout_ms } => {
                 failure.code = Code::DeadlineExceeded;
@@ -186,17 +186,18 @@ impl From<RequestError> for Failure {
 pub(crate) fn failure(error: &impl Facts) -> Failure {
     let kind = error.kind();
     let reason = error.reason();
+    let facts = error.facts();
     Failure(Box::new(Parts {
         code: code(kind),
         reason,
         message: error.to_string(),
-        facts: error.facts(),
+        quota: (kind == ErrorKind::Exhausted).then(|| quota(reason, &facts)),
+        facts,
         retry_after: error.retry_after(),
         field: (kind == ErrorKind::Invalid)
             .then(|| field(reason))
             .flatten()
             .map(str::to_owned),
-        quota: (kind == ErrorKind::Exhausted).then(|| quota(reason)),
     }))
 }
 
@@ -227,13 +228,14 @@ fn field(reason: &str) -> Option<&'static str> {
     }
 }
 
-/// Whose limit a reason is about.
-fn quota(reason: &str) -> &'static str {
-    match reason {
-        "OVERLOADED" => "in_flight_bytes_max",
-        "STORAGE_FULL" | "STORAGE_ERROR" => "disk",
-        "LIMIT_REACHED" => "topics_max, partitions_max",
-        _ => "broker",
+/// Which limit a reason is about: the setting's name where it has one.
+fn quota(reason: &str, facts: &[(&'static str, String)]) -> String {
+    let named = facts.iter().find(|(name, _)| *name == "limit");
+    match (reason, named) {
+        ("LIMIT_REACHED", Some((_, setting))) => setting.clone(),
+        ("OVERLOADED", _) => "in_flight_bytes_max".to_owned(),
+        ("STORAGE_FULL" | "STORAGE_ERROR", _) => "disk".to_owned(),
+        _ => "broker".to_owned(),
     }
 }
 
@@ -247,6 +249,14 @@ impl Failure {
     pub(crate) fn in_field(mut self, field: impl Into<String>) -> Self {
         if self.0.field.is_some() {
             self.0.field = Some(field.into());
+        }
+        self
+    }
+
+    /// The same, with the field it is about inside of `outer`, a field of a larger request.
+    pub(crate) fn inside(mut self, outer: &str) -> Self {
+        if let Some(field) = &mut self.0.field {
+            *field = format!("{outer}.{field}");
         }
         self
     }
@@ -282,8 +292,8 @@ impl Failure {
         if let Some(field) = &self.0.field {
             details.add_bad_request_violation(field.clone(), self.0.message.clone());
         }
-        if let Some(quota) = self.0.quota {
-            details.add_quota_failure_violation(quota, self.0.message.clone());
+        if let Some(quota) = &self.0.quota {
+            details.add_quota_failure_violation(quota.clone(), self.0.message.clone());
         }
         Status::with_error_details(self.0.code, self.0.message.clone(), details)
     }
@@ -364,16 +374,16 @@ mod tests {
         );
 
         let missing = RequestError::Missing {
-            field: "payload",
+            field: "batch",
             what: "a batch",
         };
         let violations = Failure::from(missing)
-            .in_field("append.payload")
+            .inside("append")
             .uncounted_status()
             .get_details_bad_request()
             .unwrap()
             .field_violations;
-        assert_eq!(violations[0].field, "append.payload");
+        assert_eq!(violations[0].field, "append.batch");
 
         let status = Failure::from(RequestError::Receiving { limit: 7 }).uncounted_status();
         let quota = status.get_details_quota_failure().unwrap();

@@ -1,8 +1,9 @@
 //! Service `tidelog.v1.Topics`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidelog_broker::NewTopic;
+use tidelog_broker::{NewTopic, setting_specs};
 use tidelog_proto::v1::topics_server::Topics;
 use tidelog_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicRequest, AlterTopicResponse,
@@ -109,13 +110,24 @@ impl Topics for TopicsService {
         request: Request<AlterTopicRequest>,
     ) -> Result<Response<AlterTopicResponse>, Status> {
         let request = request.into_inner();
-        let set = request.set.into_iter().collect();
+        let set: BTreeMap<_, _> = request.set.into_iter().collect();
+        // Resets are looked at first, and nothing is wrong with a known one but what it leaves.
+        let unknown = |name: &String| setting_specs().iter().all(|spec| spec.name != name);
+        let field = if set.is_empty() || request.reset.iter().any(unknown) {
+            "reset"
+        } else {
+            "set"
+        };
         let altered = self
             .shared
             .broker
             .alter_topic(&request.name, set, request.reset, request.validate_only)
             .await;
-        let topic = altered.map_err(|e| self.shared.refuse(&e))?;
+        let topic = altered.map_err(|e| {
+            failure(&e)
+                .in_field(field)
+                .status(self.shared.broker.metrics())
+        })?;
         Ok(Response::new(AlterTopicResponse {
             topic: Some(topic_summary(topic)),
         }))

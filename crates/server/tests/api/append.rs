@@ -225,6 +225,11 @@ async fn bad_appends_are_refused_and_change_nothing() {
             .field("batch")
             .cannot_be_retried();
     }
+    let mut records = append_records("t", &[(None, &"x".repeat(3000))]);
+    records.partition = Some(0);
+    refused(records, invalid, "BATCH_TOO_LARGE")
+        .await
+        .field("records");
     let mut damaged = batch(&["v"]).to_vec();
     *damaged.last_mut().unwrap() ^= 1;
     let damaged = append_batch("t", 0, Bytes::from(damaged));
@@ -236,7 +241,7 @@ async fn bad_appends_are_refused_and_change_nothing() {
     };
     refused(nothing, invalid, "INVALID_REQUEST")
         .await
-        .field("payload");
+        .field("batch");
     refused(append_records("t", &[]), invalid, "INVALID_REQUEST").await;
     let acks = v1::AppendRequest {
         acks: 7,

@@ -10,6 +10,7 @@ mod limits;
 mod produce;
 mod producers;
 mod read;
+mod read_bounds;
 mod stop;
 mod storage;
 mod support;

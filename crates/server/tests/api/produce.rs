@@ -105,7 +105,8 @@ async fn pipelined_requests_keep_their_order_in_each_partition() {
 #[tokio::test]
 async fn one_failed_request_leaves_the_others_alone() {
     let mut f = Fixture::start().await;
-    f.create("t", 1).await;
+    f.create_with("t", 1, &[("max.message.bytes", "2000")])
+        .await;
     let producing = Producing::start(&f).await;
     producing.send(1, append_batch("t", 0, batch(&["a"]))).await;
     producing.send(2, append_batch("t", 5, batch(&["b"]))).await;
@@ -126,15 +127,27 @@ async fn one_failed_request_leaves_the_others_alone() {
     producing
         .send(7, append_records("t", &[(Some("k"), "d"), (None, "e")]))
         .await;
+    let mut compression = append_records("t", &[(None, "f")]);
+    if let Some(v1::append_request::Payload::Records(records)) = &mut compression.payload {
+        records.compression = 9;
+    }
+    producing.send(8, compression).await;
+    let large = "x".repeat(3000);
+    producing
+        .send(9, append_records("t", &[(None, &large)]))
+        .await;
     let answers = producing.finish().await;
     assert_eq!(base_offset(&answers[&1]), 0);
     let invalid = Code::InvalidArgument;
     told_within(error(&answers[&2]), Code::NotFound, "PARTITION_NOT_FOUND").fact("partition", 5);
-    told_within(error(&answers[&3]), invalid, "INVALID_BATCH").field("batch");
+    told_within(error(&answers[&3]), invalid, "INVALID_BATCH").field("append.batch");
     told_within(error(&answers[&4]), invalid, "INVALID_REQUEST").field("append");
-    told_within(error(&answers[&5]), invalid, "INVALID_REQUEST").field("payload");
+    told_within(error(&answers[&5]), invalid, "INVALID_REQUEST").field("append.batch");
     told_within(error(&answers[&6]), Code::NotFound, "TOPIC_NOT_FOUND").fact("topic", "u");
     assert_eq!(base_offset(&answers[&7]), 1);
+    told_within(error(&answers[&8]), invalid, "INVALID_REQUEST")
+        .field("append.records.compression");
+    told_within(error(&answers[&9]), invalid, "BATCH_TOO_LARGE").field("append.records");
     assert_eq!(f.values("t", 0, 0).await, ["a", "d", "e"]);
 }
 

@@ -53,6 +53,8 @@ impl Fixture {
         let broker_config = BrokerConfig {
             data_dir: config.data_dir.clone(),
             in_flight_bytes_max: config.limits.in_flight_bytes_max,
+            topics_max: config.limits.topics_max,
+            partitions_max: config.limits.partitions_max,
             ..BrokerConfig::default()
         };
         let opened = tokio::task::spawn_blocking(move || Broker::open(broker_config, seams));
@@ -312,6 +314,16 @@ impl Told {
             .get_details_bad_request()
             .expect("it is about a field");
         assert_eq!(bad.field_violations[0].field, field);
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn quota(&self, limit: &str) -> &Self {
+        let met = self
+            .status
+            .get_details_quota_failure()
+            .expect("it is about a limit");
+        assert_eq!(met.violations[0].subject, limit);
         self
     }
 

@@ -258,8 +258,47 @@ async fn what_is_not_allowed_is_refused_with_what_is() {
         set: HashMap::from([("cleanup.policy".to_owned(), "burn".to_owned())]),
         ..Default::default()
     };
-    let alter = f.topics.alter_topic(alter).await.unwrap_err();
-    told(alter, invalid, "INVALID_SETTING").says("allowed is delete");
+    let refused = f.topics.alter_topic(alter.clone()).await.unwrap_err();
+    told(refused, invalid, "INVALID_SETTING")
+        .says("allowed is delete")
+        .field("set");
+    for (set, reset, field) in [
+        (alter.set.clone(), "retention.ms", "set"),
+        (alter.set, "retention.msec", "reset"),
+        (HashMap::new(), "retention.msec", "reset"),
+    ] {
+        let alter = v1::AlterTopicRequest {
+            name: "there".to_owned(),
+            set,
+            reset: vec![reset.to_owned()],
+            ..Default::default()
+        };
+        let refused = f.topics.alter_topic(alter).await.unwrap_err();
+        told(refused, invalid, "INVALID_SETTING").field(field);
+    }
+}
+
+#[tokio::test]
+async fn limits_of_topics_and_partitions_are_told_by_name() {
+    let mut f = Fixture::with(|config| {
+        config.limits.topics_max = 2;
+        config.limits.partitions_max = 4;
+    })
+    .await;
+    f.create("a", 1).await;
+    let exhausted = Code::ResourceExhausted;
+    let refused = f.topics.create_topic(create("b", 4, &[])).await;
+    told(refused.unwrap_err(), exhausted, "LIMIT_REACHED")
+        .fact("limit", "partitions_max")
+        .quota("partitions_max")
+        .cannot_be_retried();
+    f.create("b", 1).await;
+    let refused = f.topics.create_topic(create("c", 1, &[])).await;
+    told(refused.unwrap_err(), exhausted, "LIMIT_REACHED")
+        .fact("limit", "topics_max")
+        .fact("max", 2)
+        .quota("topics_max")
+        .cannot_be_retried();
 }
 
 #[tokio::test]

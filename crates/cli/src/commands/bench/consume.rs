@@ -5,13 +5,13 @@ use tokio::time::Instant;
 
 use super::histogram::Histogram;
 use super::report::Report;
-use super::{BenchArgs, Stopwatch, progress};
+use super::{ConsumeArgs, Stopwatch, progress};
 use crate::failure::Failure;
 
 /// How often the bar moves.
 const PROGRESS_EVERY: u64 = 16 * 1024;
 
-pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Failure> {
+pub(super) async fn run(client: Client, args: &ConsumeArgs) -> Result<Report, Failure> {
     let wanted = args.records.unwrap_or(u64::MAX);
     let progress = progress(args.records);
     // How long each message was waited for: with none at hand, the reader is the faster one.

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tidelog_client::{Client, OffsetSpec, ProducerRecord, Reader, ReaderConfig};
+use tidelog_client::{
+    Client, OffsetSpec, Producer, ProducerConfig, ProducerRecord, Reader, ReaderConfig,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::histogram::Histogram;
 use super::report::Report;
-use super::{BenchArgs, Pace, Payload, Stopwatch, check_size, producer, progress};
+use super::{LatencyArgs, Pace, Payload, Stopwatch, check_size, make_topic, progress};
 use crate::failure::{Exit, Failure};
-
-const RECORDS_DEFAULT: u64 = 10_000;
 
 /// Which run a record belongs to, and its number.
 const MARK_BYTES: usize = 16;
@@ -20,37 +20,49 @@ const MARK_BYTES: usize = 16;
 /// How long a record may be on its way to the reader.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Failure> {
-    if args.size < MARK_BYTES {
+pub(super) async fn run(client: Client, args: &LatencyArgs) -> Result<Report, Failure> {
+    let LatencyArgs {
+        records,
+        sending,
+        output: _,
+    } = args;
+    let records = *records;
+    if sending.size < MARK_BYTES {
         let message = format!(
             "--size {} is too small; latency needs {MARK_BYTES}",
-            args.size
+            sending.size
         );
         return Err(Failure::new(Exit::Usage, message));
     }
-    let records = args.records.unwrap_or(RECORDS_DEFAULT);
-    let producer = producer(client.clone(), args, Some(Duration::ZERO));
-    check_size(args, producer.topic_facts(&args.topic).await?)?;
+    make_topic(&client, sending).await?;
+    let config = ProducerConfig {
+        acks: sending.acks.into(),
+        compression: sending.compression,
+        linger: Duration::ZERO,
+        ..ProducerConfig::default()
+    };
+    let producer = Producer::new(client.clone(), config);
+    check_size(sending, producer.topic_facts(&sending.topic).await?)?;
     let run_id = fastrand::u64(..);
     let reader = ReaderConfig {
         from: OffsetSpec::Latest,
         follow: true,
-        ..ReaderConfig::new(args.topic.clone())
+        ..ReaderConfig::new(sending.topic.clone())
     };
     let reader = Reader::open(client, reader).await?;
     let (arrivals, mut arrivals_out) = mpsc::channel(16);
     let reading = tokio::spawn(read(reader, run_id, arrivals));
 
-    let mut payload = Payload::new(args.size - MARK_BYTES);
+    let mut payload = Payload::new(sending.size - MARK_BYTES);
     let progress = progress(Some(records));
     let (mut acknowledged, mut end_to_end) = (Histogram::new(), Histogram::new());
     let stopwatch = Stopwatch::start();
-    let pace = Pace::new(args.rate);
+    let pace = Pace::new(sending.rate);
     for number in 0..records {
         let value = marked(run_id, number, &payload.next());
         let due = pace.due(number).await;
         let future = producer
-            .send(ProducerRecord::new(args.topic.clone()).value(value))
+            .send(ProducerRecord::new(sending.topic.clone()).value(value))
             .await?;
         let delivered = future.await?;
         acknowledged.record(delivered.acknowledged_at.saturating_duration_since(due));
@@ -78,17 +90,17 @@ pub(super) async fn run(client: Client, args: &BenchArgs) -> Result<Report, Fail
     producer.close().await;
 
     let mut latencies = vec![("end_to_end_ms", end_to_end)];
-    if args.acks != crate::args::AcksArg::None {
+    if sending.acks != crate::args::AcksArg::None {
         latencies.insert(0, ("latency_ms", acknowledged));
     }
-    let size = u64::try_from(args.size).unwrap_or(u64::MAX);
+    let size = u64::try_from(sending.size).unwrap_or(u64::MAX);
     Ok(Report {
         bench: "latency",
         parameters: vec![
-            ("topic", args.topic.as_str().into()),
-            ("record_bytes", args.size.into()),
-            ("acks", args.acks.name().into()),
-            ("rate", args.rate.into()),
+            ("topic", sending.topic.as_str().into()),
+            ("record_bytes", sending.size.into()),
+            ("acks", sending.acks.name().into()),
+            ("rate", sending.rate.into()),
         ],
         records,
         bytes: records.saturating_mul(size),

@@ -13,8 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use tidelog_client::{
-    AdminOptions, BrokerAddresses, Client, Compression, Producer, ProducerConfig, Timestamp,
-    TopicFacts, TopicName,
+    AdminOptions, BrokerAddresses, Client, Compression, Timestamp, TopicFacts, TopicName,
 };
 use tidelog_record::BatchBuilder;
 use tokio::time::Instant;
@@ -28,27 +27,64 @@ use crate::parse::units::{UnitError, parse_size};
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum BenchCommand {
     /// Send records as fast as they are taken, or at a rate.
-    Produce(BenchArgs),
+    Produce(ProduceArgs),
     /// Read records as fast as they come.
-    Consume(BenchArgs),
+    Consume(ConsumeArgs),
     /// Send one record at a time, and see when it is acknowledged and when a reader has it.
-    Latency(BenchArgs),
+    Latency(LatencyArgs),
 }
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct BenchArgs {
-    /// The topic; it is made if it does not exist, and stays.
-    #[arg(long, value_name = "TOPIC", default_value = "tidelog-bench")]
-    topic: TopicName,
-    /// How many records [default: produce 1000000, consume all there are, latency 10000].
-    #[arg(long, value_name = "N")]
-    records: Option<u64>,
-    /// The size of a record's value, such as 1024 or 1KiB; at least 16 for latency.
-    #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = size_arg)]
-    size: usize,
+pub(crate) struct ProduceArgs {
+    /// How many records.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    records: u64,
+    #[command(flatten)]
+    sending: SendingArgs,
     /// How large batches grow, before compression.
     #[arg(long, value_name = "BYTES", default_value = "256KiB", value_parser = size_arg)]
     batch_size: usize,
+    /// Batches of one partition on their way at a time. With more than 1, order is not kept when
+    /// the broker refuses one of them for the moment.
+    #[arg(long, value_name = "N", default_value_t = 8,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    in_flight: usize,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ConsumeArgs {
+    /// The topic.
+    #[arg(long, value_name = "TOPIC", default_value = TOPIC_DEFAULT)]
+    topic: TopicName,
+    /// How many records [default: all there are].
+    #[arg(long, value_name = "N")]
+    records: Option<u64>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LatencyArgs {
+    /// How many records; their values have 16 bytes or more.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    records: u64,
+    #[command(flatten)]
+    sending: SendingArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What all that sends takes.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SendingArgs {
+    /// The topic; it is made if it does not exist, and stays.
+    #[arg(long, value_name = "TOPIC", default_value = TOPIC_DEFAULT)]
+    topic: TopicName,
+    /// The size of a record's value, such as 1024 or 1KiB.
+    #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = size_arg)]
+    size: usize,
     /// How many partitions the topic gets if it is made.
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..))]
@@ -62,31 +98,34 @@ pub(crate) struct BenchArgs {
     /// How batches are compressed: none, gzip, snappy, lz4 or zstd. Values are random bytes.
     #[arg(long, value_name = "KIND", default_value_t = Compression::None)]
     compression: Compression,
-    /// Batches of one partition on their way at a time. With more than 1, order is not kept when
-    /// the broker refuses one of them for the moment.
-    #[arg(long, value_name = "N", default_value_t = 8,
-        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
-    in_flight: usize,
-    #[command(flatten)]
-    output: OutputArgs,
+}
+
+const TOPIC_DEFAULT: &str = "tidelog-bench";
+
+impl BenchCommand {
+    fn topic(&self) -> &TopicName {
+        match self {
+            Self::Produce(args) => &args.sending.topic,
+            Self::Consume(args) => &args.topic,
+            Self::Latency(args) => &args.sending.topic,
+        }
+    }
 }
 
 pub(crate) fn run(brokers: &BrokerAddresses, command: BenchCommand) -> Result<(), Failure> {
-    let (BenchCommand::Produce(args) | BenchCommand::Consume(args) | BenchCommand::Latency(args)) =
-        &command;
     let done = with_client(brokers, async |client| {
-        make_topic(&client, args).await?;
-        let report = match &command {
-            BenchCommand::Produce(args) => produce::run(client, args).await,
-            BenchCommand::Consume(args) => consume::run(client, args).await,
-            BenchCommand::Latency(args) => latency::run(client, args).await,
+        let (report, output) = match &command {
+            BenchCommand::Produce(args) => (produce::run(client, args).await?, args.output),
+            BenchCommand::Consume(args) => (consume::run(client, args).await?, args.output),
+            BenchCommand::Latency(args) => (latency::run(client, args).await?, args.output),
         };
-        report?.print(args.output.form)
+        report.print(output.form)
     });
-    done.map_err(|failure| failure.of_topic(&args.topic))
+    done.map_err(|failure| failure.of_topic(command.topic()))
 }
 
-async fn make_topic(client: &Client, args: &BenchArgs) -> Result<(), Failure> {
+/// Makes the topic if it is not there.
+async fn make_topic(client: &Client, args: &SendingArgs) -> Result<(), Failure> {
     match client.describe_topic(&args.topic, false).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => {
@@ -102,7 +141,7 @@ async fn make_topic(client: &Client, args: &BenchArgs) -> Result<(), Failure> {
 
 /// Refuses values that the topic cannot take, before anything is sent. Random bytes do not get
 /// smaller by compression.
-fn check_size(args: &BenchArgs, facts: TopicFacts) -> Result<(), Failure> {
+fn check_size(args: &SendingArgs, facts: TopicFacts) -> Result<(), Failure> {
     let Some(max) = facts.batch_bytes_max else {
         return Ok(());
     };
@@ -122,20 +161,6 @@ fn check_size(args: &BenchArgs, facts: TopicFacts) -> Result<(), Failure> {
         "give a smaller --size, or raise it with: tidelog topic alter {TOPIC} -c \
          max.message.bytes={len}"
     )))
-}
-
-fn producer(client: Client, args: &BenchArgs, linger: Option<Duration>) -> Producer {
-    let mut config = ProducerConfig {
-        acks: args.acks.into(),
-        compression: args.compression,
-        batch_bytes_max: args.batch_size,
-        in_flight_per_partition_max: Some(args.in_flight),
-        ..ProducerConfig::default()
-    };
-    if let Some(linger) = linger {
-        config.linger = linger;
-    }
-    Producer::new(client, config)
 }
 
 /// Values of random bytes, so that compression cannot do wonders: slices of one block, each at
@@ -235,8 +260,9 @@ fn size_arg(text: &str) -> Result<usize, UnitError> {
     match usize::try_from(size) {
         // What does not fit the producer's buffer cannot be sent.
         Ok(size) if (1..=32 * 1024 * 1024).contains(&size) => Ok(size),
-        _ => Err(UnitError::Size {
+        _ => Err(UnitError::Range {
             text: text.to_owned(),
+            allowed: "1 to 32MiB",
         }),
     }
 }
@@ -276,6 +302,9 @@ mod tests {
     #[test]
     fn sizes_have_bounds() {
         assert_eq!(size_arg("1KiB"), Ok(1024));
-        assert!(size_arg("0").is_err() && size_arg("64MiB").is_err());
+        for text in ["0", "64MiB"] {
+            let said = size_arg(text).unwrap_err().to_string();
+            assert_eq!(said, format!("it cannot be {text}; allowed are 1 to 32MiB"));
+        }
     }
 }

@@ -78,13 +78,13 @@ pub(crate) struct ListArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("changes").args(["settings", "reset"]).required(true).multiple(true))]
 pub(crate) struct AlterArgs {
     /// The topic.
     #[arg(value_name = "NAME")]
     name: TopicName,
     /// A setting to change, such as retention.ms=-1; can be given several times.
-    #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair,
-        required_unless_present = "reset")]
+    #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair)]
     settings: Vec<(String, String)>,
     /// A setting to give its default back; can be given several times.
     #[arg(long, value_name = "KEY")]
@@ -143,9 +143,13 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
     let options = AdminOptions {
         validate_only: args.dry_run,
     };
-    let topic = client
+    let mut topic = client
         .create_topic(&args.name, args.partitions, settings, options)
         .await?;
+    if args.dry_run {
+        // It would get another one.
+        topic.topic_id.clear();
+    }
     let verb = if args.dry_run {
         "would be created"
     } else {
@@ -259,7 +263,7 @@ fn told(message: &str, topic: &TopicSummary, output: OutputArgs) -> Result<(), F
     }
 }
 
-/// `{"topic","id","partitions","internal","settings":{…}}`.
+/// `{"topic","id","partitions","internal","settings":{…}}`. A topic that was not made has no id.
 fn summary(topic: &TopicSummary) -> Value {
     let id: String = topic
         .topic_id
@@ -274,7 +278,7 @@ fn summary(topic: &TopicSummary) -> Value {
         .collect();
     json!({
         "topic": topic.name,
-        "id": id,
+        "id": (!id.is_empty()).then_some(id),
         "partitions": topic.partitions,
         "internal": topic.internal,
         "settings": settings,
@@ -294,7 +298,20 @@ fn settings(topic: &TopicSummary) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn alter_says_that_either_will_do() {
+        let refused = Cli::try_parse_from(["tidelog", "topic", "alter", "t"]).unwrap_err();
+        let said = refused.to_string();
+        assert!(
+            said.contains("<--config <KEY=VALUE>|--reset <KEY>>"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn topics_are_shown_with_sorted_settings() {

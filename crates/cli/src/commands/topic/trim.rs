@@ -63,7 +63,7 @@ pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure>
             .collect()
     } else {
         let what = format!(
-            "Drops {} of topic {}",
+            "drops {} of topic {}",
             counted(dropped, "record"),
             args.name
         );

@@ -121,16 +121,16 @@ fn wanted(start: &ReadStart, count: u32) -> Result<Vec<Wanted>, Failure> {
         }
         .into());
     }
-    let position = |given: Option<&v1::OffsetSpec>, field: String| {
+    let place = |given: Option<&v1::OffsetSpec>, field: String| {
         let read = |given| convert::offset_spec(Some(given), "offset");
         given
             .map(read)
             .transpose()
             .map_err(|e| Failure::from(e).in_field(field))
     };
-    let from = position(start.from.as_ref(), "start.from".to_owned())?;
+    let from = place(start.from.as_ref(), "start.from".to_owned())?;
     let from = from.unwrap_or(OffsetSpec::Earliest);
-    let to = position(start.to.as_ref(), "start.to".to_owned())?;
+    let to = place(start.to.as_ref(), "start.to".to_owned())?;
     if start.partitions.is_empty() {
         return Ok((0..count)
             .map(|partition| Wanted {
@@ -153,8 +153,8 @@ fn wanted(start: &ReadStart, count: u32) -> Result<Vec<Wanted>, Failure> {
         let field = |name: &str| format!("start.partitions[{i}].{name}");
         wanted.push(Wanted {
             partition: one.partition,
-            from: position(one.from.as_ref(), field("from"))?.unwrap_or(from),
-            to: position(one.to.as_ref(), field("to"))?.or(to),
+            from: place(one.from.as_ref(), field("from"))?.unwrap_or(from),
+            to: place(one.to.as_ref(), field("to"))?.or(to),
         });
     }
     Ok(wanted)

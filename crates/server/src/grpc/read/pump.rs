@@ -47,10 +47,10 @@ async fn place<'a>(
     Ok((place, room))
 }
 
-/// Data that waits for the client. What it does not need of the room is given back at once.
+/// Data that waits for the client. Its room becomes what it takes.
 fn unsent(data: ReadData, mut room: Option<Room>, len: usize) -> Unsent {
     if let Some(room) = &mut room {
-        room.shrink(len);
+        room.resize(len);
     }
     Unsent {
         answer: Ok(response(Response::Data(data))),
