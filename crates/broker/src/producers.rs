@@ -21,11 +21,6 @@ impl ProducerIds {
         let next = topics.next_producer_id();
         Self { next, end: next }
     }
-
-    /// All ids below this one may have been given out.
-    pub(crate) fn reserved(&self) -> i64 {
-        self.end
-    }
 }
 
 impl Broker {
@@ -35,14 +30,15 @@ impl Broker {
     /// When no more ids could be reserved.
     pub async fn init_producer(&self) -> Result<i64, TopicError> {
         loop {
-            {
+            let seen = {
                 let mut ids = self.inner().producer_ids.lock();
                 if ids.next < ids.end {
                     ids.next += 1;
                     return Ok(ids.next - 1);
                 }
-            }
-            self.reserve_producer_ids(BLOCK).await?;
+                ids.end
+            };
+            self.reserve_producer_ids(seen, BLOCK).await?;
         }
     }
 

@@ -220,11 +220,14 @@ impl Broker {
         Ok(())
     }
 
-    /// Reserves more producer ids, unless somebody did meanwhile.
-    pub(crate) async fn reserve_producer_ids(&self, count: u32) -> Result<(), TopicError> {
+    /// Reserves more producer ids, unless somebody did since all below `seen` were.
+    pub(crate) async fn reserve_producer_ids(
+        &self,
+        seen: i64,
+        count: u32,
+    ) -> Result<(), TopicError> {
         let broker = self.clone();
         detached(async move {
-            let seen = broker.inner().producer_ids.lock().reserved();
             let mut topics = broker.lock_topics().await?;
             if topics.next_producer_id() > seen {
                 return Ok(());

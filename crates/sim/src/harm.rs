@@ -14,9 +14,10 @@ impl SimDisk {
     /// Power loss. Of everything unsynced, what survives is drawn from the seed. All open files
     /// fail from now on, all locks are free, and armed failures are gone.
     pub fn crash(&self) {
-        self.holds.clear();
         let state = &mut *self.state();
         state.end_process();
+        // Those that hung find their process gone.
+        self.holds.clear();
         let used = state.used();
         for file in state.files.values_mut() {
             file.crash(&mut state.rng);
@@ -35,8 +36,9 @@ impl SimDisk {
     /// The process ends, the system goes on: nothing is lost, but all open files fail from now on,
     /// all locks are free, and armed failures are gone.
     pub fn kill(&self) {
-        self.holds.clear();
         self.state().end_process();
+        // Those that hung find their process gone.
+        self.holds.clear();
     }
 
     /// Makes all bytes and names durable, without counting as a call: a quiet minute. What a

@@ -122,7 +122,7 @@ mod tests {
     fn numbers_go_on_and_begin_anew_with_the_next_epoch() {
         let mut sequence = Sequence::default();
         assert_eq!(sequence.stamp(None, 3), None);
-        let mut stamp = |sequence: &mut Sequence, producer| {
+        let stamp = |sequence: &mut Sequence, producer| {
             let stamp: Stamp = sequence.stamp(producer, 3).unwrap();
             (stamp.id(), stamp.epoch(), stamp.base_sequence)
         };
