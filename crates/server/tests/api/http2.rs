@@ -256,9 +256,13 @@ async fn who_takes_no_answers_is_not_read() {
         tokio::spawn(connection);
         let (response, mut stream) = call(&mut requests, "Produce", None).await;
         let sending = tokio::spawn(async move {
-            // Requests without anything to append, each refused.
+            // Each is refused. In frames that are not so small that the HTTP/2 library minds.
+            let nothing = v1::ProduceRequest {
+                correlation_id: 1,
+                append: Some(append_batch(&"no-such-topic-".repeat(10), 0, Bytes::new())),
+            };
             loop {
-                send(&mut stream, framed(&v1::ProduceRequest::default())).await;
+                send(&mut stream, framed(&nothing)).await;
             }
         });
         hogs.push((requests, response, sending));
