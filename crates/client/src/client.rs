@@ -96,6 +96,9 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// How long to wait for the answer of one call. 10 s by default. Streams have no end of time.
     pub request_timeout: Duration,
+    /// The same for calls that make, change or delete topics: each partition has files of its own to
+    /// be made durable. 2 minutes by default.
+    pub change_timeout: Duration,
     /// After how long without traffic the broker is asked whether it is there. 15 s by default.
     pub keep_alive_interval: Duration,
     /// How long it may take to answer that. 10 s by default.
@@ -111,6 +114,7 @@ impl ClientConfig {
             brokers,
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(10),
+            change_timeout: Duration::from_secs(120),
             keep_alive_interval: Duration::from_secs(15),
             keep_alive_timeout: Duration::from_secs(10),
             message_bytes_max: 64 * 1024 * 1024,
@@ -271,7 +275,11 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let after = self.inner.config.request_timeout;
+        let config = &self.inner.config;
+        let after = match operation {
+            "CreateTopic" | "AlterTopic" | "AddPartitions" | "DeleteTopic" => config.change_timeout,
+            _ => config.request_timeout,
+        };
         let mut tries_left = self.inner.endpoints.len();
         loop {
             tries_left -= 1;

@@ -1,9 +1,10 @@
 //! Calls on topics and offsets.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tidelog_client::{
-    AdminOptions, Client, ClientError, ErrorClass, OffsetSpec, PartitionId, TopicName,
+    AdminOptions, Client, ClientConfig, ClientError, ErrorClass, OffsetSpec, PartitionId, TopicName,
 };
 
 use crate::fake::Fake;
@@ -119,7 +120,32 @@ async fn the_next_broker_of_the_list_answers() {
     let client = Client::connect(&brokers).await.unwrap();
     assert_eq!(client.list_topics(false).await.unwrap().len(), 1);
 
-    let config = tidelog_client::ClientConfig::new(brokers.parse().unwrap());
+    let config = ClientConfig::new(brokers.parse().unwrap());
     let client = Client::lazy(config).unwrap();
     assert_eq!(client.list_topics(false).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_of_topics_may_take_longer_than_other_calls() {
+    let fake = Fake::start(1).await;
+    let config = |change_timeout| ClientConfig {
+        request_timeout: Duration::from_millis(20),
+        change_timeout,
+        ..ClientConfig::new(fake.address.parse().unwrap())
+    };
+    fake.state().is_held = true;
+    let short = Client::lazy(config(Duration::from_millis(20))).unwrap();
+    let long = Client::lazy(config(Duration::from_secs(20))).unwrap();
+    let create = |client: Client, name| async move {
+        let options = AdminOptions::default();
+        client
+            .create_topic(&topic(name), 3, HashMap::new(), options)
+            .await
+    };
+    let waiting = tokio::spawn(create(long, "patient"));
+    // As long as another client waits in vain, and as its calls may take.
+    let error = create(short, "hasty").await.unwrap_err();
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+    fake.release();
+    waiting.await.unwrap().unwrap();
 }

@@ -147,7 +147,7 @@ impl Fake {
             .expect("it never came to that");
     }
 
-    async fn wait_until(&self, wanted: impl Fn(&State) -> bool) {
+    pub(super) async fn wait_until(&self, wanted: impl Fn(&State) -> bool) {
         // From before the first look, so that no change is missed.
         let mut changes = self.changes.subscribe();
         while !wanted(&self.state()) {

@@ -15,6 +15,7 @@ impl Topics for Fake {
         request: Request<v1::CreateTopicRequest>,
     ) -> Result<Response<v1::CreateTopicResponse>, Status> {
         let request = request.into_inner();
+        self.wait_until(|state| !state.is_held).await;
         let mut state = self.state();
         if state.partitions.contains_key(&request.name) {
             let message = format!("topic {:?} exists", request.name);
