@@ -13,7 +13,7 @@ use crate::header::LogIdentity;
 use crate::index;
 use crate::internal::{InternalEntry, InternalKind};
 use crate::options::LogOptions;
-use crate::producers::{self, ProducerTable};
+use crate::producers::ProducerTable;
 use crate::reader::LogReader;
 use crate::segment::{LogEnd, Segment, epochs_path, index_path};
 use crate::shared::Shared;
@@ -183,12 +183,6 @@ impl Log {
             .count();
         if keep_from == 0 {
             return;
-        }
-        // What is removed tells nothing any more of the producers that wrote it. Not held up when
-        // it fails: space may be what the removal is for.
-        self.write_producers();
-        if let Err(error) = producers::sync(self.disk(), self.dir(), self.end.offset) {
-            tracing::warn!(%error, "power loss may make producers forgotten");
         }
         self.shared.set_segments(segments[keep_from..].to_vec());
         for segment in &segments[..keep_from] {

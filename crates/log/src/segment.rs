@@ -12,6 +12,7 @@ use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, RaftIndex, Timestamp
 use crate::header::{PreviousSegment, SegmentHeader};
 use crate::index::{IndexBase, SegmentIndex};
 use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalKind};
+use crate::wire::Fields;
 
 /// The longest segment file, in bytes: positions fit 31 bits, as in Kafka.
 pub const SEGMENT_BYTES_LIMIT: u32 = i32::MAX as u32;
@@ -38,6 +39,35 @@ pub struct LogEnd {
 }
 
 impl LogEnd {
+    /// How many bytes it takes in the state file and in snapshots of producers.
+    pub(crate) const WIRE_LEN: usize = 52;
+
+    /// Appends its fields, as `FORMAT.md` lists them for a checkpoint.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.sequence.to_be_bytes());
+        out.extend_from_slice(&self.position.to_be_bytes());
+        out.extend_from_slice(&self.offset.get().to_be_bytes());
+        out.extend_from_slice(&self.index.get().to_be_bytes());
+        out.extend_from_slice(&self.epoch.get().to_be_bytes());
+        out.extend_from_slice(&self.chain.to_be_bytes());
+        out.extend_from_slice(&self.max_timestamp.millis().to_be_bytes());
+        out.extend_from_slice(&self.log_start.get().to_be_bytes());
+    }
+
+    /// Takes what [`LogEnd::put`] wrote off the front of `fields`.
+    pub(crate) fn take(fields: &mut Fields<'_>) -> Option<Self> {
+        Some(Self {
+            sequence: fields.u64()?,
+            position: fields.u32()?,
+            offset: Offset::new(fields.u64()?)?,
+            index: RaftIndex::new(fields.u64()?),
+            epoch: LeaderEpoch::new(fields.u32()?)?,
+            chain: fields.u32()?,
+            max_timestamp: Timestamp::from_millis(fields.i64()?),
+            log_start: Offset::new(fields.u64()?)?,
+        })
+    }
+
     /// The place after the header of a new segment.
     pub(crate) fn after_header(header: &SegmentHeader, encoded: &[u8]) -> Self {
         Self {

@@ -7,18 +7,20 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 
 use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
-use tidelog_record::{LeaderEpoch, Offset, RaftIndex, Timestamp};
+use tidelog_record::{Offset, Timestamp};
 
 use super::{PRODUCER_BATCHES, PRODUCERS_MAX, Producer, ProducerTable, StoredBatch};
 use crate::segment::{LogEnd, base_offset_of};
 use crate::wire::Fields;
 
 pub(super) const MAGIC: [u8; 8] = *b"TPRS\0\x01\0\0";
-const END_LEN: usize = 52;
 const PRODUCER_LEN: usize = 20;
 const BATCH_LEN: usize = 24;
-const LEN_MAX: usize =
-    MAGIC.len() + END_LEN + 4 + PRODUCERS_MAX * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN) + 4;
+const LEN_MAX: usize = MAGIC.len()
+    + LogEnd::WIRE_LEN
+    + 4
+    + PRODUCERS_MAX * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN)
+    + 4;
 /// In place of a time that nobody knows.
 const NO_TIME: i64 = i64::MIN;
 
@@ -41,16 +43,7 @@ impl Snapshot {
             return None;
         }
         let mut fields = Fields::new(content.strip_prefix(&MAGIC)?);
-        let end = LogEnd {
-            sequence: fields.u64()?,
-            position: fields.u32()?,
-            offset: Offset::new(fields.u64()?)?,
-            index: RaftIndex::new(fields.u64()?),
-            epoch: LeaderEpoch::new(fields.u32()?)?,
-            chain: fields.u32()?,
-            max_timestamp: Timestamp::from_millis(fields.i64()?),
-            log_start: Offset::new(fields.u64()?)?,
-        };
+        let end = LogEnd::take(&mut fields)?;
         let count = usize::try_from(fields.u32()?).ok()?;
         if count > PRODUCERS_MAX {
             return None;
@@ -72,17 +65,13 @@ pub(super) fn encode(end: &LogEnd, producers: &ProducerTable) -> Vec<u8> {
     let mut sorted: Vec<_> = producers.producers.iter().collect();
     sorted.sort_unstable_by_key(|(id, _)| **id);
     let mut bytes = Vec::with_capacity(
-        MAGIC.len() + END_LEN + 8 + sorted.len() * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN),
+        MAGIC.len()
+            + LogEnd::WIRE_LEN
+            + 8
+            + sorted.len() * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN),
     );
     bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&end.sequence.to_be_bytes());
-    bytes.extend_from_slice(&end.position.to_be_bytes());
-    bytes.extend_from_slice(&end.offset.get().to_be_bytes());
-    bytes.extend_from_slice(&end.index.get().to_be_bytes());
-    bytes.extend_from_slice(&end.epoch.get().to_be_bytes());
-    bytes.extend_from_slice(&end.chain.to_be_bytes());
-    bytes.extend_from_slice(&end.max_timestamp.millis().to_be_bytes());
-    bytes.extend_from_slice(&end.log_start.get().to_be_bytes());
+    end.put(&mut bytes);
     let count = u32::try_from(sorted.len()).expect("their number is bounded");
     bytes.extend_from_slice(&count.to_be_bytes());
     for (id, producer) in sorted {

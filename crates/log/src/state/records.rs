@@ -1,6 +1,6 @@
 //! The records of the state file and their bytes.
 
-use tidelog_record::{LeaderEpoch, Offset, PartitionId, RaftIndex, Timestamp, TopicId};
+use tidelog_record::{PartitionId, TopicId};
 
 use super::{DirectoryIdentity, GroupKey, GroupState};
 use crate::segment::LogEnd;
@@ -65,14 +65,7 @@ impl StateRecord {
             }),
             Self::Checkpoint(key, end) => frame(generation, CHECKPOINT, out, |out| {
                 put_key(out, key);
-                out.extend_from_slice(&end.sequence.to_be_bytes());
-                out.extend_from_slice(&end.position.to_be_bytes());
-                out.extend_from_slice(&end.offset.get().to_be_bytes());
-                out.extend_from_slice(&end.index.get().to_be_bytes());
-                out.extend_from_slice(&end.epoch.get().to_be_bytes());
-                out.extend_from_slice(&end.chain.to_be_bytes());
-                out.extend_from_slice(&end.max_timestamp.millis().to_be_bytes());
-                out.extend_from_slice(&end.log_start.get().to_be_bytes());
+                end.put(out);
             }),
             Self::GroupRemoved(key) => {
                 frame(generation, GROUP_REMOVED, out, |out| put_key(out, key));
@@ -107,19 +100,7 @@ impl StateRecord {
             }
             CHECKPOINT => {
                 let key = take_key(&mut fields)?;
-                Self::Checkpoint(
-                    key,
-                    LogEnd {
-                        sequence: fields.u64()?,
-                        position: fields.u32()?,
-                        offset: Offset::new(fields.u64()?)?,
-                        index: RaftIndex::new(fields.u64()?),
-                        epoch: LeaderEpoch::new(fields.u32()?)?,
-                        chain: fields.u32()?,
-                        max_timestamp: Timestamp::from_millis(fields.i64()?),
-                        log_start: Offset::new(fields.u64()?)?,
-                    },
-                )
+                Self::Checkpoint(key, LogEnd::take(&mut fields)?)
             }
             GROUP_REMOVED => Self::GroupRemoved(take_key(&mut fields)?),
             _ => return None,

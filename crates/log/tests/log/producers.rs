@@ -292,3 +292,30 @@ fn what_a_trim_removed_is_known_after_power_loss() {
         );
     }
 }
+
+#[test]
+fn later_snapshots_do_not_drive_out_the_durable_one() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let mut log = create(&disk, LogOptions::default());
+        let first = batch_by(1, 0, 0, &[(1, b"v")]);
+        send(&mut log, first.clone()).unwrap();
+        log.roll(at(1)).unwrap();
+        // Three intervals of appends that are never synced, after the segment of the first is gone.
+        let long = vec![b'v'; 600 << 10];
+        send(&mut log, batch_by(2, 0, 0, &[(1, &long)])).unwrap();
+        log.sync().unwrap();
+        log.trim(offset(2), offset(2)).unwrap();
+        let end = log.reader().durable();
+        for n in 1..25 {
+            send(&mut log, batch_by(2, 0, n, &[(1, &long)])).unwrap();
+        }
+        drop(log);
+        disk.crash();
+        let (log, _) = open(&disk, LogOptions::default(), Some(end)).unwrap();
+        assert!(
+            matches!(log.check_producer(&first), Ok(Some(_))),
+            "seed {seed}: would be stored again"
+        );
+    }
+}
