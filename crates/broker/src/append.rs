@@ -84,6 +84,8 @@ pub struct ProducerStamp {
 
 /// What a record costs in memory beside its bytes, about.
 const RECORD_OVERHEAD: usize = 160;
+/// The same for a header.
+const HEADER_OVERHEAD: usize = 64;
 
 /// Compressed batches above this many bytes are not checked on the threads that serve connections:
 /// they may become more than a thousand times as large.
@@ -92,11 +94,19 @@ const DECOMPRESSED_INLINE_MAX: usize = 1024;
 const COMPRESSED_INLINE_MAX: usize = 16 * 1024;
 
 impl Payload {
-    /// What it takes in memory, about.
-    fn len_bytes(&self) -> usize {
+    /// What it takes in memory, in bytes, about.
+    pub fn len_bytes(&self) -> usize {
         match self {
             Self::Batch(bytes) => bytes.len(),
             Self::Records { records, .. } => records.iter().map(NewRecord::len_bytes).sum(),
+        }
+    }
+
+    /// How much of that is not bytes of the request: what its records and headers take as such.
+    pub fn overhead_bytes(&self) -> usize {
+        match self {
+            Self::Batch(_) => 0,
+            Self::Records { records, .. } => records.iter().map(NewRecord::overhead_bytes).sum(),
         }
     }
 
@@ -130,13 +140,17 @@ pub struct NewRecord {
 }
 
 impl NewRecord {
+    fn overhead_bytes(&self) -> usize {
+        RECORD_OVERHEAD + self.headers.len() * HEADER_OVERHEAD
+    }
+
     fn len_bytes(&self) -> usize {
         let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let headers = self
             .headers
             .iter()
             .map(|(key, value)| key.len() + len(value));
-        RECORD_OVERHEAD + len(&self.key) + len(&self.value) + headers.sum::<usize>()
+        self.overhead_bytes() + len(&self.key) + len(&self.value) + headers.sum::<usize>()
     }
 }
 
@@ -315,9 +329,12 @@ impl Broker {
             let _turn = turn;
             broker.parts(request)
         };
-        tokio::task::spawn_blocking(check)
-            .await
-            .map_err(|e| AppendError::Request(format!("the check of the batch failed: {e}")))?
+        match tokio::task::spawn_blocking(check).await {
+            Ok(parts) => parts,
+            // As if it had been checked right here.
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            Err(_cancelled) => Err(AppendError::Stopping),
+        }
     }
 
     fn parts(&self, request: AppendRequest) -> Result<Vec<Part>, AppendError> {

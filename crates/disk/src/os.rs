@@ -239,7 +239,10 @@ impl DiskFile for OsFile {
     }
 }
 
-/// A range of a map, all of it below the file's frozen length.
+/// A range of a map, all of it below the file's frozen length when this was made. No write or cut
+/// through the file's handle passes the checks of `write_at` and `set_len` there, so the bytes never
+/// change. That the file has no second writing handle, and that no other program rewrites it, is
+/// what the crate's docs ask for; brokers keep each other off by the data directory's lock.
 struct MapSlice {
     map: Arc<MmapRaw>,
     start: usize,
@@ -253,11 +256,7 @@ impl AsRef<[u8]> for MapSlice {
         // the mapping.
         let start = unsafe { self.map.as_ptr().add(self.start) };
         // SAFETY: The pointer and length lie inside the mapping, which `self.map` keeps alive for
-        // as long as the borrow. The bytes were below `frozen` when this was made, and no write or
-        // cut through this handle passes the checks of `write_at` and `set_len` there, so they do
-        // not change while borrowed. That the file has no second writing handle, and that no other
-        // program rewrites it, is what the crate's docs ask for; brokers keep each other off by the
-        // data directory's lock.
+        // as long as the borrow; the bytes are frozen, see `MapSlice`, and do not change meanwhile.
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 }

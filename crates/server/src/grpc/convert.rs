@@ -10,11 +10,8 @@ use super::status::RequestError;
 /// Records in one request at most: decoded, each takes far more memory than the two bytes that an
 /// empty one takes in the request.
 const RECORDS_MAX: usize = 200_000;
-/// What a record costs beside its bytes when bytes in flight are counted: its fields in memory.
-const RECORD_OVERHEAD: usize = 160;
-/// The same for a header.
-const HEADER_OVERHEAD: usize = 64;
-/// The same for a request: what is kept for it until it is answered.
+/// What a request costs beside its payload when bytes in flight are counted: what is kept for it
+/// until it is answered.
 pub(super) const REQUEST_OVERHEAD: usize = 1024;
 
 pub(super) fn format(format: i32) -> Result<v1::Format, RequestError> {
@@ -88,11 +85,8 @@ pub(super) fn append(
             });
         }
     };
-    let (payload, len, field) = match request.payload {
-        Some(Payload::Batch(batch)) => {
-            let len = batch.len();
-            (broker::Payload::Batch(batch), len, "batch")
-        }
+    let (payload, field) = match request.payload {
+        Some(Payload::Batch(batch)) => (broker::Payload::Batch(batch), "batch"),
         Some(Payload::Records(records)) => {
             let compression = compression(records.compression)?;
             if records.records.len() > RECORDS_MAX {
@@ -102,11 +96,7 @@ pub(super) fn append(
                     max: RECORDS_MAX,
                 });
             }
-            if let Some(meter) = meter {
-                meter.decoded(records.records.iter().map(record_overhead).sum())?;
-            }
             let producer = records.producer.map(producer).transpose()?;
-            let len = records.records.iter().map(record_len).sum();
             let records = records.records.into_iter().map(new_record).collect();
             (
                 broker::Payload::Records {
@@ -114,7 +104,6 @@ pub(super) fn append(
                     compression,
                     producer,
                 },
-                len,
                 "records",
             )
         }
@@ -125,6 +114,10 @@ pub(super) fn append(
             });
         }
     };
+    if let Some(meter) = meter {
+        meter.decoded(payload.overhead_bytes())?;
+    }
+    let len = payload.len_bytes() + REQUEST_OVERHEAD;
     let request = broker::AppendRequest {
         topic: request.topic,
         partition: request.partition,
@@ -133,7 +126,7 @@ pub(super) fn append(
     };
     Ok(Append {
         request,
-        len: len + REQUEST_OVERHEAD,
+        len,
         field,
     })
 }
@@ -190,20 +183,6 @@ fn compression(compression: i32) -> Result<record::Compression, RequestError> {
             });
         }
     })
-}
-
-/// What a record takes beside its bytes.
-fn record_overhead(record: &v1::NewRecord) -> usize {
-    RECORD_OVERHEAD + record.headers.len() * HEADER_OVERHEAD
-}
-
-fn record_len(record: &v1::NewRecord) -> usize {
-    let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
-    let headers = record
-        .headers
-        .iter()
-        .map(|header| header.key.len() + len(&header.value));
-    record_overhead(record) + len(&record.key) + len(&record.value) + headers.sum::<usize>()
 }
 
 fn new_record(record: v1::NewRecord) -> broker::NewRecord {
