@@ -9,11 +9,13 @@ use tidelog_record::{BATCH_HEADER_LEN, BatchError, BatchHeader, Offset, check_ba
 
 use crate::epochs::EpochTable;
 use crate::error::{Corruption, Damage, ReadError};
+use crate::header::CompactedSegment;
+use crate::index::IndexEntry;
 use crate::internal::InternalEntry;
 use crate::reader::{Batches, collect, next_offset};
-use crate::segment::Segment;
+use crate::segment::{LogEnd, Segment};
 use crate::shared::Shared;
-use crate::walk::BATCH_BYTES_LIMIT;
+use crate::walk::{BATCH_BYTES_LIMIT, corruption, pass};
 
 /// Bytes one cold read fetches at most, unless the first batch alone is longer.
 const COLD_BYTES_MAX: usize = 4 << 20;
@@ -50,8 +52,23 @@ impl ColdRead {
     /// # Errors
     /// [`ReadError::Corrupt`] when a batch is not what was written, [`ReadError::OutOfRange`] when
     /// a trim came in between, [`ReadError::Disk`] when the disk refused.
-    pub fn run(self) -> Result<Batches, ReadError> {
-        let result = self.fetch();
+    pub fn run(mut self) -> Result<Batches, ReadError> {
+        let mut result = self.fetch();
+        // A segment that was compacted meanwhile has another file in its place, with the same
+        // offsets. Once is enough but for a reader that sleeps from one compaction to the next.
+        for _ in 0..REPLACED_MAX {
+            if result.is_ok() || self.shared.is_current(&self.segment) {
+                break;
+            }
+            let Some(segment) = self.shared.segment_at(self.from) else {
+                break;
+            };
+            self.segment = segment;
+            result = self.fetch();
+        }
+        if let Err(ReadError::Corrupt(corruption)) = &result {
+            tracing::error!(%corruption, "damaged data was not served");
+        }
         // The file of a segment that was trimmed meanwhile is gone: that is no fault of the disk.
         let start = self.shared.log_start();
         if result.is_err() && self.from < start {
@@ -66,6 +83,9 @@ impl ColdRead {
     }
 
     fn fetch(&self) -> Result<Batches, ReadError> {
+        if let Some(compacted) = &self.segment.header.compacted {
+            return self.fetch_compacted(compacted);
+        }
         let mut position = u64::from(self.find()?);
         let file = self.segment.file(&*self.shared.disk)?;
         let limit = u64::from(self.shared.readable_len(&self.segment));
@@ -184,14 +204,12 @@ impl ColdRead {
     }
 
     fn corrupt_at(&self, position: u64, offset: Option<Offset>, what: Damage) -> Corruption {
-        let corruption = Corruption {
+        Corruption {
             path: self.segment.path.clone(),
             position,
             offset: offset.unwrap_or(self.from),
             what,
-        };
-        tracing::error!(%corruption, "damaged data was not served");
-        corruption
+        }
     }
 
     /// The position of a batch border at or before the wanted offset.
@@ -201,7 +219,69 @@ impl ColdRead {
             .with_index(&self.segment, |index| index.before_offset(self.from))?;
         Ok(entry.map_or(self.segment.header_len, |entry| entry.position))
     }
+
+    /// As [`ColdRead::fetch`] from a compacted segment. There the offset that comes next says
+    /// nothing of the base offset of a batch, so what is read reaches from one index entry to
+    /// another, and the chain of batch headers must lead from that of the one to that of the other.
+    fn fetch_compacted(&self, compacted: &CompactedSegment) -> Result<Batches, ReadError> {
+        let segment = &*self.segment;
+        let start = self
+            .shared
+            .with_index(segment, |index| index.before_offset(self.from))?;
+        let mut end = self.shared.start_of_walk(segment, start);
+        let file = segment.file(&*self.shared.disk)?;
+        while u64::from(end.position) < compacted.len {
+            let wanted = u64::from(end.position) + self.bytes_max.max(1) as u64;
+            let stop = self
+                .shared
+                .with_index(segment, |index| index.at_or_after(wanted))?;
+            let stop = stop.expect("the index of a sealed segment has its end");
+            let len = (stop.position - end.position) as usize;
+            let window = Bytes::from(read_up_to(&*file, u64::from(end.position), len)?);
+            if window.len() < len {
+                let what = Damage::Short {
+                    len: u64::from(end.position) + window.len() as u64,
+                    durable: compacted.len,
+                };
+                return Err(corruption(&segment.path, &end, what).into());
+            }
+            end = pass_all(end, &window, compacted, &stop)
+                .map_err(|(at, what)| corruption(&segment.path, &at, what))?;
+            if let Some(batches) = collect(&window, self.from, self.end, self.bytes_max) {
+                return Ok(batches);
+            }
+        }
+        Ok(Batches::empty(compacted.end_offset.min(self.end)))
+    }
 }
+
+/// Checks every batch of `window`, which begins at `end` and must lead to `stop`; gives that place,
+/// or the one where it goes wrong.
+fn pass_all(
+    mut end: LogEnd,
+    window: &[u8],
+    compacted: &CompactedSegment,
+    stop: &IndexEntry,
+) -> Result<LogEnd, (LogEnd, Damage)> {
+    let start = end;
+    let mut rest = window;
+    while !rest.is_empty() {
+        let before = end;
+        let header = check_batch(rest, BATCH_BYTES_LIMIT).map_err(|e| (before, e.into()))?;
+        let (batch, behind) = rest.split_at(header.total_len());
+        let body = &batch[BATCH_HEADER_LEN..];
+        pass(&mut end, &header, Some(body), Some(compacted)).map_err(|what| (before, what))?;
+        rest = behind;
+    }
+    if end.chain != stop.chain {
+        let (found, expected) = (end.chain, stop.chain);
+        return Err((start, Damage::WrongChain { found, expected }));
+    }
+    Ok(end)
+}
+
+/// How often a read looks for its segment again when that was replaced by a compacted one.
+const REPLACED_MAX: usize = 8;
 
 const COLD_SLACK: usize = 64 << 10;
 

@@ -9,7 +9,9 @@ use tidelog_record::{
 
 use crate::epochs::{EpochStart, EpochTable};
 use crate::error::Damage;
-use crate::header::{LogIdentity, PreviousSegment, SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::header::{
+    CompactedSegment, LogIdentity, PreviousSegment, SEGMENT_HEADER_LEN, SegmentHeader,
+};
 use crate::index::{IndexBase, IndexEntry, SegmentIndex};
 use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalError, InternalKind};
 
@@ -57,6 +59,21 @@ fn first_header() -> SegmentHeader {
         log_start: Offset::ZERO,
         created_at: Timestamp::from_millis(1_700_000_000_000),
         previous: None,
+        compacted: None,
+    }
+}
+
+fn compacted_header() -> SegmentHeader {
+    SegmentHeader {
+        compacted: Some(CompactedSegment {
+            last_sequence: 4,
+            len: 4096,
+            chain: 0x0102_0304,
+            end_offset: offset(5000),
+            end_index: RaftIndex::new(900),
+            clean_end: offset(4500),
+        }),
+        ..next_header()
     }
 }
 
@@ -109,6 +126,10 @@ fn internal_entries_are_as_the_golden_files_say() {
         ("segment-header_v1_first", header_entry(first_header())),
         ("segment-header_v1_next", header_entry(next_header())),
         (
+            "segment-header_v1_compacted",
+            header_entry(compacted_header()),
+        ),
+        (
             "raft-empty_v1_begin",
             entry(17, 42, InternalKind::RaftEmpty),
         ),
@@ -137,6 +158,7 @@ fn internal_entries_that_are_wrong_fail_with_the_named_error() {
         ("segment-header_v1_corrupt_reserved", "out of range"),
         ("segment-header_v1_corrupt_length", "wrong length"),
         ("segment-header_v1_corrupt_sequence", "out of range"),
+        ("segment-header_v1_corrupt_clean-end", "out of range"),
         ("raft-empty_v1_corrupt_reserved", "reserved"),
         ("raft-empty_v1_corrupt_flags", "reserved"),
         ("raft-empty_v1_corrupt_term", "term and its leader epoch"),

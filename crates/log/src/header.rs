@@ -10,7 +10,12 @@ use crate::wire::Fields;
 /// The version of the whole on-disk format that this build writes.
 pub const FORMAT_VERSION: u16 = 1;
 const LEN: usize = 162;
-/// The length of the first entry of a segment file: the segment header as a record batch.
+/// What a compacted segment adds.
+const COMPACTED_LEN: usize = LEN + 28;
+const FLAGS_AT: usize = 102;
+const FLAG_COMPACTED: u32 = 1;
+/// The length of the first entry of a segment file that is appended to: the segment header as a
+/// record batch.
 pub(crate) const SEGMENT_HEADER_LEN: usize = BATCH_HEADER_LEN + INTERNAL_PREFIX_LEN + LEN;
 
 /// Whose log this is: what a file must carry to belong to it.
@@ -43,6 +48,24 @@ pub struct PreviousSegment {
     pub chain: u32,
 }
 
+/// What a compacted segment says of itself: nothing behind it vouches for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactedSegment {
+    /// The sequence number of the last of the segments that it stands for; its own is that of the
+    /// first.
+    pub last_sequence: u64,
+    /// The length of its file, in bytes.
+    pub len: u64,
+    /// CRC-32 over the batch headers behind the segment header, in order.
+    pub chain: u32,
+    /// The offset after the last record that the segments had.
+    pub end_offset: Offset,
+    /// The Raft index after the last entry that the segments had.
+    pub end_index: RaftIndex,
+    /// Below it no key has two records here or in the segments before.
+    pub clean_end: Offset,
+}
+
 /// The first entry of a segment: what the file is, and what it follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentHeader {
@@ -66,11 +89,17 @@ pub struct SegmentHeader {
     pub created_at: Timestamp,
     /// The segment before; `None` for the first of a log.
     pub previous: Option<PreviousSegment>,
+    /// `None` for a segment as it was appended.
+    pub compacted: Option<CompactedSegment>,
 }
+
+/// The length of the first entry of a compacted segment file.
+pub(crate) const COMPACTED_HEADER_LEN: usize =
+    BATCH_HEADER_LEN + INTERNAL_PREFIX_LEN + COMPACTED_LEN;
 
 impl SegmentHeader {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(LEN);
+        let mut bytes = Vec::with_capacity(COMPACTED_LEN);
         bytes.extend_from_slice(&FORMAT_VERSION.to_be_bytes());
         bytes.extend_from_slice(&self.compatible_features.to_be_bytes());
         bytes.extend_from_slice(&self.incompatible_features.to_be_bytes());
@@ -84,8 +113,14 @@ impl SegmentHeader {
         bytes.extend_from_slice(&self.epoch.get().to_be_bytes());
         bytes.extend_from_slice(&self.log_start.get().to_be_bytes());
         bytes.extend_from_slice(&self.created_at.millis().to_be_bytes());
-        // Flags, end offset and end index of a compacted segment: none is written yet.
-        bytes.extend_from_slice(&[0; 4 + 8 + 8]);
+        match &self.compacted {
+            None => bytes.extend_from_slice(&[0; 4 + 8 + 8]),
+            Some(compacted) => {
+                bytes.extend_from_slice(&FLAG_COMPACTED.to_be_bytes());
+                bytes.extend_from_slice(&compacted.end_offset.get().to_be_bytes());
+                bytes.extend_from_slice(&compacted.end_index.get().to_be_bytes());
+            }
+        }
         let previous = self.previous.unwrap_or(PreviousSegment {
             sequence: 0,
             len: 0,
@@ -101,6 +136,12 @@ impl SegmentHeader {
         bytes.extend_from_slice(&previous.last_epoch.get().to_be_bytes());
         bytes.extend_from_slice(&previous.chain.to_be_bytes());
         debug_assert_eq!(bytes.len(), LEN);
+        if let Some(compacted) = &self.compacted {
+            bytes.extend_from_slice(&compacted.last_sequence.to_be_bytes());
+            bytes.extend_from_slice(&compacted.len.to_be_bytes());
+            bytes.extend_from_slice(&compacted.chain.to_be_bytes());
+            bytes.extend_from_slice(&compacted.clean_end.get().to_be_bytes());
+        }
         bytes
     }
 
@@ -110,7 +151,12 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             return Err("segment header has a format version this build does not know");
         }
-        if content.len() != LEN {
+        let flags = content.get(FLAGS_AT..FLAGS_AT + 4);
+        let len = match flags {
+            Some(flags) if flags == FLAG_COMPACTED.to_be_bytes() => COMPACTED_LEN,
+            _ => LEN,
+        };
+        if content.len() != len {
             return Err("segment header has a wrong length");
         }
         Self::decode_fields(&mut fields)
@@ -136,10 +182,8 @@ impl SegmentHeader {
         let epoch = LeaderEpoch::new(fields.u32()?)?;
         let log_start = Offset::new(fields.u64()?)?;
         let created_at = Timestamp::from_millis(fields.i64()?);
-        // A compacted segment sets these; this build refuses what it cannot read.
-        if fields.array::<20>()? != [0; 20] {
-            return None;
-        }
+        let flags = fields.u32()?;
+        let (end_offset, end_index) = (Offset::new(fields.u64()?)?, RaftIndex::new(fields.u64()?));
         let previous = PreviousSegment {
             sequence: fields.u64()?,
             len: fields.u64()?,
@@ -148,8 +192,26 @@ impl SegmentHeader {
             last_epoch: LeaderEpoch::new(fields.u32()?)?,
             chain: fields.u32()?,
         };
+        let compacted = match flags {
+            0 if (end_offset, end_index) == (Offset::ZERO, RaftIndex::ZERO) => None,
+            FLAG_COMPACTED => Some(CompactedSegment {
+                last_sequence: fields.u64()?,
+                len: fields.u64()?,
+                chain: fields.u32()?,
+                end_offset,
+                end_index,
+                clean_end: Offset::new(fields.u64()?)?,
+            }),
+            _ => return None,
+        };
+        let in_order = compacted.is_none_or(|compacted| {
+            compacted.last_sequence >= sequence
+                && compacted.end_offset >= base_offset
+                && compacted.end_index >= base_index
+                && compacted.clean_end <= end_offset
+        });
         let follows = previous.sequence == sequence - 1;
-        follows.then_some(Self {
+        (in_order && follows).then_some(Self {
             compatible_features,
             incompatible_features,
             identity,
@@ -160,6 +222,7 @@ impl SegmentHeader {
             log_start,
             created_at,
             previous: (previous.sequence > 0).then_some(previous),
+            compacted,
         })
     }
 }

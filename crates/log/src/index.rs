@@ -182,6 +182,14 @@ impl SegmentIndex {
         after.checked_sub(1).map(|at| self.entries[at])
     }
 
+    /// The first entry at or after a position, else the last.
+    pub(crate) fn at_or_after(&self, position: u64) -> Option<IndexEntry> {
+        let at = self
+            .entries
+            .partition_point(|entry| u64::from(entry.position) < position);
+        self.entries.get(at).or(self.entries.last()).copied()
+    }
+
     /// The last entry with no record of `timestamp` or later before it.
     pub(crate) fn before_timestamp(&self, timestamp: Timestamp) -> Option<IndexEntry> {
         let after = self

@@ -20,6 +20,9 @@
 //! *Open*: [`Log::open`] (`open.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
 //! verifies, cuts a torn tail, refuses damage.
 //!
+//! *Compact*: a [`Compaction`] (`compaction/`) writes beside sealed segments one with what is left
+//! of them, on any thread; [`Log::install`] puts it into their place.
+//!
 //! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
 //! any thread. Everything blocks, [`LogReader::read`] only where the system has dropped a page
 //! that was written lately; nothing here knows an async runtime, a clock or a random number, so a
@@ -30,6 +33,7 @@
 
 mod append;
 mod cold;
+mod compaction;
 mod epochs;
 mod error;
 #[cfg(test)]
@@ -58,11 +62,15 @@ mod wire;
 
 pub use append::Appended;
 pub use cold::ColdRead;
+pub use compaction::{
+    Compactable, Compacted, Compaction, CompactionError, CompactionOptions, CompactionStats,
+    InstallError, Pace, Stopped,
+};
 pub use epochs::{EpochStart, EpochTable};
 pub use error::{
     AppendError, Corruption, CreateError, Damage, OpenError, Poisoned, ReadError, TrimError,
 };
-pub use header::{FORMAT_VERSION, LogIdentity, PreviousSegment, SegmentHeader};
+pub use header::{CompactedSegment, FORMAT_VERSION, LogIdentity, PreviousSegment, SegmentHeader};
 pub use index::IndexEntry;
 pub use internal::{InternalEntry, InternalError, InternalKind};
 pub use log::Log;

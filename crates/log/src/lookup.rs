@@ -20,26 +20,29 @@ use crate::walk::{Look, Walk, WalkError, corruption};
 /// The indexes of the cold segments that were read last; the rest stays on the disk.
 #[derive(Debug, Default)]
 pub(crate) struct ColdIndexes {
-    recent: Mutex<VecDeque<(u64, Arc<SegmentIndex>)>>,
+    recent: Mutex<VecDeque<(SealedKey, Arc<SegmentIndex>)>>,
 }
+
+/// Which segment an index is of: a compacted one has the sequence number of one before it.
+type SealedKey = (u64, SealedEnd);
 
 /// How many cold indexes stay in memory for one log: at most some MiB each.
 const COLD_INDEXES_MAX: usize = 4;
 
 impl ColdIndexes {
-    fn get(&self, sequence: u64) -> Option<Arc<SegmentIndex>> {
+    fn get(&self, key: SealedKey) -> Option<Arc<SegmentIndex>> {
         let mut recent = self.recent.lock();
-        let at = recent.iter().position(|(have, _)| *have == sequence)?;
+        let at = recent.iter().position(|(have, _)| *have == key)?;
         let found = recent.remove(at)?;
         let index = found.1.clone();
         recent.push_front(found);
         Some(index)
     }
 
-    fn put(&self, sequence: u64, index: Arc<SegmentIndex>) {
+    fn put(&self, key: SealedKey, index: Arc<SegmentIndex>) {
         let mut recent = self.recent.lock();
-        recent.retain(|(have, _)| *have != sequence);
-        recent.push_front((sequence, index));
+        recent.retain(|(have, _)| *have != key);
+        recent.push_front((key, index));
         recent.truncate(COLD_INDEXES_MAX);
     }
 }
@@ -55,13 +58,13 @@ impl Shared {
         if let Some(index) = &*segment.index.read() {
             return Ok(look(index));
         }
-        let sequence = segment.header.sequence;
-        if let Some(index) = self.cold_indexes.get(sequence) {
+        let sealed = segment.sealed_end().expect("only sealed segments are cold");
+        let key = (segment.header.sequence, sealed);
+        if let Some(index) = self.cold_indexes.get(key) {
             return Ok(look(&index));
         }
-        let sealed = segment.sealed_end().expect("only sealed segments are cold");
         let index = Arc::new(self.load_sealed_index(segment, sealed)?);
-        self.cold_indexes.put(sequence, index.clone());
+        self.cold_indexes.put(key, index.clone());
         Ok(look(&index))
     }
 
@@ -121,6 +124,40 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Where a walk begins at an index entry, or behind the segment header.
+    pub(crate) fn start_of_walk(&self, segment: &Segment, entry: Option<IndexEntry>) -> LogEnd {
+        entry.map_or_else(
+            || start_of(segment),
+            |entry| start_at(segment, &entry, self.epoch_before(segment, &entry)),
+        )
+    }
+
+    /// Walks on to the next index entry of a compacted segment, whose chain tells whether the base
+    /// offsets on the way are what was written. In other segments each follows from the one before.
+    pub(crate) fn check_passed(
+        &self,
+        segment: &Segment,
+        mut walk: Walk<'_>,
+    ) -> Result<(), ReadError> {
+        if segment.header.compacted.is_none() {
+            return Ok(());
+        }
+        let at = u64::from(walk.end.position);
+        let stop = self.with_index(segment, |index| index.at_or_after(at))?;
+        let stop = stop.expect("the index of a sealed segment has its end");
+        while walk.end.position < stop.position {
+            let before = walk.end;
+            walk.step(u64::from(stop.position), Look::Headers)
+                .map_err(|e| e.at::<ReadError>(&segment.path, &before))?;
+        }
+        if walk.end.chain != stop.chain {
+            let (found, expected) = (walk.end.chain, stop.chain);
+            let what = Damage::WrongChain { found, expected };
+            return Err(corruption(&segment.path, &walk.start, what).into());
+        }
+        Ok(())
     }
 
     /// The leader epoch in force just before an index entry.
@@ -184,7 +221,7 @@ pub(crate) fn start_walk<'a>(
         .find_map(|entry| Some(start_at(segment, entry, epoch(entry)?)))
         .unwrap_or_else(|| start_of(segment));
     index.cut(start.position);
-    Walk::new(file, start)
+    Walk::new(file, segment, start)
 }
 
 /// Walks to `limit` by headers, adding index entries on the way.
@@ -216,7 +253,7 @@ pub(crate) fn find_damage(
     end: &LogEnd,
     what: Damage,
 ) -> Corruption {
-    let mut walk = Walk::new(file, start_of(segment));
+    let mut walk = Walk::new(file, segment, start_of(segment));
     while u64::from(walk.end.position) < limit {
         match walk.step(limit, Look::Everything) {
             Ok(_) => {}

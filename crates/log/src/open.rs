@@ -21,7 +21,8 @@ use crate::producers::{ProducerTable, rebuild};
 use crate::recover::Recovered;
 use crate::roll::{NewSegment, encode_header, map_or_go_without, new_segment_file};
 use crate::segment::{
-    LogEnd, SEGMENT_BYTES_LIMIT, SealedEnd, Segment, base_offset_of, epochs_path, segment_path,
+    CLEANED, LogEnd, SEGMENT_BYTES_LIMIT, SealedEnd, Segment, base_offset_of, epochs_path,
+    index_path, segment_path,
 };
 use crate::shared::Shared;
 use crate::walk::{Look, Walk};
@@ -74,6 +75,7 @@ impl Log {
             log_start: Offset::ZERO,
             created_at: now,
             previous: None,
+            compacted: None,
         };
         let NewSegment {
             segment: active,
@@ -168,6 +170,8 @@ struct Found {
     candidates: Vec<Candidate>,
     /// The newest file, when it is the torn beginning of a segment.
     unfinished: Option<PathBuf>,
+    /// Segments that a compacted one before them stands for: a crash kept them from being removed.
+    replaced: Vec<Offset>,
 }
 
 /// The opening of a log, under way.
@@ -186,6 +190,7 @@ impl Opening<'_> {
         let Found {
             mut candidates,
             unfinished,
+            replaced,
         } = self.find()?;
         let Some(newest) = candidates.pop() else {
             if let Some(checkpoint) = self.checkpoint {
@@ -202,6 +207,10 @@ impl Opening<'_> {
             return Err(self.missing(checkpoint.sequence, checkpoint.offset).into());
         }
 
+        if let Some(compacted) = &newest.header.compacted {
+            let sequence = compacted.last_sequence.saturating_add(1);
+            return Err(self.missing(sequence, compacted.end_offset).into());
+        }
         let path = segment_path(self.dir, newest.header.base_offset);
         let file = self.disk.open(&path, OpenHow::Write)?;
         let recovered = self.recover(&*file, &newest)?;
@@ -237,6 +246,7 @@ impl Opening<'_> {
             end.position,
             map_len,
         ));
+        self.remove_replaced(&replaced);
         let mut segments = self.keep_above_start(sealed, &active, end.log_start)?;
         segments.push(active.clone());
         let epochs = self.epochs(&segments, &end, &walked_from, epochs)?;
@@ -283,6 +293,12 @@ impl Opening<'_> {
             .collect();
         let mut found = Found::default();
         for (at, base) in bases.iter().enumerate() {
+            let before = found.candidates.last();
+            let before = before.and_then(|candidate| candidate.header.compacted);
+            if before.is_some_and(|compacted| *base < compacted.end_offset) {
+                found.replaced.push(*base);
+                continue;
+            }
             match self.read_header(*base)? {
                 Ok(candidate) => found.candidates.push(candidate),
                 Err(corruption) => {
@@ -373,6 +389,12 @@ impl Opening<'_> {
                 "the file is longer than a segment can be",
             ));
         }
+        if let Some(compacted) = &segment.compacted
+            && len != compacted.len
+        {
+            let durable = compacted.len;
+            return Err(Damage::Short { len, durable });
+        }
         let header_len = u32::try_from(total).expect("at most a few KiB");
         Ok(Candidate {
             header: *segment,
@@ -397,7 +419,11 @@ impl Opening<'_> {
                     Damage::NotContinued("it says it is the first, and there are older ones");
                 return Err(self.corrupt(next.base_offset, 0, what).into());
             };
-            if candidate.header.sequence != previous.sequence {
+            let compacted = candidate.header.compacted;
+            let last_sequence = compacted.map_or(candidate.header.sequence, |compacted| {
+                compacted.last_sequence
+            });
+            if last_sequence != previous.sequence {
                 if next.base_offset <= log_start {
                     break;
                 }
@@ -406,7 +432,7 @@ impl Opening<'_> {
                     .into());
             }
             let base = candidate.header.base_offset;
-            if candidate.len != previous.len {
+            if compacted.is_none() && candidate.len != previous.len {
                 let what = Damage::Short {
                     len: candidate.len,
                     durable: previous.len,
@@ -415,13 +441,22 @@ impl Opening<'_> {
                     .corrupt(base, candidate.len.min(previous.len), what)
                     .into());
             }
-            if previous.end_offset != next.base_offset || previous.end_index != next.base_index {
+            let meets = compacted.is_none_or(|it| {
+                (it.end_offset, it.end_index) == (previous.end_offset, previous.end_index)
+            });
+            let meets_next =
+                previous.end_offset == next.base_offset && previous.end_index == next.base_index;
+            if !meets || !meets_next {
                 let what = Damage::NotContinued("offsets or Raft indexes do not meet");
                 return Err(self.corrupt(next.base_offset, 0, what).into());
             }
             next = candidate.header.clone();
             let len = u32::try_from(candidate.len).expect("checked with the header");
-            chain.push((candidate, SealedEnd::of_previous(&previous, len)));
+            let end = match &compacted {
+                Some(compacted) => SealedEnd::of_compacted(compacted, len),
+                None => SealedEnd::of_previous(&previous, len),
+            };
+            chain.push((candidate, end));
         }
         if next.base_offset > log_start {
             let sequence = next
@@ -433,7 +468,20 @@ impl Opening<'_> {
         Ok(chain)
     }
 
-    /// Drops segments that a trim left behind; keeps the rest as sealed ones.
+    /// Finishes what a compaction began; what cannot be removed now is at the next start.
+    fn remove_replaced(&self, replaced: &[Offset]) {
+        for base in replaced.iter().copied() {
+            let paths = [segment_path(self.dir, base), index_path(self.dir, base)];
+            for path in paths {
+                if let Err(e) = remove_if_there(&**self.disk, &path) {
+                    tracing::warn!(error = %e, "a segment that was compacted was not removed");
+                }
+            }
+        }
+    }
+
+    /// Drops segments that a trim left behind, and what a compaction did not finish; keeps the rest
+    /// as sealed ones.
     fn keep_above_start(
         &self,
         sealed: Vec<(Candidate, SealedEnd)>,
@@ -459,10 +507,11 @@ impl Opening<'_> {
         for entry in self.disk.list(self.dir)? {
             let base =
                 base_offset_of(&entry.name, "log").or_else(|| base_offset_of(&entry.name, "index"));
-            if base.is_some_and(|base| base < first_kept)
+            let is_half = base_offset_of(&entry.name, CLEANED).is_some();
+            if (is_half || base.is_some_and(|base| base < first_kept))
                 && let Err(e) = remove_if_there(&**self.disk, &self.dir.join(&entry.name))
             {
-                tracing::warn!(error = %e, "a file below the log start was not removed");
+                tracing::warn!(error = %e, "a file that is not needed was not removed");
             }
         }
         Ok(kept)
@@ -532,7 +581,7 @@ impl Opening<'_> {
     ) -> Result<(), OpenError> {
         let file = self.disk.open(&segment.path, OpenHow::Read)?;
         let limit = u64::from(limit);
-        let mut walk = Walk::new(&*file, start_of(segment));
+        let mut walk = Walk::new(&*file, segment, start_of(segment));
         while u64::from(walk.end.position) < limit {
             let before = walk.end;
             walk.step(limit, Look::Headers)

@@ -141,7 +141,9 @@ impl LogReader {
     /// the high watermark and at most [`LogReader::durable_offset`].
     ///
     /// Stops before `bytes_max` is passed, except that the first batch is always given; stops at
-    /// the end of a segment, so call again from `next_offset`. `from == end` gives no batches.
+    /// the end of a segment, so call again from `next_offset`. `from == end` gives no batches; nor
+    /// does a compacted segment that has nothing left from `from` on, where `next_offset` is its
+    /// end.
     ///
     /// Copies no payload: recent batches come as slices of the segment's map; older ones as a
     /// [`ColdRead`] to be run on a thread that may wait. Recent batches are most likely in memory;
@@ -164,9 +166,7 @@ impl LogReader {
         if from >= end {
             return Ok(Found::Ready(Batches::empty(from)));
         }
-        let segments = self.shared.segments();
-        let at = segments.partition_point(|segment| segment.header.base_offset <= from);
-        let Some(at) = at.checked_sub(1) else {
+        let Some(segment) = self.shared.segment_at(from) else {
             // Trimmed since the check above.
             let start = self.log_start();
             return Err(ReadError::OutOfRange {
@@ -175,12 +175,11 @@ impl LogReader {
                 end,
             });
         };
-        let segment = &segments[at];
-        match read_hot(segment, from, end, bytes_max) {
+        match read_hot(&segment, from, end, bytes_max) {
             Some(batches) => Ok(Found::Ready(batches)),
             None => Ok(Found::Cold(ColdRead::new(
                 self.shared.clone(),
-                segment.clone(),
+                segment,
                 from,
                 end,
                 bytes_max,
@@ -214,6 +213,8 @@ fn read_hot(segment: &Segment, from: Offset, end: Offset, bytes_max: usize) -> O
 
 /// The batches of `window` that hold offsets in `from..end`. `window` begins at a batch border and
 /// was verified or written by us.
+///
+/// In a compacted segment, where no batch may hold `from`, the first one behind it counts.
 ///
 /// No batches when the one that holds `from` passes `end`. `None` when the window ends before that
 /// batch does, or does not read as batches.

@@ -99,6 +99,7 @@ impl Log {
                 last_epoch: self.end.epoch,
                 chain: self.end.chain,
             }),
+            compacted: None,
         };
         let NewSegment {
             segment,

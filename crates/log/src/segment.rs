@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 use tidelog_disk::{Disk, DiskError, DiskFile, DiskOp, OpenHow, read_up_to};
 use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, RaftIndex, Timestamp, check_batch};
 
-use crate::header::{PreviousSegment, SegmentHeader};
+use crate::header::{COMPACTED_HEADER_LEN, CompactedSegment, PreviousSegment, SegmentHeader};
 use crate::index::{IndexBase, SegmentIndex};
 use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalKind};
 use crate::wire::Fields;
@@ -70,16 +70,33 @@ impl LogEnd {
 
     /// The place after the header of a new segment.
     pub(crate) fn after_header(header: &SegmentHeader, encoded: &[u8]) -> Self {
-        Self {
+        let mut end = Self {
             sequence: header.sequence,
             position: u32::try_from(encoded.len())
                 .expect("a segment header is a few hundred bytes"),
             offset: header.base_offset,
             index: header.base_index,
             epoch: header.epoch,
-            chain: crc32fast::hash(&encoded[..BATCH_HEADER_LEN]),
+            chain: match header.compacted {
+                None => crc32fast::hash(&encoded[..BATCH_HEADER_LEN]),
+                // The header of a compacted segment holds the chain, so it is no part of it.
+                Some(_) => 0,
+            },
             max_timestamp: Timestamp::MIN,
             log_start: header.log_start,
+        };
+        end.settle(header.compacted.as_ref());
+        end
+    }
+
+    /// At the end of a compacted segment come the offset and the index that the segments it stands
+    /// for led up to, whatever was left out before.
+    pub(crate) fn settle(&mut self, compacted: Option<&CompactedSegment>) {
+        if let Some(compacted) = compacted
+            && u64::from(self.position) == compacted.len
+        {
+            self.offset = self.offset.max(compacted.end_offset);
+            self.index = self.index.max(compacted.end_index);
         }
     }
 
@@ -130,6 +147,16 @@ impl SealedEnd {
             offset: previous.end_offset,
             index: previous.end_index,
             chain: previous.chain,
+        }
+    }
+
+    /// The end of a compacted segment.
+    pub(crate) fn of_compacted(compacted: &CompactedSegment, len: u32) -> Self {
+        Self {
+            len,
+            offset: compacted.end_offset,
+            index: compacted.end_index,
+            chain: compacted.chain,
         }
     }
 
@@ -200,24 +227,26 @@ impl Segment {
     ///
     /// # Errors
     /// As if there were no file, when it is another log's: that of a topic of the same name, made
-    /// after this one was deleted.
+    /// after this one was deleted; or when it is the compacted one that took this one's place.
     pub(crate) fn file(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, DiskError> {
         if let Some(file) = self.open_file() {
             return Ok(file);
         }
         let file = disk.open(&self.path, OpenHow::Read)?;
-        let bytes = read_up_to(&*file, 0, self.header_len as usize)?;
+        let bytes = read_up_to(&*file, 0, COMPACTED_HEADER_LEN)?;
         // What is no header at all is damage, which is found where it is looked for.
         let found = check_batch(&bytes, INTERNAL_LEN_MAX).ok();
         let found = found.and_then(|header| {
             InternalEntry::decode(&header, &bytes[BATCH_HEADER_LEN..header.total_len()]).ok()
         });
         match found.map(|entry| entry.kind) {
-            Some(InternalKind::SegmentHeader(found)) if found.identity != self.header.identity => {
-                let source = io::Error::new(
-                    io::ErrorKind::NotFound,
-                    "the log was deleted, and another stands in its place",
-                );
+            Some(InternalKind::SegmentHeader(found)) if *found != self.header => {
+                let why = if found.identity == self.header.identity {
+                    "the segment was compacted, and another file stands in its place"
+                } else {
+                    "the log was deleted, and another stands in its place"
+                };
+                let source = io::Error::new(io::ErrorKind::NotFound, why);
                 Err(DiskError::new(DiskOp::Open, &self.path, source))
             }
             _ => Ok(file),
@@ -242,6 +271,11 @@ impl Segment {
         position >= self.hot_from.load(Ordering::Acquire)
     }
 
+    /// Keeps `file` open for readers.
+    pub(crate) fn hold(&self, file: Arc<dyn DiskFile>) {
+        *self.file.write() = Some(file);
+    }
+
     /// Lets go of the index and the file; both come back when somebody reads.
     pub(crate) fn cool(&self) {
         self.hot_from.store(u32::MAX, Ordering::Release);
@@ -258,6 +292,14 @@ pub(crate) fn segment_path(dir: &Path, base: Offset) -> PathBuf {
 /// `<base offset, 20 digits>.index`
 pub(crate) fn index_path(dir: &Path, base: Offset) -> PathBuf {
     dir.join(format!("{:020}.index", base.get()))
+}
+
+/// The extension of a compacted segment in the making.
+pub(crate) const CLEANED: &str = "cleaned";
+
+/// `<base offset, 20 digits>.cleaned`
+pub(crate) fn cleaned_path(dir: &Path, base: Offset) -> PathBuf {
+    dir.join(format!("{:020}.{CLEANED}", base.get()))
 }
 
 /// `<base offset, 20 digits>.torn`: what a torn tail held, kept for a look.

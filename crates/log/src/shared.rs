@@ -102,6 +102,20 @@ impl Shared {
         *self.segments.write() = Arc::new(segments);
     }
 
+    /// The segment that holds `offset`, or would; `None` below the oldest.
+    pub(crate) fn segment_at(&self, offset: Offset) -> Option<Arc<Segment>> {
+        let segments = self.segments();
+        let after = segments.partition_point(|segment| segment.header.base_offset <= offset);
+        Some(segments[after.checked_sub(1)?].clone())
+    }
+
+    /// Whether the segment is still one of the log: not trimmed, and not replaced by a compacted
+    /// one.
+    pub(crate) fn is_current(&self, segment: &Arc<Segment>) -> bool {
+        let current = self.segment_at(segment.header.base_offset);
+        current.is_some_and(|current| Arc::ptr_eq(&current, segment))
+    }
+
     pub(crate) fn log_start(&self) -> Offset {
         load(&self.log_start)
     }

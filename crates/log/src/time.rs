@@ -1,11 +1,9 @@
 //! Looking up the first record at or after a time.
 
 use bytes::Bytes;
-use tidelog_disk::read_up_to;
 use tidelog_record::{Batch, BatchLimits, Offset, Timestamp};
 
 use crate::error::{Damage, ReadError};
-use crate::lookup::{start_at, start_of};
 use crate::reader::LogReader;
 use crate::segment::Segment;
 use crate::walk::{BATCH_BYTES_LIMIT, Look, Walk, corruption};
@@ -26,26 +24,21 @@ impl LogReader {
         end: Offset,
     ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
         let end = end.min(self.durable_offset());
-        let segments = self.shared().segments();
-        for segment in segments.iter() {
-            if segment.header.base_offset >= end {
-                break;
+        let mut from = self.log_start();
+        let mut next = self.shared().segment_at(from);
+        while let Some(segment) = next.filter(|segment| segment.header.base_offset < end) {
+            match self.find_in_segment(&segment, timestamp, end) {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => match segment.sealed_end() {
+                    Some(sealed) => from = sealed.offset,
+                    None => break,
+                },
+                // The file of a segment that was trimmed meanwhile is gone, with all records that
+                // could have been found there; and that of one that was compacted is replaced.
+                Err(e) if self.shared().is_current(&segment) => return Err(e),
+                Err(_) => from = from.max(self.log_start()),
             }
-            match self.find_in_segment(segment, timestamp, end) {
-                Ok(None) => {}
-                Ok(found) => return Ok(found),
-                Err(e) => {
-                    // The file of a segment that was trimmed meanwhile is gone, with all records
-                    // that could have been found there.
-                    let start = self.log_start();
-                    if segment
-                        .sealed_end()
-                        .is_none_or(|sealed| sealed.offset > start)
-                    {
-                        return Err(e);
-                    }
-                }
-            }
+            next = self.shared().segment_at(from);
         }
         Ok(None)
     }
@@ -72,44 +65,55 @@ impl LogReader {
         })?;
         let file = segment.file(&*shared.disk)?;
         let limit = u64::from(shared.readable_len(segment));
-        let start_of_walk = entry.map_or_else(
-            || start_of(segment),
-            |entry| start_at(segment, &entry, shared.epoch_before(segment, &entry)),
-        );
-        let mut walk = Walk::new(&*file, start_of_walk);
-        while u64::from(walk.end.position) < limit && walk.end.offset < end {
-            // The walk keeps the largest timestamp so far; this batch's own is wanted.
-            let before = walk.end;
-            walk.end.max_timestamp = Timestamp::MIN;
-            // From an index entry it is not far, and a damaged header must not hide a record.
-            let passed = walk.step(limit, Look::Everything);
-            passed.map_err(|e| e.at::<ReadError>(&segment.path, &before))?;
-            let has_records = walk.end.offset > before.offset;
-            if !has_records || walk.end.max_timestamp < timestamp || walk.end.offset <= start {
-                continue;
-            }
-            let at = u64::from(before.position);
-            let len = usize::try_from(walk.end.position - before.position).expect("32 bits");
-            let bytes = Bytes::from(read_up_to(&*file, at, len)?);
-            let found = first_at_or_after(bytes, timestamp, start, before.offset)
-                .map_err(|what| corruption(&segment.path, &before, what))?;
-            match found {
-                Some((offset, _)) if offset >= end => return Ok(None),
-                Some(found) => return Ok(Some(found)),
-                // Only records below the log start are late enough.
-                None => {}
-            }
-        }
-        Ok(None)
+        let mut walk = Walk::new(&*file, segment, shared.start_of_walk(segment, entry));
+        let found = walk_to(&mut walk, segment, limit, timestamp, start, end)?;
+        shared.check_passed(segment, walk)?;
+        Ok(found.filter(|(offset, _)| *offset < end))
     }
 }
 
+/// The first record from `start` on that is late enough, if it lies below `limit` and no batch that
+/// begins at `end` or behind has to be looked at.
+fn walk_to(
+    walk: &mut Walk<'_>,
+    segment: &Segment,
+    limit: u64,
+    timestamp: Timestamp,
+    start: Offset,
+    end: Offset,
+) -> Result<Option<(Offset, Timestamp)>, ReadError> {
+    while u64::from(walk.end.position) < limit && walk.end.offset < end {
+        // The walk keeps the largest timestamp so far; this batch's own is wanted.
+        let before = walk.end;
+        walk.end.max_timestamp = Timestamp::MIN;
+        // From an index entry it is not far, and a damaged header must not hide a record.
+        let header = walk
+            .step(limit, Look::Everything)
+            .map_err(|e| e.at::<ReadError>(&segment.path, &before))?;
+        let has_records = !header.attributes.is_control();
+        if !has_records || walk.end.max_timestamp < timestamp || walk.end.offset <= start {
+            continue;
+        }
+        let base = Offset::from_wire(header.base_offset).unwrap_or(before.offset);
+        let bytes = walk.bytes(u64::from(before.position), header.total_len())?;
+        let bytes = Bytes::copy_from_slice(bytes);
+        let found = first_at_or_after(bytes, timestamp, start, base)
+            .map_err(|what| corruption(&segment.path, &before, what))?;
+        // Else only records below the log start are late enough.
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
 /// What was taken in once was within the limits of its day, which may have been others.
-const STORED_LIMITS: BatchLimits = BatchLimits {
+pub(crate) const STORED_LIMITS: BatchLimits = BatchLimits {
     batch_bytes_max: BATCH_BYTES_LIMIT,
     decompressed_bytes_max: 1 << 30,
     records_max: usize::MAX,
     record_headers_max: usize::MAX,
+    keys_required: false,
 };
 
 /// The first record of the batch at `start` or later with a late enough timestamp.

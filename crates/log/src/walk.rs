@@ -1,35 +1,42 @@
 //! Walking a segment file batch by batch, with the checks that make its bytes believable.
 //!
 //! What the CRC of a batch leaves out (base offset, length, epoch) is held by continuity: each
-//! batch must carry exactly the offset and the leader epoch that come next.
+//! batch must carry exactly the offset and the leader epoch that come next. In a compacted segment
+//! offsets only rise; there the chain in the segment header holds them.
 
 use std::path::Path;
 
 use tidelog_disk::{DiskError, DiskFile};
-use tidelog_record::{BATCH_HEADER_LEN, BatchError, BatchHeader, LeaderEpoch, check_batch};
+use tidelog_record::{
+    BATCH_HEADER_LEN, BatchError, BatchHeader, LeaderEpoch, Offset, RaftIndex, check_batch,
+};
 
 use crate::epochs::EpochStart;
 use crate::error::{Corruption, Damage};
+use crate::header::CompactedSegment;
 use crate::internal::{InternalEntry, InternalError, InternalKind};
-use crate::segment::LogEnd;
+use crate::segment::{LogEnd, Segment};
 
 /// The longest batch any file is believed to hold, in bytes. A topic's `max.message.bytes` is
 /// below it; it may have been higher when the batch was written.
 pub const BATCH_BYTES_LIMIT: usize = 128 << 20;
 
-/// Moves `end` past the batch with this header, when it is the one that must come next.
+/// Moves `end` past the batch with this header, when it is the one that must come next; in a
+/// compacted segment, when it may come next: what is left of a log has gaps.
 ///
 /// `body` is what follows the header, its CRC checked; it is needed for internal entries only.
 pub(crate) fn pass(
     end: &mut LogEnd,
     header: &BatchHeader,
     body: Option<&[u8]>,
+    compacted: Option<&CompactedSegment>,
 ) -> Result<(), Damage> {
-    if header.base_offset != end.offset.to_wire() {
-        return Err(Damage::WrongOffset {
+    let offset_max = compacted.map_or(end.offset, |compacted| compacted.end_offset);
+    let base = Offset::from_wire(header.base_offset)
+        .filter(|base| (end.offset..=offset_max).contains(base))
+        .ok_or(Damage::WrongOffset {
             found: header.base_offset,
-        });
-    }
+        })?;
     let len = u32::try_from(header.total_len()).ok();
     let position =
         len.and_then(|len| end.position.checked_add(len))
@@ -45,9 +52,12 @@ pub(crate) fn pass(
 
     if header.attributes.is_control() {
         let entry = InternalEntry::decode(header, body.unwrap_or_default())?;
-        if entry.index != end.index {
+        let index_max = compacted.map_or(end.index, |compacted| compacted.end_index);
+        if !(end.index..=index_max).contains(&entry.index) {
             return Err(InternalError::Malformed("its Raft index is not the next one").into());
         }
+        next.offset = base;
+        next.index = index_after(entry.index)?;
         match entry.kind {
             InternalKind::SegmentHeader(_) => {
                 return Err(InternalError::Malformed("a second segment header").into());
@@ -63,25 +73,41 @@ pub(crate) fn pass(
         if header.leader_epoch != end.epoch.to_wire() {
             return Err(wrong_epoch(header, end.epoch));
         }
-        let count = u64::try_from(header.record_count).unwrap_or(0);
+        let offsets = u64::try_from(i64::from(header.last_offset_delta) + 1).unwrap_or(0);
         let wrong_count = Damage::WrongCount {
             records: header.record_count,
             last_offset_delta: header.last_offset_delta,
         };
-        if count == 0 || header.last_offset_delta != header.record_count - 1 {
+        let count = i64::from(header.record_count);
+        let fits = match compacted {
+            None => i64::from(header.last_offset_delta) == count - 1,
+            Some(_) => i64::from(header.last_offset_delta) >= count - 1,
+        };
+        if count < 1 || !fits {
             return Err(wrong_count);
         }
-        next.offset = end.offset.checked_add(count).ok_or(wrong_count)?;
+        next.offset = base.checked_add(offsets).ok_or(wrong_count)?;
+        if compacted.is_some_and(|compacted| next.offset > compacted.end_offset) {
+            return Err(Damage::WrongOffset {
+                found: header.base_offset,
+            });
+        }
+        // How many entries were left out before it is not known.
+        if compacted.is_none() {
+            next.index = index_after(end.index)?;
+        }
         next.max_timestamp = next
             .max_timestamp
             .max(tidelog_record::Timestamp::from_millis(header.max_timestamp));
     }
-    next.index = end
-        .index
-        .checked_add(1)
-        .ok_or(InternalError::Malformed("there is no Raft index after it"))?;
+    next.settle(compacted);
     *end = next;
     Ok(())
+}
+
+fn index_after(index: RaftIndex) -> Result<RaftIndex, InternalError> {
+    let after = index.checked_add(1);
+    after.ok_or(InternalError::Malformed("there is no Raft index after it"))
 }
 
 fn wrong_epoch(header: &BatchHeader, expected: LeaderEpoch) -> Damage {
@@ -152,6 +178,7 @@ pub(crate) fn corruption(path: &Path, end: &LogEnd, what: Damage) -> Corruption 
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     file: &'a dyn DiskFile,
+    compacted: Option<CompactedSegment>,
     /// Where it began.
     pub(crate) start: LogEnd,
     /// Where the walk stands, and what it has seen so far.
@@ -166,9 +193,10 @@ pub(crate) struct Walk<'a> {
 const WINDOW_LEN: usize = 256 << 10;
 
 impl<'a> Walk<'a> {
-    pub(crate) fn new(file: &'a dyn DiskFile, start: LogEnd) -> Self {
+    pub(crate) fn new(file: &'a dyn DiskFile, segment: &Segment, start: LogEnd) -> Self {
         Self {
             file,
+            compacted: segment.header.compacted,
             start,
             end: start,
             epochs: Vec::new(),
@@ -205,19 +233,28 @@ impl<'a> Walk<'a> {
         } else {
             None
         };
-        pass(&mut self.end, &header, body.as_deref()).map_err(WalkError::Damage)?;
+        let compacted = self.compacted.as_ref();
+        pass(&mut self.end, &header, body.as_deref(), compacted).map_err(WalkError::Damage)?;
         if self.end.epoch > before.epoch {
+            // In a compacted segment these may lie before where it stands, and `settle` may have
+            // moved that on.
+            let began = match (&self.compacted, body) {
+                (Some(_), Some(body)) => InternalEntry::decode(&header, &body).ok(),
+                _ => None,
+            };
             self.epochs.push(EpochStart {
                 epoch: self.end.epoch,
-                offset: before.offset,
-                index: before.index,
+                offset: began
+                    .as_ref()
+                    .map_or(before.offset, |entry| entry.next_offset),
+                index: began.as_ref().map_or(before.index, |entry| entry.index),
             });
         }
         Ok(header)
     }
 
     /// The bytes `at..at + len`, or fewer when the file ends before.
-    fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], DiskError> {
+    pub(crate) fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], DiskError> {
         let inside =
             at >= self.window_at && at + len as u64 <= self.window_at + self.window.len() as u64;
         if !inside {

@@ -132,16 +132,14 @@ impl BatchBuilder {
         let out = &mut self.bytes;
         out.reserve(varint_len(length) + fields_len);
         put_varint(out, length);
-        out.push(0);
-        put_varlong(out, timestamp_delta);
-        put_varint(out, index);
-        put_nullable(out, key);
-        put_nullable(out, value);
-        put_len(out, headers.len());
-        for (key, value) in headers {
-            put_nullable(out, Some(key.as_bytes()));
-            put_nullable(out, *value);
-        }
+        put_fields(
+            out,
+            timestamp_delta,
+            index,
+            key,
+            value,
+            headers.iter().copied(),
+        );
 
         let is_first = index == 0;
         self.base_timestamp = base_timestamp;
@@ -212,25 +210,11 @@ impl BatchBuilder {
             base_sequence: self.base_sequence,
             record_count: self.record_count,
         };
-        let mut bytes = match compression {
+        let bytes = match compression {
             Compression::None => self.bytes,
-            _ => {
-                let plain = &self.bytes[BATCH_HEADER_LEN..];
-                let mut out = Vec::with_capacity(BATCH_HEADER_LEN + plain.len() / 2);
-                out.resize(BATCH_HEADER_LEN, 0);
-                compression::compress(compression, plain, &mut out)
-                    .map_err(|_| BuildError::Compress { compression })?;
-                out
-            }
+            _ => compressed(compression, &self.bytes[BATCH_HEADER_LEN..])?,
         };
-        header.batch_length =
-            i32::try_from(bytes.len() - BATCH_PREFIX_LEN).map_err(|_| BuildError::TooLarge {
-                len: bytes.len(),
-                max: BATCH_LEN_MAX,
-            })?;
-        header.crc = header.compute_crc(&bytes[BATCH_HEADER_LEN..]);
-        bytes[..BATCH_HEADER_LEN].copy_from_slice(&header.encode());
-        Ok(Bytes::from(bytes))
+        seal(&mut header, bytes)
     }
 
     fn check_whole(&self) -> Result<(), BuildError> {
@@ -272,6 +256,48 @@ impl BatchBuilder {
             return Err(too_large(len));
         }
         Ok(length)
+    }
+}
+
+/// Room for a header, and the compressed records behind it.
+pub(crate) fn compressed(compression: Compression, plain: &[u8]) -> Result<Vec<u8>, BuildError> {
+    let mut out = Vec::with_capacity(BATCH_HEADER_LEN + plain.len() / 2);
+    out.resize(BATCH_HEADER_LEN, 0);
+    compression::compress(compression, plain, &mut out)
+        .map_err(|_| BuildError::Compress { compression })?;
+    Ok(out)
+}
+
+/// Puts the length and the CRC into `header`, and that into the room at the front of `bytes`.
+pub(crate) fn seal(header: &mut BatchHeader, mut bytes: Vec<u8>) -> Result<Bytes, BuildError> {
+    header.batch_length =
+        i32::try_from(bytes.len() - BATCH_PREFIX_LEN).map_err(|_| BuildError::TooLarge {
+            len: bytes.len(),
+            max: BATCH_LEN_MAX,
+        })?;
+    header.crc = header.compute_crc(&bytes[BATCH_HEADER_LEN..]);
+    bytes[..BATCH_HEADER_LEN].copy_from_slice(&header.encode());
+    Ok(Bytes::from(bytes))
+}
+
+/// Writes a record behind its length field.
+pub(crate) fn put_fields<'a>(
+    out: &mut Vec<u8>,
+    timestamp_delta: i64,
+    offset_delta: i32,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    headers: impl ExactSizeIterator<Item = (&'a str, Option<&'a [u8]>)>,
+) {
+    out.push(0);
+    put_varlong(out, timestamp_delta);
+    put_varint(out, offset_delta);
+    put_nullable(out, key);
+    put_nullable(out, value);
+    put_len(out, headers.len());
+    for (key, value) in headers {
+        put_nullable(out, Some(key.as_bytes()));
+        put_nullable(out, value);
     }
 }
 

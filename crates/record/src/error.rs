@@ -140,6 +140,11 @@ pub enum RecordFault {
         /// The limit.
         max: usize,
     },
+    /// It has no key where each record must have one.
+    #[error(
+        "it has no key; a compacted topic keeps the last record of each key, so each needs one"
+    )]
+    NoKey,
     /// Its timestamp does not fit 64 bits.
     #[error("its timestamp, {base} and {delta} ms, does not fit 64 bits")]
     TimestampOverflow {

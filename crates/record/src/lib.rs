@@ -11,6 +11,7 @@
 //! * Recovery and replication walk stored bytes with [`check_batch`] and [`split_batches`]
 //!   (`batch.rs`, `header.rs`), which check framing and CRC and look no deeper.
 //! * A consumer opens a [`Batch`] with [`Batch::records`].
+//! * Compaction makes of a batch one with fewer records, by [`retain_records`] (`retain.rs`).
 //!
 //! The numbers and names that all crates share are in `nouns.rs` and `names.rs`; which partition a
 //! key belongs to is `partitioner.rs`.
@@ -30,6 +31,7 @@ mod nouns;
 mod partitioner;
 mod produced;
 mod record;
+mod retain;
 mod varint;
 
 pub use attributes::{Attributes, Compression, TimestampType, UnknownCompression};
@@ -44,3 +46,4 @@ pub use nouns::{LeaderEpoch, Offset, PartitionId, RaftIndex, Timestamp, TopicId}
 pub use partitioner::{murmur2, partition_for_key};
 pub use produced::{ProduceError, ProducedBatch, validate_produced};
 pub use record::{Header, HeaderKey, Record, Records};
+pub use retain::retain_records;

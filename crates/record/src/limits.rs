@@ -15,6 +15,8 @@ pub struct BatchLimits {
     pub records_max: usize,
     /// Headers of any one record.
     pub record_headers_max: usize,
+    /// Whether each record of a produced batch must have a key, as compaction needs it.
+    pub keys_required: bool,
 }
 
 impl BatchLimits {
@@ -24,7 +26,8 @@ impl BatchLimits {
 }
 
 impl Default for BatchLimits {
-    /// 1,048,588 bytes a batch, 64 MiB decompressed, 1,000,000 records, 10,000 headers a record.
+    /// 1,048,588 bytes a batch, 64 MiB decompressed, 1,000,000 records, 10,000 headers a record;
+    /// keys are not required.
     ///
     /// Only the first is Kafka's. The others lie far above what clients send, since a client's
     /// batch is gathered in memory before it is compressed, and bound the work and the memory that
@@ -35,6 +38,7 @@ impl Default for BatchLimits {
             decompressed_bytes_max: 64 * 1024 * 1024,
             records_max: 1_000_000,
             record_headers_max: 10_000,
+            keys_required: false,
         }
     }
 }

@@ -147,7 +147,7 @@ pub fn validate_produced(
         header.attributes.compression()?,
         &body,
         limits.decompressed_bytes_max,
-        |plain| skim_produced(plain, header, limits.record_headers_max),
+        |plain| skim_produced(plain, header, limits),
     )?;
 
     let mut produced = ProducedBatch {

@@ -278,19 +278,22 @@ pub(crate) struct Skimmed {
 pub(crate) fn skim_produced(
     payload: &[u8],
     header: &BatchHeader,
-    headers_max: usize,
+    limits: &BatchLimits,
 ) -> Result<Skimmed, BatchError> {
     let mut at = 0;
     let mut max_timestamp = i64::MIN;
     for expected_delta in 0..header.record_count {
         let mut skim_one = || {
-            let raw = parse_record(payload, at, headers_max, |_, _| {})?;
+            let raw = parse_record(payload, at, limits.record_headers_max, |_, _| {})?;
             if raw.offset_delta != expected_delta {
                 return Err(RecordFault::OffsetDelta {
                     found: raw.offset_delta,
                     min: expected_delta,
                     max: expected_delta,
                 });
+            }
+            if limits.keys_required && raw.key.is_none() {
+                return Err(RecordFault::NoKey);
             }
             let timestamp = create_time(header.base_timestamp, raw.timestamp_delta)?;
             max_timestamp = max_timestamp.max(timestamp.millis());

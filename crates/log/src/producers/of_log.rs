@@ -47,9 +47,9 @@ impl Log {
     pub(crate) fn remove_stale_producers(&self) {
         let segments = self.shared.segments();
         let is_segment = |offset| {
-            segments
-                .iter()
-                .any(|segment| segment.header.base_offset == offset)
+            segments.iter().any(|segment| {
+                segment.header.base_offset == offset && segment.header.compacted.is_none()
+            })
         };
         let removed = snapshot::remove_stale(self.disk(), self.dir(), self.end.offset, is_segment);
         if let Err(error) = removed {

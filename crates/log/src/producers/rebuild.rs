@@ -25,7 +25,8 @@ enum Unfit {
 }
 
 /// Starts from the newest snapshot whose place leads, header by header, to `end`; from the oldest
-/// segment when there is none.
+/// segment when there is none. Compacted segments tell nothing: the last batch of a producer may be
+/// one that was left out.
 ///
 /// Never fails: producers that cannot be found out about are not known.
 pub(crate) fn rebuild(
@@ -54,6 +55,9 @@ pub(crate) fn rebuild(
     }
     let mut rebuilt = Rebuilt::default();
     for (at, segment) in segments.iter().enumerate() {
+        if segment.header.compacted.is_some() {
+            continue;
+        }
         let one = &segments[at..=at];
         // Damage in a segment is told when it is read; those after it still tell of theirs.
         match walk(
@@ -90,6 +94,10 @@ fn walk(
         .position(|segment| segment.header.sequence == start.sequence)
         .ok_or(Unfit::OtherHistory)?;
     for segment in &segments[first..] {
+        // What was left out of it told of producers too.
+        if segment.header.compacted.is_some() {
+            return Err(Unfit::OtherHistory);
+        }
         let (limit, chain) = match segment.sealed_end() {
             Some(sealed) => (sealed.len, sealed.chain),
             None => (end.position, end.chain),
@@ -105,7 +113,7 @@ fn walk(
         let file = segment
             .file(disk)
             .map_err(|e| Unfit::Walk(WalkError::Disk(e)))?;
-        let mut walk = Walk::new(&*file, from);
+        let mut walk = Walk::new(&*file, segment, from);
         while walk.end.position < limit {
             let offset = walk.end.offset;
             let header = walk

@@ -9,6 +9,7 @@
 
 mod basic;
 mod common;
+mod compaction;
 mod damage;
 mod faults;
 mod model;
