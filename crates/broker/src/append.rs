@@ -476,7 +476,8 @@ impl Broker {
 pub(crate) type StickyBytes = Arc<AtomicU64>;
 
 fn checked(partition: &Partition, bytes: Bytes) -> Result<ProducedBatch, AppendError> {
-    let max = partition.settings().max_message_bytes as usize;
+    let settings = partition.settings();
+    let max = settings.max_message_bytes as usize;
     let len = bytes.len();
     if len > max {
         return Err(AppendError::TooLarge {
@@ -487,6 +488,7 @@ fn checked(partition: &Partition, bytes: Bytes) -> Result<ProducedBatch, AppendE
     }
     let limits = BatchLimits {
         batch_bytes_max: max,
+        keys_required: settings.cleanup.compact,
         ..BatchLimits::default()
     };
     Ok(validate_produced(bytes, &limits)?)

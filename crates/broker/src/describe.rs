@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tidelog_controller::{EffectiveSetting, Topic};
 use tidelog_log::SegmentInfo;
-use tidelog_record::{LeaderEpoch, Offset, TopicId};
+use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicId};
 
 use crate::error::TopicError;
 use crate::metrics::PartitionNumbers;
@@ -60,8 +60,14 @@ pub struct PartitionDescription {
     pub fault: Option<String>,
 }
 
-pub(crate) fn numbers(partition: &Partition) -> PartitionNumbers {
+pub(crate) fn numbers(partition: &Partition, now: Timestamp) -> PartitionNumbers {
     let segments = partition.reader.segments();
+    let settings = partition.settings();
+    let dirty_bytes = settings.cleanup.compact.then(|| {
+        let lag = settings.min_compaction_lag_ms;
+        let end = partition.high_watermark();
+        partition.reader.compactable(now, lag, end).dirty_bytes
+    });
     PartitionNumbers {
         topic: partition.topic.to_string(),
         partition: partition.number().to_string(),
@@ -70,6 +76,7 @@ pub(crate) fn numbers(partition: &Partition) -> PartitionNumbers {
         log_end: partition.reader.end_offset().get(),
         size_bytes: segments.iter().map(|segment| segment.len).sum(),
         segments: segments.len(),
+        dirty_bytes,
     }
 }
 

@@ -431,6 +431,15 @@ pub enum DeleteError {
         /// What is above is not acknowledged yet.
         high_watermark: Offset,
     },
+    /// The topic's records are not to be deleted.
+    #[error(
+        "records of topic {topic} cannot be deleted: its cleanup.policy is compact; allowed are \
+         delete and compact,delete"
+    )]
+    Policy {
+        /// The topic.
+        topic: TopicName,
+    },
     /// The new log start could not be written.
     #[error(transparent)]
     Append(#[from] AppendError),
@@ -441,6 +450,7 @@ impl Facts for DeleteError {
         match self {
             Self::Read(e) => e.kind(),
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::Policy { .. } => ErrorKind::Invalid,
             Self::Append(e) => e.kind(),
         }
     }
@@ -449,6 +459,7 @@ impl Facts for DeleteError {
         match self {
             Self::Read(e) => e.reason(),
             Self::OutOfRange { .. } => "OFFSET_OUT_OF_RANGE",
+            Self::Policy { .. } => "POLICY_VIOLATION",
             Self::Append(e) => e.reason(),
         }
     }
@@ -461,6 +472,7 @@ impl Facts for DeleteError {
                 log_start,
                 high_watermark,
             } => range_facts(requested.get(), *log_start, *high_watermark),
+            Self::Policy { topic } => vec![("topic", topic.to_string())],
             Self::Append(e) => e.facts(),
         }
     }

@@ -274,7 +274,7 @@ fn made_error(error: DiskError) -> TopicError {
 
 /// Whether a log keeps files of such a name in its directory.
 fn is_of_a_log(entry: &DirEntry) -> bool {
-    let of_a_segment = [".log", ".index", ".producers", ".torn"];
+    let of_a_segment = [".log", ".index", ".producers", ".torn", ".cleaned"];
     let name = entry.name.as_str();
     let ours = name.starts_with("leader-epochs")
         || of_a_segment

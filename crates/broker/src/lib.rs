@@ -18,13 +18,16 @@
 //! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A
 //! change that has begun goes on when its caller goes away. `describe.rs` tells what there is.
 //!
-//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much; `stop.rs` closes
+//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much, and
+//! `removal.rs` one that gives its space back; `compaction.rs` is one that compacts; `stop.rs` closes
 //! the logs and says so in the state file; `metrics.rs` counts; `error.rs` has an error for each
 //! operation, with the facts that listeners tell.
 //!
 //! Time, ids and files come in through [`Seams`].
 
 mod append;
+mod background;
+mod compaction;
 mod describe;
 mod error;
 mod files;
@@ -32,6 +35,7 @@ mod metrics;
 mod partition;
 mod producers;
 mod read;
+mod removal;
 mod retention;
 mod seams;
 mod shard;
@@ -89,6 +93,15 @@ pub struct BrokerConfig {
     pub sync_threads: usize,
     /// How often retention is looked at.
     pub retention_check_interval: std::time::Duration,
+    /// How fast the space of removed segments is given back, in bytes a second.
+    pub removal_bytes_per_second: u64,
+    /// How often it is looked at whether a log is to be compacted.
+    pub compaction_check_interval: std::time::Duration,
+    /// How fast compaction reads and writes, together, in bytes a second.
+    pub compaction_bytes_per_second: u64,
+    /// How much memory compaction takes for keys at most, in bytes; it takes what the keys at hand
+    /// need. 36 a key: with less than a log has, it is compacted in several runs.
+    pub compaction_key_bytes_max: usize,
     /// Below so many free bytes on the disk nothing is taken from clients any more; what is left
     /// is for the broker's own use: to delete topics and records, and to keep its state.
     pub free_bytes_min: u64,
@@ -110,6 +123,10 @@ impl Default for BrokerConfig {
             shards: cores,
             sync_threads: 4,
             retention_check_interval: std::time::Duration::from_secs(300),
+            removal_bytes_per_second: 1 << 30,
+            compaction_check_interval: std::time::Duration::from_secs(15),
+            compaction_bytes_per_second: 64 << 20,
+            compaction_key_bytes_max: 128 << 20,
             free_bytes_min: 64 << 20,
             producer_id_expiration: std::time::Duration::from_secs(24 * 60 * 60),
             topics_max: 10_000,
@@ -144,6 +161,8 @@ struct Inner {
     /// at a time.
     topics: tokio::sync::Mutex<Topics>,
     producer_ids: Mutex<ProducerIds>,
+    /// Held while a log is compacted: one at a time.
+    compacting: Mutex<()>,
     /// What requests are looked up in.
     routes: RwLock<HashMap<String, Arc<Route>>>,
     stopping: watch::Sender<bool>,
@@ -208,6 +227,7 @@ impl Broker {
 
     /// All metrics in Prometheus' text format, version 0.0.4.
     pub fn metrics_text(&self) -> String {
+        let now = self.inner.seams.clock.now();
         let mut numbers = Vec::new();
         let mut faulted = 0;
         let routes = self.inner.routes.read().clone();
@@ -221,7 +241,7 @@ impl Broker {
             match slot {
                 Slot::Serving(partition) => {
                     faulted += usize::from(partition.fault().is_some());
-                    numbers.push(describe::numbers(&partition));
+                    numbers.push(describe::numbers(&partition, now));
                 }
                 Slot::Faulted(_) => faulted += 1,
             }

@@ -22,12 +22,21 @@ pub struct Metrics {
     pub(crate) sync_logs: Histogram,
     pub(crate) fetch_seconds: Histogram,
     pub(crate) in_flight_bytes: IntGauge,
+    pub(crate) compactions: IntCounter,
+    pub(crate) compaction_failures: IntCounter,
+    pub(crate) compaction_read_bytes: IntCounter,
+    pub(crate) compaction_written_bytes: IntCounter,
+    pub(crate) compaction_records_removed: IntCounter,
+    pub(crate) compaction_pending_bytes: IntGauge,
+    pub(crate) removed_bytes: IntCounter,
+    pub(crate) removal_pending_bytes: IntGauge,
     errors: IntCounterVec,
     log_start: IntGaugeVec,
     high_watermark: IntGaugeVec,
     log_end: IntGaugeVec,
     size_bytes: IntGaugeVec,
     segments: IntGaugeVec,
+    dirty_bytes: IntGaugeVec,
     faulted: IntGauge,
 }
 
@@ -41,6 +50,8 @@ pub(crate) struct PartitionNumbers {
     pub(crate) log_end: u64,
     pub(crate) size_bytes: u64,
     pub(crate) segments: usize,
+    /// Of a compacted topic.
+    pub(crate) dirty_bytes: Option<u64>,
 }
 
 impl Metrics {
@@ -83,6 +94,38 @@ impl Metrics {
                 "tidelog_in_flight_bytes",
                 "Bytes of appends that were taken and not yet answered.",
             ),
+            compactions: counter(
+                "tidelog_compactions_total",
+                "Logs that were compacted, run by run.",
+            ),
+            compaction_failures: counter(
+                "tidelog_compaction_failures_total",
+                "Runs of compaction that damage or the disk ended.",
+            ),
+            compaction_read_bytes: counter(
+                "tidelog_compaction_read_bytes_total",
+                "Bytes read to compact.",
+            ),
+            compaction_written_bytes: counter(
+                "tidelog_compaction_written_bytes_total",
+                "Bytes written to compact.",
+            ),
+            compaction_records_removed: counter(
+                "tidelog_compaction_records_removed_total",
+                "Records that compaction found superfluous.",
+            ),
+            compaction_pending_bytes: gauge(
+                "tidelog_compaction_pending_bytes",
+                "Bytes that the run under way has yet to rewrite.",
+            ),
+            removed_bytes: counter(
+                "tidelog_removed_bytes_total",
+                "Bytes of removed segments whose space was given back.",
+            ),
+            removal_pending_bytes: gauge(
+                "tidelog_removal_pending_bytes",
+                "Bytes of removed segments whose space was not given back yet.",
+            ),
             errors: IntCounterVec::new(
                 Opts::new("tidelog_errors_total", "Requests that failed, by reason."),
                 &["reason"],
@@ -96,6 +139,10 @@ impl Metrics {
             log_end: partition_gauge("tidelog_log_end_offset", "The next offset to be assigned."),
             size_bytes: partition_gauge("tidelog_log_size_bytes", "Bytes of all segments."),
             segments: partition_gauge("tidelog_log_segments", "Segment files."),
+            dirty_bytes: partition_gauge(
+                "tidelog_log_dirty_bytes",
+                "Bytes that may be compacted and were not yet, of compacted topics.",
+            ),
             faulted: gauge(
                 "tidelog_partitions_faulted",
                 "Partitions that do not serve.",
@@ -107,7 +154,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let collectors: [Box<dyn prometheus::core::Collector>; 18] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 27] = [
             Box::new(self.append_batches.clone()),
             Box::new(self.append_duplicates.clone()),
             Box::new(self.append_records.clone()),
@@ -119,12 +166,21 @@ impl Metrics {
             Box::new(self.sync_logs.clone()),
             Box::new(self.fetch_seconds.clone()),
             Box::new(self.in_flight_bytes.clone()),
+            Box::new(self.compactions.clone()),
+            Box::new(self.compaction_failures.clone()),
+            Box::new(self.compaction_read_bytes.clone()),
+            Box::new(self.compaction_written_bytes.clone()),
+            Box::new(self.compaction_records_removed.clone()),
+            Box::new(self.compaction_pending_bytes.clone()),
+            Box::new(self.removed_bytes.clone()),
+            Box::new(self.removal_pending_bytes.clone()),
             Box::new(self.errors.clone()),
             Box::new(self.log_start.clone()),
             Box::new(self.high_watermark.clone()),
             Box::new(self.log_end.clone()),
             Box::new(self.size_bytes.clone()),
             Box::new(self.segments.clone()),
+            Box::new(self.dirty_bytes.clone()),
             Box::new(self.faulted.clone()),
         ];
         for collector in collectors {
@@ -157,6 +213,7 @@ impl Metrics {
         for gauge in gauges {
             gauge.reset();
         }
+        self.dirty_bytes.reset();
         for numbers in partitions {
             let values = [
                 numbers.log_start,
@@ -169,6 +226,11 @@ impl Metrics {
                 gauge
                     .with_label_values(&[&numbers.topic, &numbers.partition])
                     .set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+            if let Some(dirty) = numbers.dirty_bytes {
+                self.dirty_bytes
+                    .with_label_values(&[&numbers.topic, &numbers.partition])
+                    .set(i64::try_from(dirty).unwrap_or(i64::MAX));
             }
         }
         self.faulted.set(i64::try_from(faulted).unwrap_or(i64::MAX));

@@ -141,7 +141,7 @@ impl PartitionHandle {
     }
 
     /// Reads whole batches from the one that holds `from` on, about `bytes_max` of them; none at
-    /// the high watermark. Does not wait for new records, but may wait for the disk. What was
+    /// the high watermark, and none where compaction has left nothing below it. Does not wait for new records, but may wait for the disk. What was
     /// written lately comes as slices of a map, without a copy.
     ///
     /// # Errors
@@ -156,13 +156,38 @@ impl PartitionHandle {
         let partition = &self.partition;
         self.check_open()?;
         let high_watermark = partition.high_watermark();
+        let mut batches = self.read_once(from, high_watermark, bytes_max).await?;
+        // Segments that compaction has emptied from there on.
+        while batches.is_empty() && batches.next_offset < high_watermark {
+            let next = batches.next_offset;
+            batches = self.read_once(next, high_watermark, bytes_max).await?;
+            if batches.next_offset == next {
+                break;
+            }
+        }
+        let metrics = &self.broker.inner().metrics;
+        metrics.fetch_bytes.inc_by(batches.len_bytes() as u64);
+        Metrics::observe(&metrics.fetch_seconds, began.elapsed());
+        Ok(PartitionData {
+            batches,
+            high_watermark,
+            log_start: partition.reader.log_start(),
+        })
+    }
+
+    async fn read_once(
+        &self,
+        from: Offset,
+        high_watermark: Offset,
+        bytes_max: usize,
+    ) -> Result<Batches, ReadError> {
+        let reader = &self.partition.reader;
         let failed = |e| self.read_error(e, high_watermark);
-        let batches = match partition
-            .reader
+        match reader
             .read(from, high_watermark, bytes_max)
             .map_err(failed)?
         {
-            Found::Ready(batches) => batches,
+            Found::Ready(batches) => Ok(batches),
             Found::Cold(cold) => {
                 let inner = self.broker.inner();
                 inner.metrics.cold_reads.inc();
@@ -175,17 +200,9 @@ impl PartitionHandle {
                 };
                 let read = tokio::task::spawn_blocking(run).await;
                 read.map_err(|e| ReadError::Disk(e.to_string()))?
-                    .map_err(failed)?
+                    .map_err(failed)
             }
-        };
-        let metrics = &self.broker.inner().metrics;
-        metrics.fetch_bytes.inc_by(batches.len_bytes() as u64);
-        Metrics::observe(&metrics.fetch_seconds, began.elapsed());
-        Ok(PartitionData {
-            batches,
-            high_watermark,
-            log_start: partition.reader.log_start(),
-        })
+        }
     }
 
     /// Waits until there is something above `offset`, the topic is deleted, or the broker stops.
@@ -249,7 +266,8 @@ impl PartitionHandle {
     /// Drops every record below `before`, for good, and gives the new log start offset.
     ///
     /// # Errors
-    /// [`DeleteError::OutOfRange`] unless that lies between the log start and the high watermark.
+    /// [`DeleteError::OutOfRange`] unless that lies between the log start and the high watermark;
+    /// [`DeleteError::Policy`] when the topic is only compacted.
     pub async fn delete_records(&self, before: OffsetSpec) -> Result<Offset, DeleteError> {
         let partition = &self.partition;
         if partition.topic.is_internal() {
@@ -257,6 +275,11 @@ impl PartitionHandle {
                 topic: partition.topic.clone(),
             }
             .into());
+        }
+        if !partition.settings().cleanup.delete {
+            return Err(DeleteError::Policy {
+                topic: partition.topic.clone(),
+            });
         }
         let to = self.resolve(before).await?.offset;
         let end = partition.high_watermark();

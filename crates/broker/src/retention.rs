@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tidelog_controller::TopicSettings;
 use tidelog_record::{Offset, Timestamp};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
+use crate::background::{BrokerStops, Waits};
 use crate::partition::Partition;
 use crate::shard::Command;
 use crate::{Broker, Inner, Slot};
@@ -16,11 +17,15 @@ use crate::{Broker, Inner, Slot};
 impl Broker {
     pub(crate) fn start_retention(&self) -> io::Result<()> {
         let inner = Arc::downgrade(&self.inner);
-        let interval = self.inner.config.retention_check_interval;
         let stopping = self.inner.stopping.subscribe();
         let thread = std::thread::Builder::new()
             .name("tidelog-retention".to_owned())
-            .spawn(move || run(&inner, interval, stopping))?;
+            .spawn(move || {
+                if let Some(waits) = Waits::new(stopping, "retention") {
+                    // It ends when the broker stops, and for no other reason.
+                    let _stops = run(&inner, waits);
+                }
+            })?;
         self.inner.threads.lock().push(thread);
         Ok(())
     }
@@ -34,28 +39,14 @@ impl Broker {
 /// An interval of 0 must not keep a core busy.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-fn run(inner: &Weak<Inner>, interval: Duration, mut stopping: watch::Receiver<bool>) {
-    // A runtime of this thread's own, for a wait that the stop can end.
-    let Ok(waits) = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-    else {
-        tracing::error!("retention does not run: no timer could be made");
-        return;
-    };
+fn run(inner: &Weak<Inner>, mut waits: Waits) -> Result<(), BrokerStops> {
     loop {
-        let stop = waits.block_on(async {
-            tokio::time::timeout(
-                interval.max(INTERVAL_MIN),
-                stopping.wait_for(|stopping| *stopping),
-            )
-            .await
-            .is_ok()
-        });
-        let Some(inner) = inner.upgrade().filter(|_| !stop) else {
-            return;
+        let interval = match inner.upgrade() {
+            Some(inner) => inner.config.retention_check_interval,
+            None => return Err(BrokerStops),
         };
-        apply(&inner);
+        waits.wait(interval.max(INTERVAL_MIN))?;
+        apply(&*inner.upgrade().ok_or(BrokerStops)?);
     }
 }
 
@@ -90,7 +81,7 @@ pub(crate) struct Due {
 
 impl Due {
     /// An active segment that no append seals is sealed when it is as old as `segment.ms` or
-    /// `retention.ms` says, so that it ages from then on, whatever starts and stops come. And once
+    /// `retention.ms` says, or as `max.compaction.lag.ms` for a compacted topic, so that it ages from then on, whatever starts and stops come. And once
     /// nothing was appended for `retention.ms`, all records are too old.
     pub(crate) fn of(
         partition: &Partition,
@@ -98,11 +89,18 @@ impl Due {
         now: Timestamp,
         end: Offset,
     ) -> Self {
-        let (limit_ms, limit_bytes) = (settings.retention_ms, settings.retention_bytes);
+        let (limit_ms, limit_bytes) = match settings.cleanup.delete {
+            true => (settings.retention_ms, settings.retention_bytes),
+            false => (None, None),
+        };
         let reader = &partition.reader;
         let start = reader.retention_start(now, limit_ms, limit_bytes, end);
         let is_expired = limit_ms.is_some_and(|limit| partition.is_idle_for(limit, now));
-        let roll_at = limit_ms.map_or(settings.segment_ms, |limit| limit.min(settings.segment_ms));
+        let mut roll_at = settings.segment_ms.min(limit_ms.unwrap_or(u64::MAX));
+        if settings.cleanup.compact {
+            // What is in the active segment is not compacted.
+            roll_at = roll_at.min(settings.max_compaction_lag_ms);
+        }
         let is_aged = reader.active_age(now).is_some_and(|age| age >= roll_at);
         Self {
             start,

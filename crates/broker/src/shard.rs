@@ -15,7 +15,8 @@ use std::time::Instant;
 use tidelog_disk::{DirLock, DiskError, DiskOp};
 use tidelog_log::state::GroupKey;
 use tidelog_log::{
-    Log, LogEnd, LogOptions, LogSync, Poisoned, StoredBatch, SyncCoordinator, SyncTarget, TrimError,
+    Compacted, InstallError, Log, LogEnd, LogOptions, LogSync, Poisoned, StoredBatch,
+    SyncCoordinator, SyncTarget, TrimError,
 };
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -24,6 +25,7 @@ use crate::append::{Acks, Appended};
 use crate::error::AppendError;
 use crate::metrics::Metrics;
 use crate::partition::{Partition, Waiter};
+use crate::removal::Remover;
 use crate::retention::Due;
 use crate::seams::Clock;
 use crate::space::Space;
@@ -71,6 +73,12 @@ pub(crate) enum Command {
         partition: Arc<Partition>,
         reply: oneshot::Sender<Result<Offset, TrimError>>,
     },
+    /// Put a compacted segment into its place.
+    Install {
+        key: GroupKey,
+        compacted: Box<Compacted>,
+        reply: oneshot::Sender<Result<(), InstallError>>,
+    },
     SetOptions {
         key: GroupKey,
         options: LogOptions,
@@ -91,9 +99,10 @@ impl Command {
         match self {
             Self::Append(append) => Some(append.partition.key),
             Self::Retain { partition, .. } => Some(partition.key),
-            Self::Remove { key, .. } | Self::Trim { key, .. } | Self::SetOptions { key, .. } => {
-                Some(*key)
-            }
+            Self::Remove { key, .. }
+            | Self::Trim { key, .. }
+            | Self::Install { key, .. }
+            | Self::SetOptions { key, .. } => Some(*key),
             Self::Add(_) | Self::ExpireProducers { .. } | Self::Stop { .. } => None,
         }
     }
@@ -142,6 +151,7 @@ pub(crate) struct Surroundings {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) space: Space,
+    pub(crate) remover: Remover,
     /// Held until the last log is let go of: a broker that is dropped without a stop must not be
     /// followed by another while this one still writes. After the coordinator, which may sync yet.
     pub(crate) lock: Arc<dyn DirLock>,
@@ -158,6 +168,7 @@ pub(crate) fn start(
         clock,
         metrics,
         space,
+        remover,
         lock,
     } = around;
     let shard = Shard {
@@ -167,6 +178,7 @@ pub(crate) fn start(
         clock,
         metrics,
         space,
+        remover,
         _lock: lock,
     };
     std::thread::Builder::new()
@@ -181,6 +193,7 @@ struct Shard {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     space: Space,
+    remover: Remover,
     _lock: Arc<dyn DirLock>,
 }
 
@@ -382,7 +395,11 @@ impl Shard {
                 reply,
             } => {
                 let result = match self.logs.get_mut(&key) {
-                    Some(log) => log.trim(to, end).map(|()| log.end().log_start),
+                    Some(log) => {
+                        let trimmed = log.trim(to, end);
+                        self.remover.take(log.take_removed());
+                        trimmed.map(|()| log.end().log_start)
+                    }
                     // Deleted meanwhile: there is nothing left to be trimmed.
                     None => Ok(to),
                 };
@@ -391,8 +408,24 @@ impl Shard {
             Command::Retain { partition, reply } => {
                 let now = self.clock.now();
                 let result = match self.logs.get_mut(&partition.key) {
-                    Some(log) => retain(log, &partition, now),
+                    Some(log) => {
+                        let retained = retain(log, &partition, now);
+                        self.remover.take(log.take_removed());
+                        retained
+                    }
                     None => Ok(partition.reader.log_start()),
+                };
+                drop(reply.send(result));
+            }
+            Command::Install {
+                key,
+                compacted,
+                reply,
+            } => {
+                let result = match self.logs.get_mut(&key) {
+                    Some(log) => log.install(*compacted),
+                    // Deleted meanwhile, files and all.
+                    None => Err(InstallError::Outdated),
                 };
                 drop(reply.send(result));
             }

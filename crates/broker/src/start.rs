@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::partition::Partition;
 use crate::producers::ProducerIds;
 use crate::read::COLD_READS_MAX;
+use crate::removal::Remover;
 use crate::seams::Seams;
 use crate::shard::{self, ShardHandle};
 use crate::space::Space;
@@ -137,11 +138,20 @@ impl Broker {
         if let Some(warning) = space.warning() {
             tracing::warn!("{warning}");
         }
+        let stopping = watch::Sender::new(false);
+        let (remover, thread) = Remover::start(
+            start.config.removal_bytes_per_second,
+            stopping.subscribe(),
+            start.metrics.clone(),
+        )
+        .map_err(StartError::Thread)?;
+        threads.push(thread);
         let around = shard::Surroundings {
             coordinator,
             clock: start.seams.clock.clone(),
             metrics: start.metrics.clone(),
             space,
+            remover,
             lock: lock.clone(),
         };
         for (number, mailbox) in mailboxes.into_iter().enumerate() {
@@ -173,14 +183,16 @@ impl Broker {
                 threads: Mutex::new(threads),
                 metadata: metadata_partition,
                 producer_ids: Mutex::new(ProducerIds::after(&topics)),
+                compacting: Mutex::default(),
                 topics: tokio::sync::Mutex::new(topics),
                 routes: RwLock::new(routes),
-                stopping: watch::Sender::new(false),
+                stopping,
                 stopped: watch::Sender::new(None),
                 _lock: lock,
             }),
         };
         broker.start_retention().map_err(StartError::Thread)?;
+        broker.start_compaction().map_err(StartError::Thread)?;
         Ok(broker)
     }
 }

@@ -13,7 +13,8 @@ mod topics;
 mod wire;
 
 pub use settings::{
-    EffectiveSetting, SettingError, SettingSpec, TimestampPolicy, TopicSettings, setting_specs,
+    CleanupPolicy, EffectiveSetting, SettingError, SettingSpec, TimestampPolicy, TopicSettings,
+    setting_specs,
 };
 pub use topics::{Command, NewTopic, PARTITIONS_MAX, ReplayError, Topic, TopicError, Topics};
 pub use wire::CommandError;

@@ -18,8 +18,13 @@ pub struct SettingSpec {
 
 #[derive(Clone, Copy, Debug)]
 enum Allowed {
-    Integer { min: i64, max: i64 },
+    Integer {
+        min: i64,
+        max: i64,
+    },
     OneOf(&'static [&'static str]),
+    /// From 0 to 1.
+    Ratio,
 }
 
 impl SettingSpec {
@@ -28,7 +33,9 @@ impl SettingSpec {
         match self.allowed {
             Allowed::Integer { min, max: i64::MAX } => format!("an integer of {min} or more"),
             Allowed::Integer { min, max } => format!("an integer from {min} to {max}"),
-            Allowed::OneOf(values) => values.join(" or "),
+            Allowed::OneOf([one, other]) => format!("{one} or {other}"),
+            Allowed::OneOf(values) => values.join(", "),
+            Allowed::Ratio => "a number from 0 to 1".to_owned(),
         }
     }
 
@@ -38,16 +45,30 @@ impl SettingSpec {
                 .parse()
                 .is_ok_and(|number: i64| (min..=max).contains(&number)),
             Allowed::OneOf(values) => values.contains(&value),
+            Allowed::Ratio => value
+                .parse()
+                .is_ok_and(|number: f64| (0.0..=1.0).contains(&number)),
         }
     }
 }
 
-const SPECS: [SettingSpec; 8] = [
+const SPECS: [SettingSpec; 12] = [
     SettingSpec {
         name: "cleanup.policy",
         default: "delete",
-        doc: "What happens to old segments: they are deleted.",
-        allowed: Allowed::OneOf(&["delete"]),
+        doc: "What happens to old segments: they are deleted, or compacted, which keeps the last \
+              record of each key, or both.",
+        allowed: Allowed::OneOf(&["delete", "compact", "compact,delete", "delete,compact"]),
+    },
+    SettingSpec {
+        name: "delete.retention.ms",
+        default: "86400000",
+        doc: "How long compaction keeps a tombstone once nothing older of its key is left, in \
+              milliseconds.",
+        allowed: Allowed::Integer {
+            min: 0,
+            max: i64::MAX,
+        },
     },
     SettingSpec {
         name: "index.interval.bytes",
@@ -56,6 +77,15 @@ const SPECS: [SettingSpec; 8] = [
         allowed: Allowed::Integer {
             min: 1024,
             max: 1 << 30,
+        },
+    },
+    SettingSpec {
+        name: "max.compaction.lag.ms",
+        default: "9223372036854775807",
+        doc: "How long records of a compacted topic wait for compaction at most, in milliseconds.",
+        allowed: Allowed::Integer {
+            min: 1,
+            max: i64::MAX,
         },
     },
     SettingSpec {
@@ -72,6 +102,22 @@ const SPECS: [SettingSpec; 8] = [
         default: "CreateTime",
         doc: "Whether records keep the timestamp of their producer, or get the broker's.",
         allowed: Allowed::OneOf(&["CreateTime", "LogAppendTime"]),
+    },
+    SettingSpec {
+        name: "min.cleanable.dirty.ratio",
+        default: "0.5",
+        doc: "Which share of a compacted partition has to be new for it to be compacted.",
+        allowed: Allowed::Ratio,
+    },
+    SettingSpec {
+        name: "min.compaction.lag.ms",
+        default: "0",
+        doc: "How long a segment of a compacted topic is left alone after it was completed, in \
+              milliseconds.",
+        allowed: Allowed::Integer {
+            min: 0,
+            max: i64::MAX,
+        },
     },
     SettingSpec {
         name: "retention.bytes",
@@ -151,6 +197,23 @@ pub enum SettingError {
         /// The longest segment.
         segment_bytes: u32,
     },
+    /// Two other settings contradict each other.
+    #[error("min.compaction.lag.ms ({min}) must be at most max.compaction.lag.ms ({max})")]
+    CompactionLags {
+        /// The shortest wait.
+        min: u64,
+        /// The longest.
+        max: u64,
+    },
+}
+
+/// What happens to old segments: at least one of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleanupPolicy {
+    /// They are deleted, by `retention.ms` and `retention.bytes`.
+    pub delete: bool,
+    /// They are compacted.
+    pub compact: bool,
 }
 
 /// Which timestamp records get.
@@ -163,13 +226,23 @@ pub enum TimestampPolicy {
 }
 
 /// The settings of one topic: what was set, and every value in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TopicSettings {
     set: BTreeMap<String, String>,
+    /// `cleanup.policy`
+    pub cleanup: CleanupPolicy,
+    /// `delete.retention.ms`
+    pub delete_retention_ms: u64,
     /// `index.interval.bytes`
     pub index_interval_bytes: u32,
+    /// `max.compaction.lag.ms`
+    pub max_compaction_lag_ms: u64,
     /// `max.message.bytes`
     pub max_message_bytes: u32,
+    /// `min.cleanable.dirty.ratio`
+    pub min_cleanable_dirty_ratio: f64,
+    /// `min.compaction.lag.ms`
+    pub min_compaction_lag_ms: u64,
     /// `message.timestamp.type`
     pub timestamp_policy: TimestampPolicy,
     /// `retention.bytes`; `None` for all.
@@ -181,6 +254,9 @@ pub struct TopicSettings {
     /// `segment.ms`
     pub segment_ms: u64,
 }
+
+/// The one number that is no integer is never NaN.
+impl Eq for TopicSettings {}
 
 /// A setting and the value in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,9 +297,21 @@ impl TopicSettings {
         };
         let small = |name| u32::try_from(integer(name)).expect("its range fits");
         let unless_negative = |name| u64::try_from(integer(name)).ok();
+        let positive = |name| unless_negative(name).expect("its range is positive");
+        let policy = text("cleanup.policy");
 
         let settings = Self {
+            cleanup: CleanupPolicy {
+                delete: policy.contains("delete"),
+                compact: policy.contains("compact"),
+            },
+            delete_retention_ms: positive("delete.retention.ms"),
             index_interval_bytes: small("index.interval.bytes"),
+            max_compaction_lag_ms: positive("max.compaction.lag.ms"),
+            min_cleanable_dirty_ratio: text("min.cleanable.dirty.ratio")
+                .parse()
+                .expect("checked above, defaults too"),
+            min_compaction_lag_ms: positive("min.compaction.lag.ms"),
             max_message_bytes: small("max.message.bytes"),
             timestamp_policy: match text("message.timestamp.type") {
                 "LogAppendTime" => TimestampPolicy::LogAppendTime,
@@ -232,9 +320,16 @@ impl TopicSettings {
             retention_bytes: unless_negative("retention.bytes"),
             retention_ms: unless_negative("retention.ms"),
             segment_bytes: small("segment.bytes"),
-            segment_ms: unless_negative("segment.ms").expect("its range is positive"),
+            segment_ms: positive("segment.ms"),
             set,
         };
+        let (min, max) = (
+            settings.min_compaction_lag_ms,
+            settings.max_compaction_lag_ms,
+        );
+        if min > max {
+            return Err(SettingError::CompactionLags { min, max });
+        }
         // Half, so that a segment is never mostly reserve, and a batch always fits beside headers.
         if settings.max_message_bytes > settings.segment_bytes / 2 {
             let max_message_bytes = settings.max_message_bytes;
@@ -383,11 +478,21 @@ mod tests {
             e.to_string(),
             "segment.bytes cannot be \"12\": allowed is an integer from 1048576 to 2146435072"
         );
-        let e = settings(&[("cleanup.policy", "compact")]).unwrap_err();
+        let e = settings(&[("cleanup.policy", "compress")]).unwrap_err();
         assert_eq!(
             e.to_string(),
-            "cleanup.policy cannot be \"compact\": allowed is delete"
+            "cleanup.policy cannot be \"compress\": \
+             allowed is delete, compact, compact,delete, delete,compact"
         );
+        for ratio in ["-0.1", "1.1", "NaN", "half", ""] {
+            let e = settings(&[("min.cleanable.dirty.ratio", ratio)]).unwrap_err();
+            assert!(e.to_string().ends_with("a number from 0 to 1"), "{e}");
+        }
+        let e = settings(&[
+            ("min.compaction.lag.ms", "2"),
+            ("max.compaction.lag.ms", "1"),
+        ]);
+        assert_eq!(e, Err(SettingError::CompactionLags { min: 2, max: 1 }));
         let e = settings(&[("retention_ms", "1")]).unwrap_err();
         assert!(
             e.to_string().contains("did you mean \"retention.ms\"?"),
@@ -406,6 +511,20 @@ mod tests {
             ("max.message.bytes", "1000000"),
         ]);
         assert!(matches!(e, Err(SettingError::MessageAboveSegment { .. })));
+    }
+
+    #[test]
+    fn policies_are_each_alone_or_both() {
+        let policy = |text| settings(&[("cleanup.policy", text)]).unwrap().cleanup;
+        let is = |delete, compact| CleanupPolicy { delete, compact };
+        assert_eq!(policy("delete"), is(true, false));
+        assert_eq!(policy("compact"), is(false, true));
+        assert_eq!(policy("compact,delete"), is(true, true));
+        assert_eq!(policy("delete,compact"), is(true, true));
+        let settings = settings(&[("min.cleanable.dirty.ratio", "0.25")]).unwrap();
+        assert!((settings.min_cleanable_dirty_ratio - 0.25).abs() < f64::EPSILON);
+        assert_eq!(settings.delete_retention_ms, 24 * 3600 * 1000);
+        assert_eq!(settings.min_compaction_lag_ms, 0);
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub use error::{
 pub use header::{CompactedSegment, FORMAT_VERSION, LogIdentity, PreviousSegment, SegmentHeader};
 pub use index::IndexEntry;
 pub use internal::{InternalEntry, InternalError, InternalKind};
-pub use log::Log;
+pub use log::{Log, RemovedFile};
 pub use open::{INITIAL_EPOCH, INITIAL_INDEX, Recovery};
 pub use options::LogOptions;
 pub use producers::{PRODUCER_BATCHES, PRODUCERS_MAX, ProducerError, StoredBatch, sequence_after};

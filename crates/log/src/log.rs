@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tidelog_disk::{Disk, DiskError, DiskFile};
+use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 
 use crate::append::index_entry;
@@ -43,6 +43,29 @@ pub struct Log {
     pub(crate) snapshot_len: u64,
     /// The epoch that could not begin for want of space: nothing is written before it has.
     pub(crate) pending_epoch: Option<LeaderEpoch>,
+    /// Files of removed segments that nobody has taken yet.
+    pub(crate) removed: Vec<RemovedFile>,
+}
+
+/// The file of a segment that was removed: its name is gone, its space is given back when this is
+/// dropped and no reader holds a slice of it any more. That can take a file system long, a second
+/// and more a GiB: drop it where nobody waits.
+#[derive(Debug)]
+pub struct RemovedFile {
+    _file: Arc<dyn DiskFile>,
+    len: u64,
+}
+
+impl RemovedFile {
+    /// The length of the segment, in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is nothing to give back.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
 }
 
 impl Log {
@@ -171,6 +194,12 @@ impl Log {
         Ok(())
     }
 
+    /// The files of segments removed since the last call, to be dropped where nobody waits. They
+    /// gather until they are taken.
+    pub fn take_removed(&mut self) -> Vec<RemovedFile> {
+        std::mem::take(&mut self.removed)
+    }
+
     /// Removes segments below the log start, oldest first. What cannot be removed now is removed
     /// at the next trim or start.
     fn remove_below_start(&mut self) {
@@ -186,6 +215,9 @@ impl Log {
         }
         self.shared.set_segments(segments[keep_from..].to_vec());
         for segment in &segments[..keep_from] {
+            // While it is held, the name is all that the removal takes.
+            let file = segment.open_file();
+            let file = file.map_or_else(|| self.disk().open(&segment.path, OpenHow::Read), Ok);
             let removed = self.disk().remove_file(&segment.path).and_then(|()| {
                 remove_if_there(
                     self.disk(),
@@ -194,6 +226,9 @@ impl Log {
             });
             if let Err(e) = removed {
                 tracing::warn!(error = %e, "a segment below the log start was not removed");
+            } else if let Ok(file) = file {
+                let len = segment.sealed_end().map_or(0, |end| u64::from(end.len));
+                self.removed.push(RemovedFile { _file: file, len });
             }
         }
         self.remove_stale_producers();

@@ -98,6 +98,7 @@ impl Log {
             since_snapshot: 0,
             snapshot_len: 0,
             pending_epoch: None,
+            removed: Vec::new(),
         })
     }
 
@@ -273,6 +274,7 @@ impl Opening<'_> {
             since_snapshot: known.walked_bytes,
             snapshot_len: 0,
             pending_epoch: None,
+            removed: Vec::new(),
         };
         log.write_durable_epochs();
         Ok((log, recovery))

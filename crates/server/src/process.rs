@@ -204,6 +204,11 @@ fn broker_config(config: &Config) -> BrokerConfig {
         topics_max: config.limits.topics_max,
         partitions_max: config.limits.partitions_max,
         producer_id_expiration: config.limits.producer_id_expiration,
+        retention_check_interval: config.limits.retention_check_interval,
+        removal_bytes_per_second: config.limits.removal_bytes_per_second as u64,
+        compaction_check_interval: config.limits.compaction_check_interval,
+        compaction_bytes_per_second: config.limits.compaction_bytes_per_second as u64,
+        compaction_key_bytes_max: config.limits.compaction_key_bytes_max,
         ..BrokerConfig::default()
     };
     if config.shards > 0 {

@@ -58,6 +58,7 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
         count: 8,
         asked: 2,
     };
+    let policy = DeleteError::Policy { topic: name() };
     type Case = (Box<dyn Facts>, ErrorKind, &'static str, &'static str, usize);
     let table: Vec<Case> = vec![
         (
@@ -80,6 +81,13 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
             "PARTITION_FAULTED",
             "/data/orders-1 holds no log",
             2,
+        ),
+        (
+            Box::new(policy),
+            Invalid,
+            "POLICY_VIOLATION",
+            "its cleanup.policy is compact; allowed are delete and compact,delete",
+            1,
         ),
         (
             Box::new(AppendError::InternalTopic { topic: name() }),

@@ -70,6 +70,21 @@ pub struct ServeArgs {
     /// After how long of silence an idempotent producer is forgotten [default: 86400000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub producer_id_expiration_ms: Option<String>,
+    /// How often old segments are looked for [default: 300000]
+    #[arg(long, value_name = "MS", help_heading = "Background")]
+    pub retention_check_interval_ms: Option<String>,
+    /// How fast the space of removed segments is given back [default: 1GiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Background")]
+    pub removal_bytes_per_second: Option<String>,
+    /// How often logs to be compacted are looked for [default: 15000]
+    #[arg(long, value_name = "MS", help_heading = "Background")]
+    pub compaction_check_interval_ms: Option<String>,
+    /// How fast compaction reads and writes, together [default: 64MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Background")]
+    pub compaction_bytes_per_second: Option<String>,
+    /// How much memory compaction takes for keys [default: 128MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Background")]
+    pub compaction_key_bytes_max: Option<String>,
     /// How long clients get in a graceful stop [default: 30000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub shutdown_deadline_ms: Option<String>,
@@ -111,6 +126,11 @@ impl ServeArgs {
             "topics_max" => &self.topics_max,
             "partitions_max" => &self.partitions_max,
             "producer_id_expiration_ms" => &self.producer_id_expiration_ms,
+            "retention_check_interval_ms" => &self.retention_check_interval_ms,
+            "removal_bytes_per_second" => &self.removal_bytes_per_second,
+            "compaction_check_interval_ms" => &self.compaction_check_interval_ms,
+            "compaction_bytes_per_second" => &self.compaction_bytes_per_second,
+            "compaction_key_bytes_max" => &self.compaction_key_bytes_max,
             "shutdown_deadline_ms" => &self.shutdown_deadline_ms,
             "keepalive_interval_ms" => &self.keepalive_interval_ms,
             "keepalive_timeout_ms" => &self.keepalive_timeout_ms,

@@ -83,6 +83,16 @@ pub struct Limits {
     pub partitions_max: usize,
     /// After how long of silence an idempotent producer is forgotten.
     pub producer_id_expiration: Duration,
+    /// How often old segments are looked for.
+    pub retention_check_interval: Duration,
+    /// How fast the space of removed segments is given back, in bytes a second.
+    pub removal_bytes_per_second: usize,
+    /// How often logs to be compacted are looked for.
+    pub compaction_check_interval: Duration,
+    /// How fast compaction reads and writes, together, in bytes a second.
+    pub compaction_bytes_per_second: usize,
+    /// How much memory compaction takes for keys at most.
+    pub compaction_key_bytes_max: usize,
     /// How long clients get in a graceful stop. Closing the logs may take as long again.
     pub shutdown_deadline: Duration,
     /// After how long without a sign of life a client is asked for one.
@@ -121,6 +131,11 @@ impl Default for Config {
                 topics_max: 0,
                 partitions_max: 0,
                 producer_id_expiration: Duration::ZERO,
+                retention_check_interval: Duration::ZERO,
+                removal_bytes_per_second: 0,
+                compaction_check_interval: Duration::ZERO,
+                compaction_bytes_per_second: 0,
+                compaction_key_bytes_max: 0,
                 shutdown_deadline: Duration::ZERO,
                 keepalive_interval: Duration::ZERO,
                 keepalive_timeout: Duration::ZERO,

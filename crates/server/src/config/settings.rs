@@ -265,6 +265,37 @@ pub(super) static SETTINGS: &[Setting] = &[
         },
         show: |config| config.limits.producer_id_expiration.as_millis().to_string(),
     },
+    millis!(
+        "retention_check_interval_ms",
+        "300000",
+        retention_check_interval
+    ),
+    bytes!(
+        "removal_bytes_per_second",
+        "1GiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        removal_bytes_per_second
+    ),
+    millis!(
+        "compaction_check_interval_ms",
+        "15000",
+        compaction_check_interval
+    ),
+    bytes!(
+        "compaction_bytes_per_second",
+        "64MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        compaction_bytes_per_second
+    ),
+    bytes!(
+        "compaction_key_bytes_max",
+        "128MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        compaction_key_bytes_max
+    ),
     millis!("shutdown_deadline_ms", "30000", shutdown_deadline),
     millis!("keepalive_interval_ms", "30000", keepalive_interval),
     millis!("keepalive_timeout_ms", "10000", keepalive_timeout),

@@ -151,6 +151,8 @@ async fn fill(
     answer.log_start_offset = data.log_start.get();
     let Batches { parts, next_offset } = data.batches;
     if parts.is_empty() {
+        // Further on than asked for where compaction has left nothing in between.
+        answer.next_offset = next_offset.get();
         return Ok(0);
     }
     Ok(match format {

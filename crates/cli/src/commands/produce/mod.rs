@@ -9,7 +9,7 @@ mod lines;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use tidelog_client::{
     BrokerAddresses, Client, ClientError, Compression, PartitionId, Producer, ProducerConfig,
@@ -40,6 +40,17 @@ pub(crate) struct ProduceArgs {
     /// The key of every record.
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
+    /// Each line is a key, this text, and the value.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with_all = ["key", "key_field", "timestamp_field"],
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    key_delimiter: Option<String>,
+    /// An empty value is none: where a topic is compacted, such a record deletes its key.
+    #[arg(long)]
+    tombstones: bool,
     /// Take the timestamp from this field of each line, which must be a JSON object then:
     /// milliseconds since 1970 as a number, or RFC 3339 as a string.
     #[arg(long, value_name = "FIELD")]
@@ -158,6 +169,8 @@ fn progress(input: &str) -> ProgressBar {
 #[derive(Debug)]
 struct RecordMaker {
     wanted: Wanted,
+    key_delimiter: Option<String>,
+    tombstones: bool,
     /// All that is the same for every record.
     template: ProducerRecord,
 }
@@ -176,7 +189,12 @@ impl RecordMaker {
             key: args.key_field.clone(),
             timestamp: args.timestamp_field.clone(),
         };
-        Self { wanted, template }
+        Self {
+            wanted,
+            key_delimiter: args.key_delimiter.clone(),
+            tombstones: args.tombstones,
+            template,
+        }
     }
 
     fn record(&self, line: Line) -> Result<ProducerRecord, Failure> {
@@ -189,9 +207,25 @@ impl RecordMaker {
             record.key = picked.key.map(Bytes::from);
         }
         record.timestamp = picked.timestamp;
-        record.value = Some(Bytes::from(line.bytes));
+        let mut value = Bytes::from(line.bytes);
+        if let Some(delimiter) = &self.key_delimiter {
+            let at = find(&value, delimiter.as_bytes()).ok_or_else(|| {
+                let number = grouped(line.number);
+                Failure::failed(format!(
+                    "line {number}: it has no {delimiter:?} behind a key"
+                ))
+            })?;
+            record.key = Some(value.split_to(at));
+            value.advance(delimiter.len());
+        }
+        record.value = (!self.tombstones || !value.is_empty()).then_some(value);
         Ok(record)
     }
+}
+
+/// Where `what` begins first.
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
 }
 
 #[cfg(test)]
@@ -229,6 +263,24 @@ mod tests {
         assert_eq!(record.timestamp, None);
         let header = |value: &str| ("a".to_owned(), Some(Bytes::from(value.to_owned())));
         assert_eq!(record.headers, [header("1"), header("2")]);
+    }
+
+    #[test]
+    fn keys_may_stand_before_a_delimiter_and_values_may_be_missing() {
+        let cut = |options: &str, text: &str| {
+            let record = maker(options).record(line(text)).unwrap();
+            (record.key.unwrap(), record.value)
+        };
+        let some = |text: &'static str| Some(Bytes::from(text));
+        let delimited = "--key-delimiter ::";
+        assert_eq!(cut(delimited, "a::b::c"), ("a".into(), some("b::c")));
+        assert_eq!(cut(delimited, "::"), ("".into(), some("")));
+        let deleting = "--key-delimiter : --tombstones";
+        assert_eq!(cut(deleting, "a:"), ("a".into(), None));
+        assert_eq!(cut(deleting, "a:1"), ("a".into(), some("1")));
+        assert_eq!(cut("--key k --tombstones", ""), ("k".into(), None));
+        let failure = maker(delimited).record(line("a:b")).unwrap_err();
+        assert_eq!(failure.message, "line 7: it has no \"::\" behind a key");
     }
 
     #[test]

@@ -216,6 +216,13 @@ impl Pump<'_> {
             }
         };
         if data.batches.is_empty() {
+            // Nothing is left up to there.
+            let next = data.batches.next_offset;
+            track.next = track.next.max(track.to.map_or(next, |to| next.min(to)));
+            if track.is_at_end() {
+                self.end(at);
+                return false;
+            }
             let (handle, next) = (track.handle.clone(), track.next);
             self.waits.push(Box::pin(async move {
                 handle.wait_beyond(next).await;
