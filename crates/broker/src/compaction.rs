@@ -160,6 +160,10 @@ fn compact(
     waits: &mut Waits,
     bytes_per_second: u64,
 ) -> Result<(), CompactionError> {
+    if inner.space.check().is_err() {
+        // What is read would be for nothing.
+        return Err(Stopped.into());
+    }
     let options = options(inner, partition, &partition.settings(), now);
     let metrics = &inner.metrics;
     let mut pace = Paced {

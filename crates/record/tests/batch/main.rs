@@ -5,4 +5,5 @@
 mod golden;
 mod produce;
 mod properties;
+mod retain;
 mod support;
