@@ -24,6 +24,7 @@
 //!
 //! Time, ids and files come in through [`Seams`].
 
+mod age_clock;
 mod append;
 mod describe;
 mod error;
@@ -69,6 +70,7 @@ pub use stop::StopError;
 pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
 
+use age_clock::AgeClock;
 use append::StickyBytes;
 use partition::Partition;
 use producers::ProducerIds;
@@ -136,6 +138,8 @@ struct Inner {
     /// What all appends that are not yet answered hold together.
     room: Arc<Semaphore>,
     space: Space,
+    /// What retention goes by.
+    age_clock: AgeClock,
     cold_reads: Arc<Semaphore>,
     /// Turns of those that (de)compress batches to check them.
     heavy_checks: Arc<Semaphore>,

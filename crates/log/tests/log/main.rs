@@ -7,11 +7,14 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod astray;
 mod basic;
 mod common;
 mod damage;
+mod failing;
 mod faults;
 mod model;
 mod producers;
+mod seeds;
 mod state;
 mod sync;
