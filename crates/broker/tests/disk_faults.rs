@@ -111,6 +111,50 @@ async fn a_hung_sync_is_told_as_unknown_at_the_deadline_and_heals() {
     assert_eq!(kept.len(), 3);
 }
 
+/// Any error of a write but a full disk: the log of that partition is not to be trusted until the
+/// next start, and no other.
+#[tokio::test]
+async fn a_failed_or_short_write_stops_its_partition_alone_until_the_next_start() {
+    for error in [InjectedError::Io, InjectedError::Short] {
+        for seed in 0..20 {
+            let disk = SimDisk::new(seed);
+            let broker = open(&disk);
+            create(&broker, "t", 2).await.unwrap();
+            append_to(&broker, 0, "safe").await;
+            let writes = OpFilter::op(DiskOp::Write).on("t-0/00000000000000000000.log");
+            disk.fail_nth(writes, 1, error, FailMode::Once);
+            let e = append(&broker, "t", "lost?").await.unwrap_err();
+            assert_eq!(
+                (e.reason(), e.kind()),
+                ("OUTCOME_UNKNOWN", ErrorKind::Unknown)
+            );
+            for _ in 0..2 {
+                let e = append(&broker, "t", "refused").await.unwrap_err();
+                assert_eq!(
+                    (e.reason(), e.kind()),
+                    ("PARTITION_FAULTED", ErrorKind::DataLoss)
+                );
+                assert!(e.to_string().contains("write /srv/data/t-0/"), "{e}");
+            }
+            assert_eq!(values(&read_all(&broker, "t", 0).await.unwrap()), ["safe"]);
+            append_to(&broker, 1, "beside").await;
+            assert_eq!(broker.health().faults.len(), 1);
+            if seed % 2 == 0 {
+                disk.kill();
+            } else {
+                disk.crash();
+            }
+            drop(broker);
+            let broker = open(&disk);
+            assert_eq!(broker.health().faults, Vec::<String>::new());
+            let kept = read_all(&broker, "t", 0).await.unwrap();
+            assert!(["safe", "lost?"].starts_with(&values(&kept)) && !kept.is_empty());
+            assert_eq!(append_to(&broker, 0, "after").await, kept.len() as u64);
+            assert_eq!(read_all(&broker, "t", 1).await.unwrap().len(), 1);
+        }
+    }
+}
+
 /// A new segment needs an open file. That there is none stops nothing for good.
 #[tokio::test]
 async fn a_roll_without_an_open_file_is_refused_and_heals_without_a_restart() {
