@@ -11,11 +11,11 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Resource, Rlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 use support::{Broker, code, serve, stderr};
 use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::{
@@ -129,13 +129,18 @@ fn needed(refused: &Status) -> u64 {
         .unwrap_or_else(|| panic!("{message} says no number of bytes"))
 }
 
+/// A word on stderr that no test run hides.
+fn skip(why: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
+}
+
 /// A small file system in memory.
 struct Mounted {
     dir: PathBuf,
 }
 
 impl Mounted {
-    /// `None`, and a word on stderr that no test run hides, where this process may not mount.
+    /// `None` where this process may not mount.
     fn tmpfs(dir: &Path, options: &str) -> Option<Self> {
         fs::create_dir(dir).unwrap();
         let mounted = Command::new("mount")
@@ -147,8 +152,7 @@ impl Mounted {
                 dir: dir.to_owned(),
             });
         }
-        let skipped = "SKIPPED: this process may not mount a small file system to fill it up";
-        writeln!(std::io::stderr(), "{skipped}").unwrap();
+        skip("this process may not mount a small file system to fill it up");
         None
     }
 
@@ -269,6 +273,71 @@ async fn a_full_file_system_refuses_appends_and_nothing_else_and_heals() {
     for n in 2..6 {
         assert_eq!(read(&broker, "t", n).await.unwrap(), value(n, LONG));
     }
+}
+
+/// Makes the syncs of a running process fail, from outside, for as long as this lives.
+struct FailingSyncs(Child);
+
+impl FailingSyncs {
+    /// `None` where there is no `strace`, or it may not.
+    fn of(broker: &Broker) -> Option<Self> {
+        let mut strace = Command::new("strace")
+            .args(["-f", "-e", "trace=fdatasync", "-e"])
+            .args(["inject=fdatasync:error=EIO", "-o", "/dev/null", "-p"])
+            .arg(broker.pid().to_string())
+            .stderr(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let mut said = String::new();
+        let stderr = strace.stderr.take().unwrap();
+        std::io::BufReader::new(stderr)
+            .read_line(&mut said)
+            .unwrap();
+        if said.contains("attached") {
+            return Some(Self(strace));
+        }
+        strace.wait().unwrap();
+        None
+    }
+}
+
+impl Drop for FailingSyncs {
+    fn drop(&mut self) {
+        // It lets go of the process when it is asked to end.
+        let pid = Pid::from_child(&self.0);
+        drop(rustix::process::kill_process(pid, Signal::INT));
+        drop(self.0.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_sync_of_a_real_process_is_told_and_never_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let broker = Broker::start(&data_dir);
+    for topic in ["t", "small"] {
+        broker.ok(&["topic", "create", topic]);
+        append(&broker, topic, b"safe").await.unwrap();
+    }
+    let Some(failing) = FailingSyncs::of(&broker) else {
+        return skip("this process may not make the syncs of another fail with strace");
+    };
+    let unknown = append(&broker, "t", b"lost?").await.unwrap_err();
+    assert_eq!(unknown.code(), Code::Unknown, "{unknown:?}");
+    drop(failing);
+    for _ in 0..2 {
+        let refused = append(&broker, "t", b"refused").await.unwrap_err();
+        assert_eq!(refused.code(), Code::DataLoss, "{refused:?}");
+    }
+    assert_eq!(numbers(&broker, "t"), [0]);
+    append(&broker, "small", b"beside").await.unwrap();
+    broker.kill();
+    let broker = Broker::start(&data_dir);
+    let kept = numbers(&broker, "t");
+    assert!(kept == [0] || kept == [0, 1], "{kept:?}");
+    let next = append(&broker, "t", b"after").await.unwrap();
+    assert_eq!(next, kept.len() as u64);
+    assert_eq!(numbers(&broker, "small"), [0, 1]);
 }
 
 /// Sets a limit of a process that runs; gives what it was.
@@ -437,7 +506,7 @@ async fn with_the_newest_slot_of_the_state_file_spoilt_the_other_serves() {
     both.iter().for_each(|path| spoil(path));
     let before: Vec<_> = all_files(&data_dir);
     let output = serve(&data_dir, &[])
-        .stderr(std::process::Stdio::piped())
+        .stderr(Stdio::piped())
         .output()
         .unwrap();
     assert_eq!(code(&output), 5, "{}", stderr(&output));
