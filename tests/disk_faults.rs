@@ -130,6 +130,10 @@ fn needed(refused: &Status) -> u64 {
 }
 
 /// A word on stderr that no test run hides.
+#[allow(
+    clippy::explicit_write,
+    reason = "what the macro prints is hidden when a test passes"
+)]
 fn skip(why: &str) {
     writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
 }
@@ -305,7 +309,7 @@ impl Drop for FailingSyncs {
     fn drop(&mut self) {
         // It lets go of the process when it is asked to end.
         let pid = Pid::from_child(&self.0);
-        drop(rustix::process::kill_process(pid, Signal::INT));
+        let _gone = rustix::process::kill_process(pid, Signal::INT);
         drop(self.0.wait());
     }
 }
