@@ -18,8 +18,8 @@
 //! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A
 //! change that has begun goes on when its caller goes away. `describe.rs` tells what there is.
 //!
-//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much; `stop.rs` closes
-//! the logs and says so in the state file; `metrics.rs` counts; `error.rs` has an error for each
+//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much, by a clock that
+//! does not jump ahead (`age_clock.rs`); `stop.rs` closes the logs and says so in the state file; `metrics.rs` counts; `error.rs` has an error for each
 //! operation, with the facts that listeners tell.
 //!
 //! Time, ids and files come in through [`Seams`].
