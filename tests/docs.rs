@@ -17,25 +17,54 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// The tests that a row of the table of faults names, as path and function.
+fn tests_of(row: &str) -> Vec<(&str, &str)> {
+    let quoted = row.split('`').skip(1).step_by(2);
+    quoted
+        .filter_map(|named| {
+            named
+                .split_once(".rs: ")
+                .map(|_| named.split_once(": ").unwrap())
+        })
+        .collect()
+}
+
 /// Every `path: function` of the table of faults is a test that exists.
 #[test]
 fn every_test_in_the_table_of_faults_exists() {
     let table = read(&root().join("docs/faults.md"));
     let mut rows = 0;
-    for row in table
-        .lines()
-        .filter(|line| line.starts_with("| ") && line.contains(".rs: "))
-    {
-        let named = row.rsplit('`').nth(1).unwrap();
-        let (path, function) = named.split_once(": ").unwrap();
-        let source = read(&root().join(path));
-        assert!(
-            source.contains(&format!("fn {function}(")),
-            "{named} does not exist"
-        );
-        rows += 1;
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let tests = tests_of(row);
+        for (path, function) in &tests {
+            let source = read(&root().join(path));
+            let declared = source.find(&format!("fn {function}("));
+            let declared = declared.unwrap_or_else(|| panic!("{path}: {function} does not exist"));
+            let before = source[..declared].rsplit("\n\n").next().unwrap();
+            let is_test = before.contains("#[test]") || before.contains("#[tokio::test");
+            assert!(is_test, "{path}: {function} is no test");
+        }
+        rows += usize::from(!tests.is_empty());
     }
     assert!(rows >= 10, "the table has {rows} rows that name a test");
+}
+
+/// Each fault of the standard list that is about disks and clocks has a row, in order, with a test.
+#[test]
+fn every_fault_of_disks_and_clocks_has_a_row_with_a_test() {
+    let table = read(&root().join("docs/faults.md"));
+    let mut found = Vec::new();
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let Ok(number) = cells[0].parse::<u32>() else {
+            continue;
+        };
+        assert_eq!(cells.len(), 4, "{row}");
+        assert!(!tests_of(cells[3]).is_empty(), "fault {number} has no test");
+        found.push(number);
+    }
+    let expected: Vec<u32> = (1..=20).chain([41, 43]).collect();
+    assert_eq!(found, expected);
 }
 
 /// Every link from a page to a file of the repository leads somewhere.

@@ -75,7 +75,7 @@ fn compact_all(
     bytes_per_second: u64,
 ) -> Result<(), BrokerStops> {
     let _turn = inner.compacting.lock();
-    let now = inner.seams.clock.now();
+    let now = inner.age_clock.now();
     // A clock that went back must not keep a partition from being tried for ever.
     let longest = after(now, AFTER_FAILURE);
     failures.retain(|_, until| *until > now && *until <= longest);
@@ -272,7 +272,7 @@ impl Pace for Paced<'_> {
     fn write(&mut self, bytes: u64) -> Result<(), Stopped> {
         // What is kept free on the disk is not for this: it makes space only at its end.
         if let Err(full) = self.inner.space.check() {
-            tracing::warn!(topic = %self.partition.topic, error = %full,
+            tracing::warn!(topic = %self.partition.topic, error = %full.refusal_of(bytes),
                 "a compaction waits for space");
             return Err(Stopped);
         }

@@ -1,5 +1,6 @@
 //! Why a request was not done, in terms any listener can pass on.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -188,9 +189,21 @@ pub enum AppendError {
     },
     /// The disk is full. Nothing was written.
     #[error(
-        "{0}; free space, or lower retention.ms or retention.bytes; appends go on by themselves when there is space"
+        "{what}; free space, or lower retention.ms or retention.bytes; appends go on by themselves when there is space"
     )]
-    Full(String),
+    Full {
+        /// What there is no space for.
+        what: String,
+        /// The directory whose disk is full.
+        dir: PathBuf,
+        /// How many bytes more are needed, at least.
+        needed: u64,
+    },
+    /// The process has no more open files to give, and a new segment needs one. Nothing was written.
+    #[error(
+        "{0}; raise the limit of open files, or use fewer topics and connections; appends go on by themselves when there are some"
+    )]
+    OutOfFiles(String),
     /// The partition takes no more appends until the broker is started again.
     #[error("partition {partition} of topic {topic:?} takes no appends: {fault}")]
     Poisoned {
@@ -264,7 +277,9 @@ impl Facts for AppendError {
                 ..
             } => ErrorKind::AlreadyExists,
             Self::Producer { .. } | Self::ForeignProducer { .. } => ErrorKind::Precondition,
-            Self::Overloaded { .. } | Self::Full(_) => ErrorKind::Exhausted,
+            Self::Overloaded { .. } | Self::Full { .. } | Self::OutOfFiles(_) => {
+                ErrorKind::Exhausted
+            }
             Self::Poisoned { .. } => ErrorKind::DataLoss,
             Self::Stopping => ErrorKind::Unavailable,
             Self::OutcomeUnknown { .. } => ErrorKind::Unknown,
@@ -286,7 +301,8 @@ impl Facts for AppendError {
             },
             Self::ForeignProducer { .. } => "UNKNOWN_PRODUCER",
             Self::Overloaded { .. } => "OVERLOADED",
-            Self::Full(_) => "STORAGE_FULL",
+            Self::Full { .. } => "STORAGE_FULL",
+            Self::OutOfFiles(_) => "STORAGE_ERROR",
             Self::Poisoned { .. } => "PARTITION_FAULTED",
             Self::Stopping => "SHUTTING_DOWN",
             Self::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
@@ -320,6 +336,10 @@ impl Facts for AppendError {
             Self::Overloaded { len, max, .. } => {
                 vec![("len", len.to_string()), ("max", max.to_string())]
             }
+            Self::Full { dir, needed, .. } => vec![
+                ("dir", dir.display().to_string()),
+                ("needed", needed.to_string()),
+            ],
             Self::Poisoned {
                 topic, partition, ..
             } => {
@@ -330,7 +350,7 @@ impl Facts for AppendError {
             }
             Self::Request(_)
             | Self::Batch(_)
-            | Self::Full(_)
+            | Self::OutOfFiles(_)
             | Self::Stopping
             | Self::OutcomeUnknown { .. } => Vec::new(),
         }

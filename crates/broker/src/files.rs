@@ -39,6 +39,8 @@ pub(crate) fn log_options(settings: &TopicSettings) -> LogOptions {
     }
 }
 
+/// What the files of an empty partition take, about.
+const PARTITION_BYTES: u64 = 8 << 10;
 /// For some twenty starts and deletions of records on a full disk.
 const ROOM_BYTES: u32 = 2 << 10;
 /// For some hundred changes of topics on a full disk: settings that let go of more, deletions.
@@ -69,7 +71,10 @@ impl Broker {
     ) -> Result<(), TopicError> {
         let (broker, topic) = (self.clone(), topic.clone());
         let cleared = tokio::task::spawn_blocking(move || {
-            broker.inner.space.check()?;
+            let count = numbers.clone().count() as u64;
+            let needed = count * PARTITION_BYTES;
+            let space = broker.inner.space.check();
+            space.map_err(|shortage| shortage.refusal_of(needed))?;
             broker.move_leftovers(&topic, numbers)
         });
         cleared.await.map_err(|e| storage(&e))?
@@ -177,7 +182,12 @@ impl Broker {
         })?;
         let epoch = INITIAL_EPOCH.next().expect("6 is small");
         log.begin_epoch(epoch).map_err(|e| match e {
-            LogAppendError::Full { .. } => AppendError::Full(e.to_string()).into(),
+            LogAppendError::Full { ref dir, needed } => AppendError::Full {
+                what: e.to_string(),
+                dir: dir.clone(),
+                needed,
+            }
+            .into(),
             e => storage(&e),
         })?;
         let partition = Partition::new(
@@ -264,7 +274,13 @@ fn storage(error: &dyn std::fmt::Display) -> TopicError {
 
 fn made_error(error: DiskError) -> TopicError {
     if error.is_full() {
-        AppendError::Full(error.to_string()).into()
+        let dir = error.path.parent().unwrap_or(&error.path).to_owned();
+        AppendError::Full {
+            what: format!("{error}: {PARTITION_BYTES} bytes are needed for a partition"),
+            dir,
+            needed: PARTITION_BYTES,
+        }
+        .into()
     } else if error.is_out_of_files() {
         TopicError::OutOfFiles(error.to_string())
     } else {

@@ -18,13 +18,15 @@
 //! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A
 //! change that has begun goes on when its caller goes away. `describe.rs` tells what there is.
 //!
-//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much, and
-//! `removal.rs` one that gives its space back; `compaction.rs` is one that compacts; `stop.rs` closes
-//! the logs and says so in the state file; `metrics.rs` counts; `error.rs` has an error for each
+//! *Beside them*: `retention.rs` is a thread that trims what is too old or too much, by a clock that
+//! does not jump ahead (`age_clock.rs`), and `removal.rs` one that gives its space back;
+//! `compaction.rs` is one that compacts; `stop.rs` closes the logs and says so in the state file;
+//! `metrics.rs` counts; `error.rs` has an error for each
 //! operation, with the facts that listeners tell.
 //!
 //! Time, ids and files come in through [`Seams`].
 
+mod age_clock;
 mod append;
 mod background;
 mod compaction;
@@ -73,6 +75,7 @@ pub use stop::StopError;
 pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
 
+use age_clock::AgeClock;
 use append::StickyBytes;
 use partition::Partition;
 use producers::ProducerIds;
@@ -153,6 +156,8 @@ struct Inner {
     /// What all appends that are not yet answered hold together.
     room: Arc<Semaphore>,
     space: Space,
+    /// What retention goes by.
+    age_clock: AgeClock,
     cold_reads: Arc<Semaphore>,
     /// Turns of those that (de)compress batches to check them.
     heavy_checks: Arc<Semaphore>,
@@ -227,7 +232,7 @@ impl Broker {
 
     /// All metrics in Prometheus' text format, version 0.0.4.
     pub fn metrics_text(&self) -> String {
-        let now = self.inner.seams.clock.now();
+        let now = self.inner.age_clock.now();
         let mut numbers = Vec::new();
         let mut faulted = 0;
         let routes = self.inner.routes.read().clone();

@@ -52,11 +52,12 @@ fn run(inner: &Weak<Inner>, mut waits: Waits) -> Result<(), BrokerStops> {
 
 fn apply(inner: &Inner) {
     let silence = i64::try_from(inner.config.producer_id_expiration.as_millis());
-    let now = inner.seams.clock.now().millis();
-    let before = Timestamp::from_millis(now.saturating_sub(silence.unwrap_or(i64::MAX)));
+    let now = inner.age_clock.now();
+    let before = now.millis().saturating_sub(silence.unwrap_or(i64::MAX));
+    let before = Timestamp::from_millis(before);
     for shard in &inner.shards {
         // A shard that is gone has no logs any more.
-        drop(shard.blocking_send(Command::ExpireProducers { before }));
+        drop(shard.blocking_send(Command::ExpireProducers { before, now }));
     }
     let routes: Vec<_> = inner.routes.read().values().cloned().collect();
     for route in routes {
@@ -119,7 +120,7 @@ impl Due {
 }
 
 fn trim(inner: &Inner, partition: &Arc<Partition>) {
-    let now = inner.seams.clock.now();
+    let now = inner.age_clock.now();
     let due = Due::of(
         partition,
         &partition.settings(),
@@ -133,6 +134,7 @@ fn trim(inner: &Inner, partition: &Arc<Partition>) {
     let (reply, replied) = oneshot::channel();
     let command = Command::Retain {
         partition: partition.clone(),
+        now,
         reply,
     };
     if partition.shard.blocking_send(command).is_err() {

@@ -2,14 +2,18 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tidelog_disk::{Disk, OsDisk};
 use tidelog_record::Timestamp;
 
-/// The wall clock. It may jump; nothing but record timestamps and the age of segments uses it.
+/// The clocks. Nothing but record timestamps and the age of segments and producers uses them.
 pub trait Clock: Debug + Send + Sync + 'static {
-    /// Now.
+    /// Now, by the wall clock, which may jump.
     fn now(&self) -> Timestamp;
+
+    /// How long it is since some moment that stays the same: a clock that never jumps.
+    fn monotonic(&self) -> Duration;
 }
 
 /// Where new ids come from.
@@ -34,14 +38,18 @@ impl Seams {
     pub fn os() -> Self {
         Self {
             disk: Arc::new(OsDisk),
-            clock: Arc::new(OsClock),
+            clock: Arc::new(OsClock {
+                began: Instant::now(),
+            }),
             random: Arc::new(OsRandom),
         }
     }
 }
 
 #[derive(Debug)]
-struct OsClock;
+struct OsClock {
+    began: Instant,
+}
 
 impl Clock for OsClock {
     fn now(&self) -> Timestamp {
@@ -53,6 +61,10 @@ impl Clock for OsClock {
         // A clock before 1970 is taken as 1970.
         let millis = since.map_or(0, |since| since.as_millis());
         Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.began.elapsed()
     }
 }
 

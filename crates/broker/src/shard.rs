@@ -71,6 +71,8 @@ pub(crate) enum Command {
     /// Apply retention to a partition's log.
     Retain {
         partition: Arc<Partition>,
+        /// What time it is for retention.
+        now: Timestamp,
         reply: oneshot::Sender<Result<Offset, TrimError>>,
     },
     /// Put a compacted segment into its place.
@@ -86,6 +88,7 @@ pub(crate) enum Command {
     /// Forget the producers of all logs that were last heard of before this.
     ExpireProducers {
         before: Timestamp,
+        now: Timestamp,
     },
     /// Close all logs and end the thread; answers with where each ends.
     Stop {
@@ -262,11 +265,12 @@ impl Shard {
         let space = self.space.check();
         let mut dirty: Vec<Arc<dyn SyncTarget>> = Vec::with_capacity(turn.by_partition.len());
         for (partition, appends) in turn.by_partition {
-            if let Err(full) = &space
+            if let Err(shortage) = &space
                 && !partition.topic.is_internal()
             {
                 for append in appends {
-                    refuse(append, full);
+                    let len = append.batch.total_len() as u64;
+                    refuse(append, &shortage.refusal_of(len));
                 }
                 continue;
             }
@@ -405,8 +409,11 @@ impl Shard {
                 };
                 drop(reply.send(result));
             }
-            Command::Retain { partition, reply } => {
-                let now = self.clock.now();
+            Command::Retain {
+                partition,
+                now,
+                reply,
+            } => {
                 let result = match self.logs.get_mut(&partition.key) {
                     Some(log) => {
                         let retained = retain(log, &partition, now);
@@ -434,8 +441,7 @@ impl Shard {
                     log.set_options(options);
                 }
             }
-            Command::ExpireProducers { before } => {
-                let now = self.clock.now();
+            Command::ExpireProducers { before, now } => {
                 for log in self.logs.values_mut() {
                     log.expire_producers(before, now);
                 }
@@ -554,7 +560,12 @@ pub(crate) fn append_error(partition: &Partition, error: tidelog_log::AppendErro
         fault,
     };
     match error {
-        Log::Full { .. } => AppendError::Full(error.to_string()),
+        Log::Full { ref dir, needed } => AppendError::Full {
+            what: error.to_string(),
+            dir: dir.clone(),
+            needed,
+        },
+        Log::OutOfFiles { .. } => AppendError::OutOfFiles(error.to_string()),
         Log::TooLarge { len, segment_bytes } => AppendError::TooLarge {
             topic: partition.topic.clone(),
             len: usize::try_from(len).unwrap_or(usize::MAX),

@@ -53,20 +53,49 @@ impl Space {
     /// Whether clients may put more on the disk. Blocks, though not for long.
     ///
     /// # Errors
-    /// [`AppendError::Full`]
-    pub(crate) fn check(&self) -> Result<(), AppendError> {
+    /// [`Shortage`]
+    pub(crate) fn check(&self) -> Result<(), Shortage> {
         match self.disk.free_bytes(&self.dir) {
-            Ok(free) if free < self.bytes_min => Err(AppendError::Full(format!(
-                "the disk that holds {} has {free} bytes free, and the last {} are kept for the broker itself",
-                self.dir.display(),
-                self.bytes_min
-            ))),
+            Ok(free) if free < self.bytes_min => Err(Shortage {
+                dir: self.dir.clone(),
+                free,
+                bytes_min: self.bytes_min,
+            }),
             Ok(_) => Ok(()),
             Err(e) => {
                 // Writes find out by themselves.
                 tracing::warn!(error = %e, "it is not known how much space is free");
                 Ok(())
             }
+        }
+    }
+}
+
+/// There is less space than what is kept for the broker itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Shortage {
+    dir: PathBuf,
+    free: u64,
+    bytes_min: u64,
+}
+
+impl Shortage {
+    /// The refusal of something that takes `len` bytes.
+    pub(crate) fn refusal_of(&self, len: u64) -> AppendError {
+        let Self {
+            dir,
+            free,
+            bytes_min,
+        } = self;
+        let needed = (bytes_min - free).saturating_add(len);
+        AppendError::Full {
+            what: format!(
+                "the disk that holds {} has {free} bytes free, and the last {bytes_min} are kept \
+                 for the broker itself: {needed} bytes more are needed",
+                dir.display(),
+            ),
+            dir: dir.clone(),
+            needed,
         }
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::checkpoints::Checkpoints;
 use self::replay::replay;
+use crate::age_clock::AgeClock;
 use crate::files::partition_dir;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
@@ -172,6 +173,7 @@ impl Broker {
             inner: Arc::new(Inner {
                 room: Arc::new(Semaphore::new(config.in_flight_bytes_max)),
                 space: around.space,
+                age_clock: AgeClock::new(seams.clock.clone()),
                 cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
                 heavy_checks: Arc::new(Semaphore::new(heavy_checks())),
                 identity: known.identity,

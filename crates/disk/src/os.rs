@@ -293,39 +293,116 @@ fn extend(file: &File, len: u64) -> io::Result<()> {
 const PARTS_PER_CALL_MAX: usize = 1024;
 
 #[cfg(target_os = "linux")]
-fn write_all_vectored(file: &File, mut at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
-    let mut next = 0;
-    while next < parts.len() {
-        let window = &parts[next..parts.len().min(next + PARTS_PER_CALL_MAX)];
-        let mut written = match rustix::io::pwritev(file, window, at) {
-            Ok(written) => written,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
-        };
-        if written == 0 && window.iter().any(|part| !part.is_empty()) {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        at += written as u64;
-        while next < parts.len() && written >= parts[next].len() {
-            written -= parts[next].len();
-            next += 1;
-        }
-        if written > 0 {
-            // A short write inside a part: the rest of that part goes alone, which is rare.
-            let rest = &parts[next][written..];
-            file.write_all_at(rest, at)?;
-            at += rest.len() as u64;
-            next += 1;
-        }
-    }
-    Ok(())
+fn write_all_vectored(file: &File, at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    write_all_by(at, parts, |window, at| {
+        Ok(rustix::io::pwritev(file, window, at)?)
+    })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn write_all_vectored(file: &File, mut at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
-    for part in parts {
-        file.write_all_at(part, at)?;
-        at += part.len() as u64;
+fn write_all_vectored(file: &File, at: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    write_all_by(at, parts, |window, at| match window {
+        [first, ..] => file.write_at(first, at),
+        [] => Ok(0),
+    })
+}
+
+/// Calls `pwritev` until all of `parts` is written: each call may write less than it was given, and
+/// may be interrupted.
+fn write_all_by(
+    mut at: u64,
+    parts: &[IoSlice<'_>],
+    mut pwritev: impl FnMut(&[IoSlice<'_>], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut next = 0;
+    // So many bytes of `parts[next]` are written.
+    let mut done = 0;
+    loop {
+        // Empty parts too, which the call would answer with a 0 that says nothing.
+        while next < parts.len() && done >= parts[next].len() {
+            done -= parts[next].len();
+            next += 1;
+        }
+        if next == parts.len() {
+            return Ok(());
+        }
+        let written = if done > 0 {
+            // A short write inside a part: the rest of that part goes alone, which is rare.
+            pwritev(&[IoSlice::new(&parts[next][done..])], at)
+        } else {
+            pwritev(&parts[next..parts.len().min(next + PARTS_PER_CALL_MAX)], at)
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                at += written as u64;
+                done += written;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    /// A device that takes at most `most` bytes a call, and is interrupted every third time.
+    fn write_in_pieces(parts: &[&[u8]], most: usize) -> Vec<u8> {
+        let mut device = vec![0xee; 7];
+        let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut calls = 0;
+        write_all_by(7, &slices, |window, at| {
+            calls += 1;
+            assert!(window.len() <= PARTS_PER_CALL_MAX);
+            if calls % 3 == 0 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            assert_eq!(
+                at,
+                device.len() as u64,
+                "nothing is left out or written twice"
+            );
+            let given: Vec<u8> = window
+                .iter()
+                .flat_map(|part| part.iter().copied())
+                .collect();
+            device.extend_from_slice(&given[..given.len().min(most)]);
+            Ok(given.len().min(most))
+        })
+        .unwrap();
+        device.split_off(7)
+    }
+
+    #[test]
+    fn short_writes_are_gone_on_with_where_they_ended() {
+        let parts: &[&[u8]] = &[b"", b"abc", b"", b"", b"defghij", b"k", b""];
+        for most in 1..=12 {
+            assert_eq!(
+                write_in_pieces(parts, most),
+                b"abcdefghijk",
+                "{most} a call"
+            );
+        }
+        let many: Vec<&[u8]> = vec![b"xy"; 3 * PARTS_PER_CALL_MAX + 1];
+        for most in [1, 2, 3, 2047, 2048, 2049, 1 << 20] {
+            assert_eq!(write_in_pieces(&many, most), many.concat(), "{most} a call");
+        }
+    }
+
+    #[test]
+    fn a_device_that_takes_nothing_more_is_an_error_and_not_a_loop() {
+        let parts = [IoSlice::new(b"abc"), IoSlice::new(b"def")];
+        let mut answers = vec![Ok(0), Ok(2)];
+        let failed = write_all_by(0, &parts, |_, _| answers.pop().unwrap()).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::WriteZero);
+        let mut answers = vec![Err(io::Error::from_raw_os_error(28)), Ok(4)];
+        let failed = write_all_by(0, &parts, |_, _| answers.pop().unwrap()).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(28));
+        // Nothing at all is no error.
+        write_all_by(0, &[IoSlice::new(b"")], |_, _| Ok(0)).unwrap();
+    }
 }

@@ -49,7 +49,7 @@ impl Log {
     /// the stamped headers; bodies go to the file as they are.
     ///
     /// # Errors
-    /// With [`AppendError::Full`] and [`AppendError::TooLarge`] nothing happened, but that an epoch
+    /// With [`AppendError::Full`], [`AppendError::OutOfFiles`] and [`AppendError::TooLarge`] nothing happened, but that an epoch
     /// that waited for space may have begun; nor with [`AppendError::Producer`], which is about the
     /// first batch alone. With
     /// [`AppendError::Poisoned`] it is not known whether the batches will be there after the next

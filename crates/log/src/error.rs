@@ -130,6 +130,13 @@ pub enum AppendError {
         /// How many bytes the append needs.
         needed: u64,
     },
+    /// The process has no more open files, and a new segment needs one. Nothing was written; appends
+    /// work again once there are some.
+    #[error("no open file is left for a new segment in {}", dir.display())]
+    OutOfFiles {
+        /// The log's directory.
+        dir: PathBuf,
+    },
     /// The batch can never fit a segment.
     #[error("a batch of {len} bytes does not fit a segment of {segment_bytes} bytes")]
     TooLarge {

@@ -324,6 +324,7 @@ impl Log {
     pub(crate) fn is_aged(&self, now: Timestamp, age_ms: u64) -> bool {
         let made = self.active.header.created_at;
         crate::retention::age(made, now).is_some_and(|age| age >= age_ms)
+            || crate::retention::is_of_the_future(made, now)
     }
 }
 

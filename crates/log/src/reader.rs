@@ -208,7 +208,10 @@ fn read_hot(segment: &Segment, from: Offset, end: Offset, bytes_max: usize) -> O
     let limit = file.frozen().min(segment.map_len);
     let len = limit.checked_sub(u64::from(position))?;
     let window = file.slice(u64::from(position), usize::try_from(len).ok()?)?;
-    collect(&window, from, end, bytes_max)
+    // Not verified, but for that: where batches do not follow on each other the page was dropped and
+    // read anew from a place that holds something else. The cold read finds out what.
+    let offsets = Offsets::Dense;
+    collect_where(&window, from, end, bytes_max, offsets)
 }
 
 /// The batches of `window` that hold offsets in `from..end`. `window` begins at a batch border and
@@ -224,7 +227,27 @@ pub(crate) fn collect(
     end: Offset,
     bytes_max: usize,
 ) -> Option<Batches> {
+    collect_where(window, from, end, bytes_max, Offsets::Verified)
+}
+
+/// What is known of the offsets of batches that stand one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offsets {
+    /// They were checked.
+    Verified,
+    /// Each batch must begin where the one before ended; `None` where one does not.
+    Dense,
+}
+
+fn collect_where(
+    window: &Bytes,
+    from: Offset,
+    end: Offset,
+    bytes_max: usize,
+    offsets: Offsets,
+) -> Option<Batches> {
     let mut batches = Batches::empty(from);
+    let mut expected = None;
     let mut run_start = None;
     let mut taken = 0_usize;
     let mut at = 0;
@@ -236,6 +259,13 @@ pub(crate) fn collect(
             break;
         }
         let next = next_offset(&header)?;
+        if offsets == Offsets::Dense {
+            let base = Offset::from_wire(header.base_offset)?;
+            if base != expected.unwrap_or(base.min(from)) {
+                return None;
+            }
+            expected = Some(next);
+        }
         if !header.attributes.is_control() && next > from {
             is_reached = true;
             if next > end || (taken > 0 && taken.saturating_add(len) > bytes_max) {

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::sync::Arc;
 
-use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
+use tidelog_disk::{Disk, DiskError, DiskFile, DiskOp, OpenHow};
 use tidelog_record::{RaftIndex, Timestamp};
 
 use crate::error::{AppendError, Poisoned};
@@ -65,7 +65,8 @@ impl Log {
     /// open removes.
     ///
     /// # Errors
-    /// [`AppendError::Full`] when there is no space for the new file: the old one stays active.
+    /// [`AppendError::Full`] when there is no space for the new file, and
+    /// [`AppendError::OutOfFiles`] when it cannot be opened: the old one stays active.
     /// [`AppendError::Poisoned`] when this or an earlier write or sync failed.
     ///
     /// # Panics
@@ -138,20 +139,33 @@ impl Log {
         let path = segment_path(self.dir(), header.base_offset);
         let failed = match new_segment_file(self.disk(), self.dir(), &self.options, header) {
             Ok(created) => return Ok(created),
-            Err(e) if e.is_full() => e,
+            Err(e) if e.is_full() || is_out_of_files(&e) => e,
             Err(e) => return Err(self.shared.poison(e).into()),
         };
         // The old segment grows on. A file that claims to follow it as it is now must be gone for
-        // good before that, or the next open would take the old one for damaged.
-        remove_if_there(self.disk(), &path)
-            .and_then(|()| self.disk().sync_dir(self.dir()))
-            .map_err(|e| self.shared.poison(e))?;
-        tracing::warn!(error = %failed, "no space for a new segment");
-        Err(AppendError::Full {
-            dir: self.dir().to_owned(),
-            needed: SEGMENT_HEADER_LEN as u64,
+        // good before that, or the next open would take the old one for damaged. Where there was
+        // none, nothing has to be made durable, which may need an open file that there is not.
+        match self.disk().remove_file(&path) {
+            Ok(()) => self.disk().sync_dir(self.dir()),
+            Err(e) if e.is_not_found() => Ok(()),
+            Err(e) => Err(e),
+        }
+        .map_err(|e| self.shared.poison(e))?;
+        tracing::warn!(error = %failed, "a new segment could not be begun");
+        let dir = self.dir().to_owned();
+        Err(if failed.is_full() {
+            let needed = SEGMENT_HEADER_LEN as u64;
+            AppendError::Full { dir, needed }
+        } else {
+            AppendError::OutOfFiles { dir }
         })
     }
+}
+
+/// Whether a file or directory could not be opened because the process has too many open. Of any
+/// other call it would say nothing good.
+fn is_out_of_files(error: &DiskError) -> bool {
+    error.is_out_of_files() && matches!(error.op, DiskOp::Open | DiskOp::SyncDir)
 }
 
 /// Creates the file of a new segment and makes it and its name durable.

@@ -8,14 +8,18 @@
 //!
 //! When nothing else is going on, the thread that asks runs the round itself: handing over to
 //! another thread would cost more than it saves.
+//!
+//! A round that does not end, because one file hangs, holds up its own logs alone: after a while the
+//! others get a round beside it, and so on up to a bound.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tidelog_disk::{DiskError, DiskOp};
@@ -24,6 +28,11 @@ use crate::error::Poisoned;
 use crate::segment::LogEnd;
 use crate::shared::{Shared, SyncError};
 use crate::threads::share_out;
+
+/// A round that takes longer holds up others no more.
+const ROUND_PATIENCE: Duration = Duration::from_secs(1);
+/// Rounds at a time at most, all but one of which hang; and how many threads there are for them.
+const ROUNDS_MAX: usize = 4;
 
 /// Makes what was appended to one log durable, from any thread; cheap to clone.
 #[derive(Clone, Debug)]
@@ -76,20 +85,23 @@ pub trait RoundObserver: Debug + Send + Sync + 'static {
     fn record(&self, ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned>;
 
     /// Called when the owners have been told, with how long the syncs took.
-    fn finished(&self, logs: usize, took: std::time::Duration);
+    fn finished(&self, logs: usize, took: Duration);
 }
 
-/// Runs the rounds. Cheap to clone; the last clone ends the thread.
+/// Runs the rounds. Cheap to clone; the last clone ends the threads.
 #[derive(Clone, Debug)]
 pub struct SyncCoordinator {
     inner: Arc<Inner>,
-    _thread: Arc<Thread>,
+    _threads: Arc<Threads>,
 }
 
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
     changed: Condvar,
+    /// Wakes the watchdog.
+    watch: Condvar,
+    patience: Duration,
     observer: Arc<dyn RoundObserver>,
     threads_max: usize,
 }
@@ -97,55 +109,142 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     /// Logs that asked for a sync, each at most once: as long as there are logs at most.
-    waiting: VecDeque<Arc<dyn SyncTarget>>,
+    waiting: Vec<Arc<dyn SyncTarget>>,
     /// The addresses of what waits.
     known: HashSet<usize>,
-    running: bool,
+    /// How many rounds run, and the addresses of their logs.
+    running: usize,
+    busy: HashSet<usize>,
+    /// The number of the last round that began.
+    begun: u64,
+    /// How many of the rounds that run seem to hang: those of a number up to `stuck_up_to`.
+    stuck: usize,
+    stuck_up_to: u64,
+    /// Whether the watchdog looks at times whether the rounds come to an end.
+    watched: bool,
     stopping: bool,
 }
 
-#[derive(Debug)]
-struct Thread {
-    inner: Arc<Inner>,
-    handle: Mutex<Option<JoinHandle<()>>>,
+impl State {
+    /// Whether a round may begin: one at a time, so that appends share syncs, beside those that
+    /// hang.
+    fn is_free(&self) -> bool {
+        self.running == self.stuck && self.running < ROUNDS_MAX
+    }
+
+    /// Whether something waits that is in no round. A second sync of what hangs would hang too.
+    fn has_work(&self) -> bool {
+        let is_busy = |target| self.busy.contains(&address(target));
+        !self.waiting.iter().all(is_busy)
+    }
+
+    /// Begins a round with what waits; gives its logs and its number.
+    fn begin(&mut self) -> (Vec<Arc<dyn SyncTarget>>, u64) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let is_busy = |target: &Arc<dyn SyncTarget>| self.busy.contains(&address(target));
+        let (stay, targets): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_busy);
+        self.waiting = stay;
+        for target in &targets {
+            self.known.remove(&address(target));
+        }
+        let number = self.begin_with(&targets);
+        (targets, number)
+    }
+
+    fn begin_with(&mut self, targets: &[Arc<dyn SyncTarget>]) -> u64 {
+        self.running += 1;
+        self.begun += 1;
+        self.busy.extend(targets.iter().map(address));
+        self.begun
+    }
+
+    fn end(&mut self, targets: &[Arc<dyn SyncTarget>], number: u64) {
+        self.running -= 1;
+        if number <= self.stuck_up_to {
+            self.stuck -= 1;
+        }
+        for target in targets {
+            self.busy.remove(&address(target));
+        }
+    }
+
+    /// The rounds that run have taken too long: another one may begin.
+    fn give_up_waiting(&mut self) {
+        self.stuck = self.running;
+        self.stuck_up_to = self.begun;
+    }
 }
 
-impl Drop for Thread {
+fn address(target: &Arc<dyn SyncTarget>) -> usize {
+    Arc::as_ptr(target).addr()
+}
+
+#[derive(Debug)]
+struct Threads {
+    inner: Arc<Inner>,
+    handles: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for Threads {
     fn drop(&mut self) {
         self.inner.state.lock().stopping = true;
         self.inner.changed.notify_all();
-        if let Some(handle) = self.handle.lock().take()
-            && handle.thread().id() != std::thread::current().id()
-            && handle.join().is_err()
-        {
-            tracing::error!("the sync thread panicked");
+        self.inner.watch.notify_all();
+        for handle in std::mem::take(&mut *self.handles.lock()) {
+            if handle.thread().id() != std::thread::current().id() && handle.join().is_err() {
+                tracing::error!("a sync thread panicked");
+            }
         }
     }
 }
 
 impl SyncCoordinator {
-    /// Starts the coordinator's thread. A round of several logs uses up to `threads_max` threads.
+    /// Starts the coordinator's threads. A round of several logs uses up to `threads_max` threads.
     ///
     /// # Errors
-    /// When the operating system gives no thread.
+    /// When the operating system gives no threads.
     pub fn start(observer: Arc<dyn RoundObserver>, threads_max: usize) -> io::Result<Self> {
+        Self::start_with_patience(observer, threads_max, ROUND_PATIENCE)
+    }
+
+    /// As [`SyncCoordinator::start`]. A round that takes longer than `patience` holds up the logs of
+    /// others no more.
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start_with_patience(
+        observer: Arc<dyn RoundObserver>,
+        threads_max: usize,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
+            watch: Condvar::new(),
+            patience,
             observer,
             threads_max: threads_max.max(1),
         });
-        let runner = inner.clone();
-        let handle = std::thread::Builder::new()
-            .name("tidelog-sync".to_owned())
-            .spawn(move || runner.run())?;
-        let thread = Thread {
+        // Made first, so that those that were started end when one cannot be.
+        let threads = Threads {
             inner: inner.clone(),
-            handle: Mutex::new(Some(handle)),
+            handles: Mutex::default(),
         };
+        let start = |name: String, run: fn(&Inner)| {
+            let inner = inner.clone();
+            let handle = std::thread::Builder::new()
+                .name(name)
+                .spawn(move || run(&inner))?;
+            threads.handles.lock().push(handle);
+            Ok::<_, io::Error>(())
+        };
+        for number in 0..ROUNDS_MAX {
+            start(format!("tidelog-sync-{number}"), Inner::run)?;
+        }
+        start("tidelog-sync-dog".to_owned(), Inner::watch)?;
         Ok(Self {
             inner,
-            _thread: Arc::new(thread),
+            _threads: Arc::new(threads),
         })
     }
 
@@ -156,24 +255,31 @@ impl SyncCoordinator {
             return;
         }
         let mut state = self.inner.state.lock();
-        let idle = !state.running && state.waiting.is_empty();
-        if idle && targets.len() == 1 {
-            state.running = true;
+        let is_idle = state.is_free() && state.waiting.is_empty();
+        if is_idle && targets.len() == 1 && !state.busy.contains(&address(&targets[0])) {
+            let number = state.begin_with(&targets);
             drop(state);
             self.inner.round(&targets);
             state = self.inner.state.lock();
-            state.running = false;
+            state.end(&targets, number);
         } else {
             for target in targets {
-                if state.known.insert(Arc::as_ptr(&target).addr()) {
-                    state.waiting.push_back(target);
+                if state.known.insert(address(&target)) {
+                    state.waiting.push(target);
                 }
             }
         }
-        let work_left = !state.waiting.is_empty();
+        let is_work_left = !state.waiting.is_empty();
+        let is_unwatched = is_work_left && !state.watched;
+        state.watched |= is_work_left;
+        // Otherwise whoever ends a round goes on with it.
+        let is_for_now = is_work_left && state.is_free();
         drop(state);
-        if work_left {
+        if is_for_now {
             self.inner.changed.notify_one();
+        }
+        if is_unwatched {
+            self.inner.watch.notify_one();
         }
     }
 }
@@ -182,18 +288,45 @@ impl Inner {
     fn run(&self) {
         let mut state = self.state.lock();
         loop {
-            if !state.waiting.is_empty() && !state.running {
-                let targets: Vec<_> = state.waiting.drain(..).collect();
-                state.known.clear();
-                state.running = true;
+            if state.has_work() && state.is_free() {
+                let (targets, number) = state.begin();
                 drop(state);
                 self.round(&targets);
                 state = self.state.lock();
-                state.running = false;
-            } else if state.stopping {
+                state.end(&targets, number);
+            } else if state.stopping && state.waiting.is_empty() {
+                // The others may wait for what this one has done last.
+                self.changed.notify_all();
+                self.watch.notify_all();
                 return;
             } else {
                 self.changed.wait(&mut state);
+            }
+        }
+    }
+
+    /// Sees to it that a round that hangs holds up nobody else for long.
+    fn watch(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if !state.waiting.is_empty() {
+                let begun = state.begun;
+                let waited = self.watch.wait_for(&mut state, self.patience);
+                let is_same = waited.timed_out() && state.begun == begun;
+                if is_same && state.has_work() && !state.is_free() && state.running < ROUNDS_MAX {
+                    tracing::warn!(
+                        rounds = state.running,
+                        "the disk hangs: what waits for another \
+                        sync goes on beside it"
+                    );
+                    state.give_up_waiting();
+                    self.changed.notify_one();
+                }
+            } else if state.stopping {
+                return;
+            } else {
+                state.watched = false;
+                self.watch.wait(&mut state);
             }
         }
     }

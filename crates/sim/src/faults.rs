@@ -1,7 +1,7 @@
 //! Calls that fail on demand, and the counts that say which.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tidelog_disk::DiskOp;
 
@@ -80,6 +80,8 @@ pub enum InjectedError {
     Full,
     /// The process has too many open files: EMFILE.
     OutOfFiles,
+    /// A write wrote less than all of its bytes, the first ones, and then nothing more.
+    Short,
     /// Any other kind.
     Kind(io::ErrorKind),
 }
@@ -97,6 +99,7 @@ impl InjectedError {
             Self::Io => io::Error::from_raw_os_error(5),
             Self::OutOfFiles => io::Error::from_raw_os_error(24),
             Self::Full => io::Error::from_raw_os_error(28),
+            Self::Short => io::ErrorKind::WriteZero.into(),
             Self::Kind(kind) => kind.into(),
         }
     }
@@ -111,6 +114,15 @@ pub enum FailMode {
     Forever,
 }
 
+/// Where a misdirected read or write goes instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Astray {
+    /// So many bytes further on in the same file, or back.
+    By(i64),
+    /// To a place in another file, in bytes from its start. There must be such a file.
+    To(PathBuf, u64),
+}
+
 /// A call that is about to be made.
 pub(crate) struct Call<'a> {
     pub(crate) op: DiskOp,
@@ -122,6 +134,8 @@ pub(crate) struct Call<'a> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults {
     armed: Vec<Armed>,
+    /// Reads and writes that will go astray: which, after how many others, and where to.
+    astray: Vec<(OpFilter, u64, Astray)>,
     pub(crate) mutating_calls: u64,
     pub(crate) calls: u64,
     /// How many calls were made to fail.
@@ -148,8 +162,32 @@ impl Faults {
         });
     }
 
+    pub(crate) fn misdirect(&mut self, filter: OpFilter, nth: u64, to: Astray) {
+        assert!(nth > 0, "calls are counted from 1");
+        self.astray.push((filter, nth - 1, to));
+    }
+
     pub(crate) fn disarm(&mut self) {
         self.armed.clear();
+        self.astray.clear();
+    }
+
+    /// Where this call goes instead of where it should.
+    pub(crate) fn stray(&mut self, call: &Call<'_>) -> Option<Astray> {
+        let mut stray = None;
+        self.astray.retain_mut(|(filter, spare, to)| {
+            if !filter.takes(call) {
+                return true;
+            }
+            if *spare > 0 {
+                *spare -= 1;
+                return true;
+            }
+            stray.get_or_insert_with(|| to.clone());
+            false
+        });
+        self.struck += u64::from(stray.is_some());
+        stray
     }
 
     /// Counts a call; returns the error it must fail with. Of several armed failures that would

@@ -92,6 +92,23 @@ impl FileState {
         }
     }
 
+    /// A write that the page cache shows and that the device put elsewhere: where it belongs the
+    /// device keeps what it had.
+    pub(crate) fn write_astray(&mut self, at: u64, bytes: &[u8]) {
+        self.write(at, bytes);
+        for piece in pieces(at, bytes.len()) {
+            self.dirty.remove(&piece.sector);
+        }
+    }
+
+    /// What was to go elsewhere lands on the device here, as far as the device's length reaches.
+    /// The page cache does not show it.
+    pub(crate) fn land(&mut self, at: u64, bytes: &[u8]) {
+        let room = self.device.len().saturating_sub(at);
+        let there = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        self.device.write(at, &bytes[..there]);
+    }
+
     pub(crate) fn set_len(&mut self, len: u64) {
         if len != self.cache.len() {
             self.change_len(len);

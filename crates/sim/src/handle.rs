@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tidelog_disk::{DirLock, DiskError, DiskFile, DiskOp};
 
 use crate::SimDisk;
-use crate::faults::Call;
+use crate::faults::{Astray, Call};
 use crate::names::Ino;
 use crate::state::State;
 
@@ -68,6 +68,15 @@ impl SimFile {
         op: DiskOp,
         act: impl FnOnce(&mut State, Option<io::Error>) -> io::Result<T>,
     ) -> Result<T, DiskError> {
+        self.call_or_stray(op, |state, failed, _| act(state, failed))
+    }
+
+    /// As [`SimFile::call`]; `act` is also told where the call goes astray to, if it does.
+    fn call_or_stray<T>(
+        &self,
+        op: DiskOp,
+        act: impl FnOnce(&mut State, Option<io::Error>, Option<Astray>) -> io::Result<T>,
+    ) -> Result<T, DiskError> {
         let call = Call {
             op,
             path: &self.path,
@@ -83,7 +92,11 @@ impl SimFile {
             if matches!(op, DiskOp::Write | DiskOp::SetLen | DiskOp::Reserve) && !self.is_writable {
                 Err(io::Error::from_raw_os_error(BAD_HANDLE))
             } else {
-                act(&mut state, failed)
+                let stray = match failed {
+                    None if matches!(op, DiskOp::Read | DiskOp::Write) => state.faults.stray(&call),
+                    _ => None,
+                };
+                act(&mut state, failed, stray)
             }
         } else {
             Err(io::Error::other(
@@ -111,8 +124,10 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<usize, DiskError> {
-        self.read(DiskOp::Read, |state| {
-            state.file(self.ino).cache().read(at, buf)
+        self.call_or_stray(DiskOp::Read, |state, failed, stray| match (failed, stray) {
+            (Some(failed), _) => Err(failed),
+            (None, Some(to)) => Ok(state.read_astray(self.ino, at, buf, to)),
+            (None, None) => Ok(state.file(self.ino).cache().read(at, buf)),
         })
     }
 
@@ -127,9 +142,12 @@ impl DiskFile for SimFile {
             .iter()
             .flat_map(|part| part.iter().copied())
             .collect::<Vec<u8>>();
-        self.call(DiskOp::Write, |state, failed| {
+        self.call_or_stray(DiskOp::Write, |state, failed, stray| {
             check_len(at.saturating_add(bytes.len() as u64))?;
-            state.write(self.ino, at, &bytes, failed)
+            match stray {
+                Some(to) => state.write_astray(self.ino, at, &bytes, to),
+                None => state.write(self.ino, at, &bytes, failed),
+            }
         })
     }
 

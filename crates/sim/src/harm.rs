@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::faults::{FailMode, InjectedError, OpFilter};
+use crate::faults::{Astray, FailMode, InjectedError, OpFilter};
 use crate::holds::Hang;
 use crate::image::SECTOR_BYTES;
 use crate::names::Ino;
@@ -100,13 +100,24 @@ impl SimDisk {
         self.state().faults.arm(filter, nth, error.into(), mode);
     }
 
+    /// Makes the `nth` read or write from now on that `filter` takes go astray, counted from 1; the
+    /// call says that all went well. A write is shown by reads, from the page cache, until
+    /// [`SimDisk::drop_caches`] or a crash: on the device it lies elsewhere, over what was there. A
+    /// read gives another place's bytes, once.
+    ///
+    /// # Panics
+    /// When `nth` is 0, and at that call, when there is no file where it is to go.
+    pub fn misdirect_nth(&self, filter: OpFilter, nth: u64, to: Astray) {
+        self.state().faults.misdirect(filter, nth, to);
+    }
+
     /// Makes all calls that `filter` takes hang, before they do anything, until what is returned
     /// is dropped, or the disk crashes or its process is killed.
     pub fn hang(&self, filter: OpFilter) -> Hang {
         self.holds.add(filter)
     }
 
-    /// Disarms all failures.
+    /// Disarms all failures and misdirections.
     pub fn stop_failing(&self) {
         self.state().faults.disarm();
     }

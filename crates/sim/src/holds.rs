@@ -15,26 +15,28 @@ pub(crate) struct Holds {
 struct HoldState {
     next: u64,
     held: Vec<(u64, OpFilter)>,
-    /// How many calls hang now.
-    hanging: usize,
+    /// What each call that hangs now was held by first.
+    hanging: Vec<u64>,
 }
 
 impl Holds {
     /// Waits for as long as calls like this one hang. Nothing of the call has happened yet.
     pub(crate) fn pass(&self, call: &Call<'_>) {
         let mut state = self.state();
-        if !state.takes(call) {
+        let Some(id) = state.holder(call) else {
             return;
-        }
-        state.hanging += 1;
+        };
+        state.hanging.push(id);
         self.changed.notify_all();
-        while state.takes(call) {
+        while state.holder(call).is_some() {
             state = self
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        state.hanging -= 1;
+        if let Some(at) = state.hanging.iter().position(|held_by| *held_by == id) {
+            state.hanging.swap_remove(at);
+        }
     }
 
     pub(crate) fn add(self: &Arc<Self>, filter: OpFilter) -> Hang {
@@ -60,8 +62,10 @@ impl Holds {
 }
 
 impl HoldState {
-    fn takes(&self, call: &Call<'_>) -> bool {
-        self.held.iter().any(|(_, filter)| filter.takes(call))
+    fn holder(&self, call: &Call<'_>) -> Option<u64> {
+        let mut held = self.held.iter();
+        held.find(|(_, filter)| filter.takes(call))
+            .map(|(id, _)| *id)
     }
 }
 
@@ -73,10 +77,10 @@ pub struct Hang {
 }
 
 impl Hang {
-    /// Waits until a call hangs. For threads of their own: it blocks.
+    /// Waits until a call hangs because of this. For threads of their own: it blocks.
     pub fn wait_until_one_hangs(&self) {
         let mut state = self.holds.state();
-        while state.hanging == 0 {
+        while !state.hanging.contains(&self.id) {
             state = self
                 .holds
                 .changed

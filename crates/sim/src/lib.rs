@@ -24,18 +24,22 @@
 //! - **A failed sync** loses any part of what it was to write and leaves it marked clean: reads
 //!   still show it, a later sync that succeeds does not save it. [`SimDisk::drop_caches`] makes
 //!   reads show the truth.
-//! - **A failed write** has written any part of its range; a failed create, rename, remove or
+//! - **A failed write** has written any part of its range, and a short one the first part, less than
+//!   all; a failed create, rename, remove or
 //!   change of length may have happened all the same.
 //! - **A full disk**: [`SimDisk::set_free_bytes`], counted in sectors. Reserved space is never
 //!   refused later; holes are not counted; space comes back when the name is removed.
+//! - **A misdirected write** shows in the page cache where it belongs, and lies elsewhere on the
+//!   device, in the same file or another; **a misdirected read** gives another place's bytes
+//!   ([`SimDisk::misdirect_nth`]).
+//! - **Hung calls**: [`SimDisk::hang`].
 //! - **Damage from outside**: [`SimDisk::flip_bit`] and its neighbours.
 //! - **Locks** end with the process that held them, and its handles never work again.
 //!
 //! # What is not modelled
-//! - Tearing inside a sector, and misdirected reads and writes (they can be staged with
-//!   [`SimDisk::overwrite`]).
+//! - Tearing inside a sector.
 //! - Loss of what a successful sync made durable: a lying device.
-//! - Slow and hung calls: every call returns at once.
+//! - Slow calls: a call returns at once or hangs.
 //! - A name that fails to be created on a full disk, hard and symbolic links, permissions, `..`.
 //! - A read through a map beyond the end of the file: where a real process ends with SIGBUS, this
 //!   one panics.
@@ -55,7 +59,7 @@ mod rng;
 mod state;
 
 pub use disk::SimDisk;
-pub use faults::{FailMode, InjectedError, OpFilter};
+pub use faults::{Astray, FailMode, InjectedError, OpFilter};
 pub use holds::Hang;
 pub use image::SECTOR_BYTES;
 pub use rng::SimRng;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::SimRng;
-use crate::faults::Faults;
+use crate::faults::{Astray, Faults};
 use crate::file::FileState;
 use crate::image::{SECTOR_BYTES, pieces};
 use crate::names::{Ino, Name, Names};
@@ -136,8 +136,10 @@ impl State {
             Some(error) => error,
         };
         // What landed is a prefix, or sectors here and there, as far as there is space for them.
-        let end = self.rng.index(bytes.len() + 1);
-        let is_torn = failed.kind() != ErrorKind::StorageFull && self.rng.chance(30);
+        let is_short = failed.kind() == ErrorKind::WriteZero;
+        let most = bytes.len() + usize::from(!is_short || bytes.is_empty());
+        let end = self.rng.index(most);
+        let is_torn = !is_short && failed.kind() != ErrorKind::StorageFull && self.rng.chance(30);
         for piece in pieces(at, end) {
             if is_torn && self.rng.chance(50) {
                 continue;
@@ -149,6 +151,49 @@ impl State {
             self.file(ino).write(start, &bytes[piece.range]);
         }
         Err(failed)
+    }
+
+    /// Writes `bytes` for all that reads see; the device puts them elsewhere.
+    ///
+    /// # Panics
+    /// When there is no file where they are to go.
+    pub(crate) fn write_astray(
+        &mut self,
+        ino: Ino,
+        at: u64,
+        bytes: &[u8],
+        to: Astray,
+    ) -> io::Result<()> {
+        if !self.take_space(ino, |file| file.space_to_write(at, bytes.len())) {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        self.file(ino).write_astray(at, bytes);
+        let (other, there) = self.elsewhere(ino, at, to);
+        self.file(other).land(there, bytes);
+        Ok(())
+    }
+
+    /// Reads from elsewhere, as many bytes as there were to be read here.
+    ///
+    /// # Panics
+    /// When there is no file where they are to come from.
+    pub(crate) fn read_astray(&mut self, ino: Ino, at: u64, buf: &mut [u8], to: Astray) -> usize {
+        let read = self.file(ino).cache().read(at, buf);
+        let buf = &mut buf[..read];
+        let (other, there) = self.elsewhere(ino, at, to);
+        let found = self.file(other).cache().read(there, buf);
+        buf[found..].fill(0);
+        read
+    }
+
+    fn elsewhere(&self, ino: Ino, at: u64, to: Astray) -> (Ino, u64) {
+        match to {
+            Astray::By(distance) => (ino, at.saturating_add_signed(distance)),
+            Astray::To(path, there) => {
+                let other = self.names.lookup(&path).expect("a file to go astray to");
+                (other, there)
+            }
+        }
     }
 
     pub(crate) fn reserve(

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{contents, create, create_durable, disk, names, write};
 use tidelog_disk::{Disk, DiskOp, OpenHow};
-use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
+use tidelog_sim::{Astray, FailMode, InjectedError, OpFilter, SimDisk};
 
 #[test]
 fn a_failed_sync_loses_bytes_that_no_later_sync_saves() {
@@ -391,4 +391,86 @@ fn a_call_that_hangs_goes_on_where_it_was() {
         disk.kill();
         sync.join().unwrap().unwrap_err();
     });
+}
+
+#[test]
+fn a_short_write_has_written_less_than_all_from_the_front() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..300 {
+        let disk = disk(seed);
+        let file = create_durable(&disk, "/d/f", &[1; 10]);
+        disk.fail_nth(
+            OpFilter::op(DiskOp::Write),
+            1,
+            InjectedError::Short,
+            FailMode::Once,
+        );
+        let failed = write(&*file, 0, &[2; 10]).unwrap_err();
+        assert_eq!(failed.source.kind(), ErrorKind::WriteZero);
+        let bytes = contents(&disk, "/d/f");
+        assert!(bytes.is_sorted_by(|a, b| a >= b), "{bytes:?}");
+        seen.insert(bytes.iter().filter(|byte| **byte == 2).count());
+    }
+    assert_eq!(seen, (0..10).collect(), "never all of it");
+}
+
+#[test]
+fn a_misdirected_write_is_seen_where_it_belongs_and_lies_elsewhere() {
+    let (f, g) = (Path::new("/d/f"), Path::new("/d/g"));
+    for (to, path, at) in [
+        (Astray::By(512), f, 1024),
+        (Astray::By(-512), f, 0),
+        (Astray::To(g.to_owned(), 100), g, 100),
+    ] {
+        let disk = disk(1);
+        let file = create_durable(&disk, "/d/f", &[1; 2048]);
+        create_durable(&disk, "/d/g", &[3; 400]);
+        disk.misdirect_nth(OpFilter::op(DiskOp::Write).on("/f"), 2, to);
+        write(&*file, 0, &[4; 512]).unwrap();
+        write(&*file, 512, &[5; 512]).unwrap();
+        write(&*file, 1024, &[6; 512]).unwrap();
+        assert_eq!(contents(&disk, "/d/f")[512..1024], [5; 512]);
+        file.sync_data().unwrap();
+        disk.drop_caches();
+        assert_eq!(
+            contents(&disk, "/d/f")[512..1024],
+            [1; 512],
+            "what was there"
+        );
+        // What was written there later lies over it.
+        let landed = disk.durable_contents(path);
+        let fives = landed.iter().filter(|byte| **byte == 5).count();
+        let expected = if path == g { 300 } else { 0 };
+        assert_eq!(fives, expected);
+        if path == g {
+            assert_eq!(landed.len(), 400, "within the file");
+            assert_eq!(landed[at..], [5; 300]);
+        }
+        assert_eq!(disk.failures(), 1);
+    }
+}
+
+#[test]
+fn a_misdirected_read_gives_other_bytes_once() {
+    let disk = disk(1);
+    let file = create_durable(&disk, "/d/f", &[[1; 512], [2; 512]].concat());
+    create_durable(&disk, "/d/g", &[3; 100]);
+    let read = || {
+        let mut buf = [9; 512];
+        let read = file.read_at(0, &mut buf).unwrap();
+        (read, buf)
+    };
+    let reads = || OpFilter::op(DiskOp::Read);
+    disk.misdirect_nth(reads(), 1, Astray::By(512));
+    assert_eq!(read(), (512, [2; 512]));
+    disk.misdirect_nth(reads(), 1, Astray::To("/d/g".into(), 0));
+    let (len, bytes) = read();
+    assert_eq!(
+        (len, &bytes[..100], &bytes[100..]),
+        (512, &[3; 100][..], &[0; 412][..])
+    );
+    assert_eq!(read(), (512, [1; 512]));
+    disk.misdirect_nth(reads(), 1, Astray::By(512));
+    disk.stop_failing();
+    assert_eq!(read(), (512, [1; 512]));
 }

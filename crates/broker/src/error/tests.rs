@@ -111,10 +111,21 @@ fn errors_say_what_was_wrong_and_what_is_allowed() {
             2,
         ),
         (
-            Box::new(AppendError::Full("no space".to_owned())),
+            Box::new(AppendError::Full {
+                what: "no space".to_owned(),
+                dir: "/data".into(),
+                needed: 7,
+            }),
             Exhausted,
             "STORAGE_FULL",
             "no space; free space, or lower retention.ms",
+            2,
+        ),
+        (
+            Box::new(AppendError::OutOfFiles("no open file".to_owned())),
+            Exhausted,
+            "STORAGE_ERROR",
+            "no open file; raise the limit of open files",
             0,
         ),
         (

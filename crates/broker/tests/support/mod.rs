@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_broker::{
@@ -42,8 +43,18 @@ pub(crate) fn open(disk: &SimDisk) -> Broker {
 #[derive(Debug, Default)]
 pub(crate) struct FakeClock {
     pub(crate) millis: AtomicI64,
+    /// How much of that did not pass: it jumped.
+    pub(crate) jumped: AtomicI64,
     pub(crate) panics: AtomicBool,
     pub(crate) gate: parking_lot::Mutex<()>,
+}
+
+impl FakeClock {
+    /// The wall clock is set to another time.
+    pub(crate) fn jump(&self, millis: i64) {
+        self.jumped.fetch_add(millis, Ordering::SeqCst);
+        self.millis.fetch_add(millis, Ordering::SeqCst);
+    }
 }
 
 impl Clock for FakeClock {
@@ -60,6 +71,11 @@ impl Clock for FakeClock {
             );
         }
         Timestamp::from_millis(self.millis.load(Ordering::SeqCst))
+    }
+
+    fn monotonic(&self) -> Duration {
+        let passed = self.millis.load(Ordering::SeqCst) - self.jumped.load(Ordering::SeqCst);
+        Duration::from_millis(u64::try_from(passed).unwrap_or(0))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidelog_record::{Offset, Timestamp};
 
 use crate::reader::LogReader;
-use crate::retention::age;
+use crate::retention::ages_since_sealed;
 use crate::segment::Segment;
 use crate::shared::Shared;
 
@@ -71,14 +71,10 @@ impl Plan {
             compacted.is_some_and(|compacted| compacted.clean_end == compacted.end_offset)
         };
         let clean = segments.iter().take_while(is_clean).count();
-        // A segment was sealed when the next one was made.
-        let may_be_touched = |pair: &&[Arc<Segment>]| {
-            let age = age(pair[1].header.created_at, now).unwrap_or(0);
-            pair[1].header.base_offset <= end_max && age >= min_lag_ms
-        };
-        let dirty = segments[clean..]
-            .windows(2)
-            .take_while(may_be_touched)
+        let ages = ages_since_sealed(&segments, now);
+        let sealed = segments.windows(2).zip(ages).skip(clean);
+        let dirty = sealed
+            .take_while(|(pair, age)| pair[1].header.base_offset <= end_max && *age >= min_lag_ms)
             .count();
         let first_dirty = &segments[clean].header;
         let clean_end = first_dirty.compacted.map(|compacted| compacted.clean_end);

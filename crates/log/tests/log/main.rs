@@ -7,12 +7,15 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod astray;
 mod basic;
 mod common;
 mod compaction;
 mod damage;
+mod failing;
 mod faults;
 mod model;
 mod producers;
+mod seeds;
 mod state;
 mod sync;

@@ -274,12 +274,17 @@ fn targets(owners: &[Arc<Owner>]) -> Vec<Arc<dyn SyncTarget>> {
         .collect()
 }
 
+/// A coordinator that takes no round to hang, however slow the machine is.
+fn patient(rounds: Arc<Rounds>, threads: usize) -> std::io::Result<SyncCoordinator> {
+    SyncCoordinator::start_with_patience(rounds, threads, Duration::MAX)
+}
+
 #[test]
 fn one_log_alone_is_synced_by_the_thread_that_asks() {
     let disk = gated();
     let mut log = logs(&disk, 1).pop().unwrap();
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 4).unwrap();
+    let coordinator = patient(rounds.clone(), 4).unwrap();
     let owner = Owner::new(&log);
     append(&mut log, batch(1, 10));
     coordinator.sync(targets(std::slice::from_ref(&owner)));
@@ -298,7 +303,7 @@ fn several_logs_are_synced_in_one_round() {
     let disk = gated();
     let mut logs = logs(&disk, 7);
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 3).unwrap();
+    let coordinator = patient(rounds.clone(), 3).unwrap();
     let owners: Vec<_> = logs.iter().map(Owner::new).collect();
     for log in &mut logs {
         append(log, batch(1, 10));
@@ -320,7 +325,7 @@ fn appends_that_wait_share_the_next_round() {
     let disk = gated();
     let mut log = logs(&disk, 1).pop().unwrap();
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 1).unwrap();
+    let coordinator = patient(rounds.clone(), 1).unwrap();
     let owner = Owner::new(&log);
     append(&mut log, batch(1, 10));
     let before = disk.gate.passed();
@@ -356,7 +361,7 @@ fn many_threads_appending_to_one_log_share_syncs_and_all_are_answered() {
     let owner = Owner::new(&log);
     let log = Mutex::new(log);
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 2).unwrap();
+    let coordinator = patient(rounds.clone(), 2).unwrap();
     let before = disk.gate.passed();
     disk.gate.shut();
     let (appended, all_appended) = mpsc::sync_channel(THREADS);
@@ -410,7 +415,7 @@ fn a_failed_sync_poisons_its_round_and_nothing_else() {
         let disk = gated();
         let mut logs = logs(&disk, 6);
         let rounds = Arc::new(Rounds::default());
-        let coordinator = SyncCoordinator::start(rounds.clone(), threads).unwrap();
+        let coordinator = patient(rounds.clone(), threads).unwrap();
         let owners: Vec<_> = logs.iter().map(Owner::new).collect();
         for log in &mut logs {
             append(log, batch(1, 10));
@@ -447,7 +452,7 @@ fn a_log_that_was_poisoned_before_does_not_harm_others() {
     let disk = gated();
     let mut logs = logs(&disk, 3);
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 2).unwrap();
+    let coordinator = patient(rounds.clone(), 2).unwrap();
     let owners: Vec<_> = logs.iter().map(Owner::new).collect();
     disk.disk.fail_nth(
         OpFilter::op(DiskOp::Write),
@@ -486,7 +491,7 @@ fn a_round_that_cannot_be_recorded_poisons_its_logs() {
     let disk = gated();
     let mut log = logs(&disk, 1).pop().unwrap();
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 1).unwrap();
+    let coordinator = patient(rounds.clone(), 1).unwrap();
     let owner = Owner::new(&log);
     append(&mut log, batch(1, 10));
     let source = std::io::Error::other("the state file is full");
@@ -507,7 +512,7 @@ fn an_owner_that_panics_stops_no_other() {
     let disk = gated();
     let mut logs = logs(&disk, 3);
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 2).unwrap();
+    let coordinator = patient(rounds.clone(), 2).unwrap();
     let owners: Vec<_> = logs.iter().map(Owner::new).collect();
     for log in &mut logs {
         append(log, batch(1, 10));
@@ -532,12 +537,60 @@ fn an_owner_that_panics_stops_no_other() {
     }
 }
 
+/// One after the other hangs; as long as there are rounds left, the others go on beside them.
+#[test]
+fn a_sync_that_hangs_holds_up_no_other_log() {
+    let disk = gated();
+    let mut logs = logs(&disk, 6);
+    let rounds = Arc::new(Rounds::default());
+    let coordinator =
+        SyncCoordinator::start_with_patience(rounds.clone(), 2, Duration::from_millis(1)).unwrap();
+    let owners: Vec<_> = logs.iter().map(Owner::new).collect();
+    thread::scope(|scope| {
+        let mut hung = Vec::new();
+        for n in 0..3 {
+            append(&mut logs[n], batch(1, 10));
+            let hang = disk
+                .disk
+                .hang(OpFilter::op(DiskOp::Sync).on(&format!("log-{n}/")));
+            let (asks, owner) = (coordinator.clone(), owners[n..=n].to_vec());
+            scope.spawn(move || asks.sync(targets(&owner)));
+            hang.wait_until_one_hangs();
+            hung.push(hang);
+            for log in 3..6 {
+                let end = {
+                    append(&mut logs[log], batch(1, 10));
+                    logs[log].end()
+                };
+                // Beside what hangs and asks again.
+                coordinator.sync(targets(&[owners[n].clone(), owners[log].clone()]));
+                owners[log].wait_for(end);
+            }
+            for owner in &owners[..=n] {
+                assert_eq!(owner.told.lock().len(), 0, "it hangs");
+            }
+        }
+        // It heals, and nobody was forgotten, whatever came meanwhile.
+        for n in 0..3 {
+            append(&mut logs[n], batch(1, 10));
+            coordinator.sync(targets(&owners[n..=n]));
+        }
+        drop(hung);
+        for (owner, log) in owners.iter().zip(&logs) {
+            owner.wait_for(log.end());
+        }
+    });
+    assert!(logs.iter().all(|log| log.reader().poisoned().is_none()));
+    drop(coordinator);
+    assert_eq!(Arc::strong_count(&rounds), 1, "the threads are gone");
+}
+
 #[test]
 fn stopping_serves_who_waits_and_ends_the_thread() {
     let disk = gated();
     let mut logs = logs(&disk, 3);
     let rounds = Arc::new(Rounds::default());
-    let coordinator = SyncCoordinator::start(rounds.clone(), 1).unwrap();
+    let coordinator = patient(rounds.clone(), 1).unwrap();
     let owners: Vec<_> = logs.iter().map(Owner::new).collect();
     for log in &mut logs {
         append(log, batch(1, 10));
