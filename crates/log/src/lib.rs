@@ -53,6 +53,7 @@ pub mod state;
 mod sync;
 mod threads;
 mod time;
+mod together;
 mod walk;
 mod wire;
 

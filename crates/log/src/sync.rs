@@ -6,8 +6,11 @@
 //! covered, however many appends that are: that is the group commit. Logs that ask while a round
 //! runs are in the next one.
 //!
-//! When nothing else is going on, the thread that asks runs the round itself: handing over to
-//! another thread would cost more than it saves.
+//! When nothing else is going on and somebody waits, the thread that asks runs the round itself:
+//! handing over to another thread would cost more than it saves. Where nobody waits, it would keep
+//! that thread from writing on, and the coordinator's runs it.
+//!
+//! A round of many logs is one sync of the file system, where that can be relied on (`together.rs`).
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt::Debug;
@@ -18,12 +21,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
-use tidelog_disk::{DiskError, DiskOp};
+use tidelog_disk::{DiskError, DiskOp, FileSystem};
 
 use crate::error::Poisoned;
 use crate::segment::LogEnd;
 use crate::shared::{Shared, SyncError};
 use crate::threads::share_out;
+use crate::together::Together;
 
 /// Makes what was appended to one log durable, from any thread; cheap to clone.
 #[derive(Clone, Debug)]
@@ -92,6 +96,7 @@ struct Inner {
     changed: Condvar,
     observer: Arc<dyn RoundObserver>,
     threads_max: usize,
+    together: Together,
 }
 
 #[derive(Debug, Default)]
@@ -129,11 +134,25 @@ impl SyncCoordinator {
     /// # Errors
     /// When the operating system gives no thread.
     pub fn start(observer: Arc<dyn RoundObserver>, threads_max: usize) -> io::Result<Self> {
+        Self::start_on(observer, threads_max, None)
+    }
+
+    /// As [`SyncCoordinator::start`], for logs that all lie on one file system: rounds of many of
+    /// them sync it as a whole. `file_system` was asked for before any of the logs was opened.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn start_on(
+        observer: Arc<dyn RoundObserver>,
+        threads_max: usize,
+        file_system: Option<Box<dyn FileSystem>>,
+    ) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
             observer,
             threads_max: threads_max.max(1),
+            together: Together::new(file_system),
         });
         let runner = inner.clone();
         let handle = std::thread::Builder::new()
@@ -152,12 +171,22 @@ impl SyncCoordinator {
     /// Asks for a sync of each of `targets`. Each is told by [`SyncTarget::synced`], on this
     /// thread before the call returns when nothing else is going on, or on the coordinator's.
     pub fn sync(&self, targets: Vec<Arc<dyn SyncTarget>>) {
+        self.ask(targets, true);
+    }
+
+    /// As [`SyncCoordinator::sync`], where nobody waits: always on the coordinator's thread, so that
+    /// the caller writes on meanwhile.
+    pub fn sync_behind(&self, targets: Vec<Arc<dyn SyncTarget>>) {
+        self.ask(targets, false);
+    }
+
+    fn ask(&self, targets: Vec<Arc<dyn SyncTarget>>, somebody_waits: bool) {
         if targets.is_empty() {
             return;
         }
         let mut state = self.inner.state.lock();
         let idle = !state.running && state.waiting.is_empty();
-        if idle && targets.len() == 1 {
+        if somebody_waits && idle && targets.len() == 1 {
             state.running = true;
             drop(state);
             self.inner.round(&targets);
@@ -244,6 +273,7 @@ impl Inner {
             }
         });
         if let Some(poisoned) = failed {
+            self.together.distrust();
             for (target, result) in targets.iter().zip(&mut results) {
                 *result = Err(SyncError::Now(
                     target.log().shared.poison_with(poisoned.clone()),
@@ -262,6 +292,10 @@ impl Inner {
     }
 
     fn sync_all(&self, targets: &[Arc<dyn SyncTarget>]) -> Vec<Result<LogEnd, SyncError>> {
+        let logs: Vec<&Shared> = targets.iter().map(|t| &*t.log().shared).collect();
+        if let Some(results) = self.together.sync(&logs) {
+            return results;
+        }
         share_out(targets, self.threads_max, |target| {
             target.log().shared.sync()
         })

@@ -15,3 +15,4 @@ mod model;
 mod producers;
 mod state;
 mod sync;
+mod together;
