@@ -13,6 +13,7 @@ mod damage;
 mod faults;
 mod model;
 mod producers;
+mod reads;
 mod state;
 mod sync;
 mod together;
