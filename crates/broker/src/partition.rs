@@ -118,6 +118,11 @@ impl Partition {
         self.waiters.lock().push_back(waiter);
     }
 
+    /// Whether appends wait for the next sync.
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.waiters.lock().is_empty()
+    }
+
     /// Wakes everybody who waits for more; there will be none.
     pub(crate) fn close(&self) {
         self.progress

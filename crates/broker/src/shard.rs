@@ -264,6 +264,7 @@ impl Shard {
         }
         let space = self.space.check();
         let mut dirty: Vec<Arc<dyn SyncTarget>> = Vec::with_capacity(turn.by_partition.len());
+        let mut somebody_waits = false;
         for (partition, appends) in turn.by_partition {
             if let Err(shortage) = &space
                 && !partition.topic.is_internal()
@@ -277,15 +278,23 @@ impl Shard {
             let write = AssertUnwindSafe(|| self.write_partition(&partition, appends));
             match catch_unwind(write) {
                 Ok(false) => {}
-                Ok(true) => dirty.push(partition),
+                Ok(true) => {
+                    somebody_waits |= partition.has_waiters();
+                    dirty.push(partition);
+                }
                 Err(_panic) => {
                     give_up(partition.log());
                     // The round finds the log poisoned, and answers whoever waits for it.
+                    somebody_waits = true;
                     dirty.push(partition);
                 }
             }
         }
-        self.coordinator.sync(dirty);
+        if somebody_waits {
+            self.coordinator.sync(dirty);
+        } else {
+            self.coordinator.sync_behind(dirty);
+        }
     }
 
     /// Says whether anything was written, and so has to be synced and answered.

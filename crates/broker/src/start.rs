@@ -107,14 +107,16 @@ impl Broker {
             LockError::Disk(e) => e.into(),
         })?;
         let lock: Arc<dyn DirLock> = Arc::from(lock);
+        // Before anything is written: it tells of what fails from now on.
+        let file_system = disk.file_system(&data_dir)?;
         let state = Arc::new(open_state(&seams, &data_dir)?);
         let known = state.state();
         state.record(&[StateRecord::Boot(known.boots + 1)], true)?;
 
         let metrics = Arc::new(Metrics::new());
         let observer = Arc::new(Checkpoints::new(state.clone(), metrics.clone()));
-        let coordinator =
-            SyncCoordinator::start(observer, config.sync_threads).map_err(StartError::Thread)?;
+        let coordinator = SyncCoordinator::start_on(observer, config.sync_threads, file_system)
+            .map_err(StartError::Thread)?;
         let (shards, mailboxes): (Vec<_>, Vec<_>) =
             (0..config.shards.max(1)).map(|_| shard::mailbox()).unzip();
         let start = Start {

@@ -16,8 +16,9 @@ use tidelog_broker::{
     Acks, Broker, BrokerConfig, Facts, FetchPartition, FetchRequest, FetchedPartition, NewRecord,
     Seams,
 };
+use tidelog_disk::DiskOp;
 use tidelog_record::{Offset, Timestamp};
-use tidelog_sim::SimDisk;
+use tidelog_sim::{OpFilter, SimDisk};
 
 /// A fetch by somebody who has room for anything.
 async fn fetch(broker: &Broker, request: FetchRequest) -> Vec<FetchedPartition> {
@@ -425,4 +426,36 @@ async fn a_fetch_that_stopped_at_a_segments_end_does_not_wait() {
     request.partitions[0].bytes_max = 1 << 30;
     let fetched = soon(fetch(&broker, request)).await;
     assert!(!fetched[0].result.as_ref().unwrap().batches.is_empty());
+}
+
+/// The sync behind an append that does not wait for it holds up neither that append nor the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_that_do_not_wait_for_the_disk_go_on_while_it_hangs() {
+    let disk = SimDisk::new(1);
+    let broker = open(&disk);
+    create(&broker, "t", 1).await.unwrap();
+    let hang = disk.hang(OpFilter::op(DiskOp::Sync).on("t-0/"));
+    let write = |n: usize| {
+        let records = vec![record(None, &n.to_string())];
+        submit(&broker, "t", Some(0), Acks::Leader, records)
+    };
+    let mut answers = soon(soon(write(0)).await.unwrap()).await;
+    assert_eq!(answers.remove(0).result.unwrap().base_offset, Offset::ZERO);
+    let hang = tokio::task::spawn_blocking(move || {
+        hang.wait_until_one_hangs();
+        hang
+    });
+    let hang = soon(hang).await.unwrap();
+    for n in 1..20 {
+        let mut answers = soon(soon(write(n)).await.unwrap()).await;
+        let appended = answers.remove(0).result.unwrap();
+        assert_eq!(appended.base_offset.get(), n as u64);
+    }
+    assert!(
+        read_all(&broker, "t", 0).await.unwrap().is_empty(),
+        "none is durable"
+    );
+    drop(hang);
+    assert_eq!(soon(append(&broker, "t", "last")).await.unwrap().get(), 20);
+    assert_eq!(read_all(&broker, "t", 0).await.unwrap().len(), 21);
 }

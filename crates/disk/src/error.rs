@@ -69,6 +69,8 @@ pub enum DiskOp {
     Sync,
     /// Making a directory's names survive power loss.
     SyncDir,
+    /// Making all of a file system survive power loss.
+    SyncAll,
     /// Changing a file's length.
     SetLen,
     /// Taking space for a file ahead of writing.
@@ -92,6 +94,7 @@ impl fmt::Display for DiskOp {
             Self::Write => "write",
             Self::Sync => "sync",
             Self::SyncDir => "sync directory",
+            Self::SyncAll => "sync the file system of",
             Self::SetLen => "set length of",
             Self::Reserve => "reserve space for",
             Self::Map => "map",

@@ -19,6 +19,7 @@
 //! acknowledged is lost by that, and the directory lock keeps other brokers away.
 
 mod error;
+mod file_system;
 mod os;
 
 use std::fmt::Debug;
@@ -62,11 +63,30 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Bytes that an ordinary user can still write to the file system that holds `dir`.
     fn free_bytes(&self, dir: &Path) -> Result<u64, DiskError>;
 
+    /// The file system that holds `dir`, to be synced as a whole; `None` where a sync of everything
+    /// is no promise, or does not tell of failures. It tells of what fails from now on: ask for it
+    /// before anything is written that it shall make durable.
+    fn file_system(&self, dir: &Path) -> Result<Option<Box<dyn FileSystem>>, DiskError> {
+        let _ = dir;
+        Ok(None)
+    }
+
     /// Takes the exclusive lock of the directory that holds `path`, by the file at `path`, which is
     /// created if need be: as long as it is held, no lock is given for a file of that directory,
     /// nor when the file is removed. It is given back when the returned guard is dropped or the
     /// process ends, however it ends.
     fn lock(&self, path: &Path) -> Result<Box<dyn DirLock>, LockError>;
+}
+
+/// A file system that can be synced with one call.
+pub trait FileSystem: Debug + Send + Sync + 'static {
+    /// Makes every byte written to any of its files before this call, and the files' lengths,
+    /// survive power loss: also those that other programs wrote, which it waits for.
+    ///
+    /// An error is about any file, and comes once: it says that nothing is known of what was written
+    /// to any of them since the last call that went well, and a later call says nothing about
+    /// that. Each file's own [`DiskFile::sync_data`] still tells of its own failures.
+    fn sync(&self) -> Result<(), DiskError>;
 }
 
 /// Holds a lock taken with [`Disk::lock`]; dropping it gives the lock back.

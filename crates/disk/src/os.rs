@@ -10,7 +10,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::{DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, LockError, OpenHow};
+use crate::{
+    DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, FileSystem, LockError, OpenHow,
+    file_system,
+};
 
 /// The operating system's disk. Linux is the platform; other Unixes work, with plainer calls.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,6 +86,10 @@ impl Disk for OsDisk {
         let stat =
             rustix::fs::statvfs(dir).map_err(|e| DiskError::new(DiskOp::Stat, dir, e.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn file_system(&self, dir: &Path) -> Result<Option<Box<dyn FileSystem>>, DiskError> {
+        file_system::open(dir)
     }
 
     fn lock(&self, path: &Path) -> Result<Box<dyn DirLock>, LockError> {

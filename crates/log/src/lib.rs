@@ -57,6 +57,7 @@ pub mod state;
 mod sync;
 mod threads;
 mod time;
+mod together;
 mod walk;
 mod wire;
 

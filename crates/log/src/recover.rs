@@ -177,7 +177,8 @@ impl Opening<'_> {
     }
 
     /// Keeps a copy of a torn tail, cuts it, and makes what was kept durable. Returns how far space
-    /// is taken: the room of a log whose end is not torn stays, for the disk may have no other.
+    /// is taken: where the end is not torn, what was reserved behind it stays. The log would take as
+    /// much again, and of its room the disk may have no other.
     pub(crate) fn make_durable(
         &self,
         file: &dyn DiskFile,
@@ -199,10 +200,13 @@ impl Opening<'_> {
             }
         }
         let mut len = position;
-        let resting = newest.len.min(self.options.resting_len(end.position));
-        // What is there may be a hole.
-        if recovery.torn_bytes == 0 && resting > position && file.reserve(resting).is_ok() {
-            len = resting;
+        if recovery.torn_bytes == 0 {
+            let resting = newest.len.min(self.options.resting_len(end.position));
+            // What is there may be a hole, with no space on the disk to fill it.
+            let kept = [newest.len, resting]
+                .into_iter()
+                .find(|kept| *kept > position && file.reserve(*kept).is_ok());
+            len = kept.unwrap_or(position);
         }
         let is_cut = newest.len != len;
         if is_cut {
@@ -267,6 +271,22 @@ fn epoch_of_batch(file: &dyn DiskFile, position: u32) -> Option<LeaderEpoch> {
         .flatten()
 }
 
+/// Where the last byte lies that is not zero. Reserved space is megabytes of zeros in every log that
+/// was not closed: blocks of them are compared a register at a time.
+fn last_used(bytes: &[u8]) -> Option<usize> {
+    let blocks = bytes.rchunks(4096);
+    let is_zero = |block: &[u8]| block.iter().fold(0, |any, byte| any | byte) == 0;
+    let mut end = bytes.len();
+    for block in blocks {
+        if !is_zero(block) {
+            let last = block.iter().rposition(|byte| *byte != 0)?;
+            return Some(end - block.len() + last);
+        }
+        end -= block.len();
+    }
+    None
+}
+
 /// How many bytes from `at` on are not just reserved space: up to the last byte that is not zero.
 fn used_bytes(file: &dyn DiskFile, at: u64, len: u64) -> Result<u64, DiskError> {
     let mut used = 0;
@@ -274,7 +294,7 @@ fn used_bytes(file: &dyn DiskFile, at: u64, len: u64) -> Result<u64, DiskError> 
     while from < len {
         let step = usize::try_from((len - from).min(1 << 20)).expect("at most 1 MiB");
         let bytes = read_up_to(file, from, step)?;
-        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+        if let Some(last) = last_used(&bytes) {
             used = from - at + last as u64 + 1;
         }
         from += step as u64;

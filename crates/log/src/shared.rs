@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tidelog_disk::{Disk, DiskError, DiskFile};
 use tidelog_record::Offset;
 
@@ -52,6 +52,30 @@ pub(crate) enum SyncError {
     Before(Poisoned),
     /// The device failed now.
     Now(Poisoned),
+}
+
+/// A sync of a log that began.
+pub(crate) enum Begun<'a> {
+    /// There is nothing to be synced.
+    Done(Result<LogEnd, SyncError>),
+    Dirty(Dirty<'a>),
+}
+
+/// What a sync that began is to make durable. Holds off every other sync of the log.
+pub(crate) struct Dirty<'a> {
+    shared: &'a Shared,
+    end: LogEnd,
+    file: Arc<dyn DiskFile>,
+    _syncing: MutexGuard<'a, ()>,
+}
+
+impl Dirty<'_> {
+    /// Takes note of how it went; a failure poisons the log.
+    pub(crate) fn finish(self, synced: Result<(), Poisoned>) -> Result<LogEnd, SyncError> {
+        let synced = synced.map_err(|poisoned| self.shared.poison_with(poisoned));
+        self.shared.note_synced(self.end, &*self.file, synced)?;
+        Ok(self.end)
+    }
 }
 
 impl From<SyncError> for Poisoned {
@@ -162,18 +186,39 @@ impl Shared {
         if let Some(durable) = self.all_durable() {
             return Ok(durable);
         }
-        let _syncing = self.syncing.lock();
-        self.check().map_err(SyncError::Before)?;
+        match self.begin(self.syncing.lock()) {
+            Begun::Done(result) => result,
+            Begun::Dirty(dirty) => {
+                let synced = dirty.file.sync_data();
+                dirty.finish(synced.map_err(|e| self.poison(e)))
+            }
+        }
+    }
+
+    /// Begins a sync that somebody else makes for many logs at once; `None` while another sync of
+    /// this one is under way.
+    pub(crate) fn begin_sync(&self) -> Option<Begun<'_>> {
+        Some(self.begin(self.syncing.try_lock()?))
+    }
+
+    fn begin<'a>(&'a self, syncing: MutexGuard<'a, ()>) -> Begun<'a> {
+        if let Err(poisoned) = self.check() {
+            return Begun::Done(Err(SyncError::Before(poisoned)));
+        }
         // Whoever had the lock may have synced all of it.
         if let Some(durable) = self.all_durable() {
-            return Ok(durable);
+            return Begun::Done(Ok(durable));
         }
         let (end, file) = {
             let ends = self.ends.lock();
             (ends.written, ends.file.clone())
         };
-        self.sync_file(end, &*file)?;
-        Ok(end)
+        Begun::Dirty(Dirty {
+            shared: self,
+            end,
+            file,
+            _syncing: syncing,
+        })
     }
 
     /// The durable end, when nothing was written past it.
@@ -187,13 +232,18 @@ impl Shared {
     pub(crate) fn sync_cut(&self, end: LogEnd, file: &dyn DiskFile) -> Result<(), Poisoned> {
         let _syncing = self.syncing.lock();
         self.check()?;
-        Ok(self.sync_file(end, file)?)
+        let synced = file.sync_data().map_err(|e| self.poison(e));
+        Ok(self.note_synced(end, file, synced)?)
     }
 
-    /// `syncing` is held.
-    fn sync_file(&self, end: LogEnd, file: &dyn DiskFile) -> Result<(), SyncError> {
-        file.sync_data()
-            .map_err(|e| SyncError::Now(self.poison(e)))?;
+    /// Takes note of how a sync went that began when `file` ended at `end`. `syncing` is held.
+    fn note_synced(
+        &self,
+        end: LogEnd,
+        file: &dyn DiskFile,
+        synced: Result<(), Poisoned>,
+    ) -> Result<(), SyncError> {
+        synced.map_err(SyncError::Now)?;
         // Poisoned meanwhile, by a write or by another log of its round: then this success is not
         // to be trusted.
         self.check().map_err(SyncError::Before)?;

@@ -6,11 +6,14 @@
 //! covered, however many appends that are: that is the group commit. Logs that ask while a round
 //! runs are in the next one.
 //!
-//! When nothing else is going on, the thread that asks runs the round itself: handing over to
-//! another thread would cost more than it saves.
+//! When nothing else is going on and somebody waits, the thread that asks runs the round itself:
+//! handing over to another thread would cost more than it saves. Where nobody waits, it would keep
+//! that thread from writing on, and the coordinator's runs it.
 //!
 //! A round that does not end, because one file hangs, holds up its own logs alone: after a while the
 //! others get a round beside it, and so on up to a bound.
+//!
+//! A round of many logs is one sync of the file system, where that can be relied on (`together.rs`).
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -22,12 +25,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use tidelog_disk::{DiskError, DiskOp};
+use tidelog_disk::{DiskError, DiskOp, FileSystem};
 
 use crate::error::Poisoned;
 use crate::segment::LogEnd;
 use crate::shared::{Shared, SyncError};
 use crate::threads::share_out;
+use crate::together::Together;
 
 /// A round that takes longer holds up others no more.
 const ROUND_PATIENCE: Duration = Duration::from_secs(1);
@@ -104,6 +108,7 @@ struct Inner {
     patience: Duration,
     observer: Arc<dyn RoundObserver>,
     threads_max: usize,
+    together: Together,
 }
 
 #[derive(Debug, Default)]
@@ -204,7 +209,20 @@ impl SyncCoordinator {
     /// # Errors
     /// When the operating system gives no threads.
     pub fn start(observer: Arc<dyn RoundObserver>, threads_max: usize) -> io::Result<Self> {
-        Self::start_with_patience(observer, threads_max, ROUND_PATIENCE)
+        Self::start_how(observer, threads_max, None, ROUND_PATIENCE)
+    }
+
+    /// As [`SyncCoordinator::start`], for logs that all lie on one file system: rounds of many of
+    /// them sync it as a whole. `file_system` was asked for before any of the logs was opened.
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start_on(
+        observer: Arc<dyn RoundObserver>,
+        threads_max: usize,
+        file_system: Option<Box<dyn FileSystem>>,
+    ) -> io::Result<Self> {
+        Self::start_how(observer, threads_max, file_system, ROUND_PATIENCE)
     }
 
     /// As [`SyncCoordinator::start`]. A round that takes longer than `patience` holds up the logs of
@@ -217,6 +235,15 @@ impl SyncCoordinator {
         threads_max: usize,
         patience: Duration,
     ) -> io::Result<Self> {
+        Self::start_how(observer, threads_max, None, patience)
+    }
+
+    fn start_how(
+        observer: Arc<dyn RoundObserver>,
+        threads_max: usize,
+        file_system: Option<Box<dyn FileSystem>>,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -224,6 +251,7 @@ impl SyncCoordinator {
             patience,
             observer,
             threads_max: threads_max.max(1),
+            together: Together::new(file_system),
         });
         // Made first, so that those that were started end when one cannot be.
         let threads = Threads {
@@ -251,12 +279,23 @@ impl SyncCoordinator {
     /// Asks for a sync of each of `targets`. Each is told by [`SyncTarget::synced`], on this
     /// thread before the call returns when nothing else is going on, or on the coordinator's.
     pub fn sync(&self, targets: Vec<Arc<dyn SyncTarget>>) {
+        self.ask(targets, true);
+    }
+
+    /// As [`SyncCoordinator::sync`], where nobody waits: always on the coordinator's thread, so that
+    /// the caller writes on meanwhile.
+    pub fn sync_behind(&self, targets: Vec<Arc<dyn SyncTarget>>) {
+        self.ask(targets, false);
+    }
+
+    fn ask(&self, targets: Vec<Arc<dyn SyncTarget>>, somebody_waits: bool) {
         if targets.is_empty() {
             return;
         }
         let mut state = self.inner.state.lock();
         let is_idle = state.is_free() && state.waiting.is_empty();
-        if is_idle && targets.len() == 1 && !state.busy.contains(&address(&targets[0])) {
+        let is_busy = |target| state.busy.contains(&address(target));
+        if somebody_waits && is_idle && targets.len() == 1 && !is_busy(&targets[0]) {
             let number = state.begin_with(&targets);
             drop(state);
             self.inner.round(&targets);
@@ -377,6 +416,7 @@ impl Inner {
             }
         });
         if let Some(poisoned) = failed {
+            self.together.distrust();
             for (target, result) in targets.iter().zip(&mut results) {
                 *result = Err(SyncError::Now(
                     target.log().shared.poison_with(poisoned.clone()),
@@ -395,6 +435,10 @@ impl Inner {
     }
 
     fn sync_all(&self, targets: &[Arc<dyn SyncTarget>]) -> Vec<Result<LogEnd, SyncError>> {
+        let logs: Vec<&Shared> = targets.iter().map(|t| &*t.log().shared).collect();
+        if let Some(results) = self.together.sync(&logs) {
+            return results;
+        }
         share_out(targets, self.threads_max, |target| {
             target.log().shared.sync()
         })

@@ -95,7 +95,8 @@ fn walk_to(
             continue;
         }
         let base = Offset::from_wire(header.base_offset).unwrap_or(before.offset);
-        let bytes = walk.bytes(u64::from(before.position), header.total_len())?;
+        let len = header.total_len();
+        let bytes = walk.bytes(u64::from(before.position), len, len)?;
         let bytes = Bytes::copy_from_slice(bytes);
         let found = first_at_or_after(bytes, timestamp, start, base)
             .map_err(|what| corruption(&segment.path, &before, what))?;

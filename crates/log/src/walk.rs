@@ -187,10 +187,13 @@ pub(crate) struct Walk<'a> {
     pub(crate) epochs: Vec<EpochStart>,
     window: Vec<u8>,
     window_at: u64,
+    /// How long the next window is.
+    window_len: usize,
 }
 
-/// Most steps find their bytes in the window that the step before read.
-const WINDOW_LEN: usize = 256 << 10;
+/// Most steps find their bytes in the window that a step before read. The first is short, since most
+/// walks are, and each is twice as long as the one before, up to the second number.
+const WINDOW_LENS: [usize; 2] = [4 << 10, 256 << 10];
 
 impl<'a> Walk<'a> {
     pub(crate) fn new(file: &'a dyn DiskFile, segment: &Segment, start: LogEnd) -> Self {
@@ -202,6 +205,7 @@ impl<'a> Walk<'a> {
             epochs: Vec::new(),
             window: Vec::new(),
             window_at: 0,
+            window_len: WINDOW_LENS[0],
         }
     }
 
@@ -210,7 +214,7 @@ impl<'a> Walk<'a> {
         let at = u64::from(self.end.position);
         let room = limit.saturating_sub(at);
         let room_len = usize::try_from(room).unwrap_or(usize::MAX);
-        let available = self.bytes(at, room_len.min(BATCH_HEADER_LEN))?;
+        let available = self.bytes(at, room_len.min(BATCH_HEADER_LEN), room_len)?;
         let header = BatchHeader::decode(available, BATCH_BYTES_LIMIT)
             .map_err(|e| WalkError::Damage(e.into()))?;
         let len = header.total_len();
@@ -223,7 +227,7 @@ impl<'a> Walk<'a> {
         }
         let before = self.end;
         let body = if look == Look::Everything || header.attributes.is_control() {
-            let batch = self.bytes(at, len)?;
+            let batch = self.bytes(at, len, room_len)?;
             check_batch(batch, BATCH_BYTES_LIMIT).map_err(|e| WalkError::Damage(e.into()))?;
             // Internal entries are small; other bodies are not needed.
             header
@@ -253,12 +257,14 @@ impl<'a> Walk<'a> {
         Ok(header)
     }
 
-    /// The bytes `at..at + len`, or fewer when the file ends before.
-    pub(crate) fn bytes(&mut self, at: u64, len: usize) -> Result<&[u8], DiskError> {
+    /// The bytes `at..at + len`, or fewer when the file ends before; of what follows, up to `room`
+    /// bytes may be read along.
+    pub(crate) fn bytes(&mut self, at: u64, len: usize, room: usize) -> Result<&[u8], DiskError> {
         let inside =
             at >= self.window_at && at + len as u64 <= self.window_at + self.window.len() as u64;
         if !inside {
-            self.window.resize(len.max(WINDOW_LEN), 0);
+            self.window.resize(len.max(self.window_len.min(room)), 0);
+            self.window_len = (self.window_len * 2).min(WINDOW_LENS[1]);
             let read = self.file.read_at(at, &mut self.window)?;
             self.window.truncate(read);
             self.window_at = at;

@@ -6,11 +6,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tidelog_disk::{DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, LockError, OpenHow};
+use tidelog_disk::{
+    DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, FileSystem, LockError, OpenHow,
+};
 
 use crate::SimRng;
 use crate::faults::Call;
-use crate::handle::{SimFile, SimLock};
+use crate::handle::{SimFile, SimFileSystem, SimLock};
 use crate::holds::Holds;
 use crate::names::Ino;
 use crate::state::State;
@@ -198,6 +200,15 @@ impl Disk for SimDisk {
             state.names.lookup(dir)?;
             Ok(state.free.unwrap_or(FREE_BYTES_DEFAULT))
         })
+    }
+
+    fn file_system(&self, dir: &Path) -> Result<Option<Box<dyn FileSystem>>, DiskError> {
+        let incarnation = self.call(reads(DiskOp::Stat, dir), |state| {
+            state.names.lookup(dir)?;
+            Ok(state.incarnation)
+        })?;
+        let file_system = SimFileSystem::new(self.clone(), incarnation, dir);
+        Ok(Some(Box::new(file_system)))
     }
 
     fn lock(&self, path: &Path) -> Result<Box<dyn DirLock>, LockError> {

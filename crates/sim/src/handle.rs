@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use tidelog_disk::{DirLock, DiskError, DiskFile, DiskOp};
+use tidelog_disk::{DirLock, DiskError, DiskFile, DiskOp, FileSystem};
 
 use crate::SimDisk;
 use crate::faults::{Astray, Call};
@@ -214,6 +214,46 @@ impl DiskFile for SimFile {
             self.path
         );
         Some(bytes.into())
+    }
+}
+
+/// The whole disk, as one life of the simulated process syncs it. Names stay pending, though a real
+/// file system takes them along.
+#[derive(Debug)]
+pub(crate) struct SimFileSystem {
+    disk: SimDisk,
+    incarnation: u64,
+    path: PathBuf,
+}
+
+impl SimFileSystem {
+    pub(crate) fn new(disk: SimDisk, incarnation: u64, path: &Path) -> Self {
+        Self {
+            disk,
+            incarnation,
+            path: path.to_owned(),
+        }
+    }
+}
+
+impl FileSystem for SimFileSystem {
+    fn sync(&self) -> Result<(), DiskError> {
+        let call = Call {
+            op: DiskOp::SyncAll,
+            path: &self.path,
+            mutates: true,
+        };
+        self.disk.holds.pass(&call);
+        let mut state = self.disk.state();
+        let result = if state.incarnation == self.incarnation {
+            let failed = state.faults.count(&call);
+            state.sync_all(failed)
+        } else {
+            Err(io::Error::other(
+                "the simulated process that opened this file system is gone",
+            ))
+        };
+        result.map_err(|e| DiskError::new(DiskOp::SyncAll, &self.path, e))
     }
 }
 

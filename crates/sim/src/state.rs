@@ -259,6 +259,18 @@ impl State {
         }
     }
 
+    /// Syncs every file, or loses any part of what each of them was to write.
+    pub(crate) fn sync_all(&mut self, failed: Option<io::Error>) -> io::Result<()> {
+        for file in self.files.values_mut() {
+            if failed.is_some() {
+                file.fail_sync(&mut self.rng);
+            } else {
+                file.sync();
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
     /// Takes the space that `needed` says, if there is as much.
     fn take_space(&mut self, ino: Ino, needed: impl FnOnce(&FileState) -> u64) -> bool {
         let Some(free) = self.free else { return true };

@@ -474,3 +474,38 @@ fn a_misdirected_read_gives_other_bytes_once() {
     disk.stop_failing();
     assert_eq!(read(), (512, [1; 512]));
 }
+
+#[test]
+fn a_sync_of_the_file_system_is_one_of_all_files_and_fails_as_one() {
+    let mut kept = BTreeSet::new();
+    for seed in 0..50 {
+        let disk = disk(seed);
+        let file_system = disk.file_system(Path::new("/d")).unwrap().unwrap();
+        let files: Vec<_> = ["/d/one", "/d/two"]
+            .iter()
+            .map(|path| create_durable(&disk, path, &[1; 1024]))
+            .collect();
+        let write_all = |byte| {
+            for file in &files {
+                write(&**file, 0, &[byte; 1024]).unwrap();
+            }
+        };
+        write_all(2);
+        file_system.sync().unwrap();
+        write_all(3);
+        let filter = OpFilter::op(DiskOp::SyncAll);
+        disk.fail_nth(filter, 1, InjectedError::Io, FailMode::Once);
+        let failed = file_system.sync().unwrap_err();
+        assert_eq!(failed.op, DiskOp::SyncAll);
+        // It finds all pages clean.
+        file_system.sync().unwrap();
+        disk.crash();
+        for path in ["/d/one", "/d/two"] {
+            let left = contents(&disk, path);
+            assert!(left.iter().all(|byte| [2, 3].contains(byte)), "{left:?}");
+            kept.insert(left.iter().filter(|byte| **byte == 3).count());
+        }
+        assert!(file_system.sync().is_err(), "its process is gone");
+    }
+    assert_eq!(kept, BTreeSet::from([0, 512, 1024]));
+}

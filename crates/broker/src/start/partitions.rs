@@ -21,7 +21,7 @@ const RECORDS_AT_ONCE: usize = 1024;
 impl Start {
     fn identity(&self, key: GroupKey, incarnation: u32) -> LogIdentity {
         LogIdentity {
-            cluster_id: self.state.state().identity.cluster_id,
+            cluster_id: self.state.identity().cluster_id,
             topic_id: key.topic_id,
             partition: key.partition,
             incarnation,

@@ -372,7 +372,8 @@ impl<'a> Scan<'a> {
             .walk
             .step(u64::from(self.sealed.len), Look::Everything)
             .map_err(|e| failed(e, &self.before))?;
-        let bytes = self.walk.bytes(u64::from(at), header.total_len())?;
+        let len = header.total_len();
+        let bytes = self.walk.bytes(u64::from(at), len, len)?;
         let bytes = Bytes::copy_from_slice(bytes);
         pace.read(bytes.len() as u64)?;
         Ok(Some((header, bytes)))

@@ -176,6 +176,11 @@ impl StateFile {
         })
     }
 
+    /// Whose directory it is.
+    pub fn identity(&self) -> DirectoryIdentity {
+        self.inner.lock().state.identity
+    }
+
     /// What the file says now.
     pub fn state(&self) -> BrokerState {
         self.inner.lock().state.clone()

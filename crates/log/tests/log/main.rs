@@ -16,6 +16,8 @@ mod failing;
 mod faults;
 mod model;
 mod producers;
+mod reads;
 mod seeds;
 mod state;
 mod sync;
+mod together;

@@ -299,6 +299,22 @@ fn one_log_alone_is_synced_by_the_thread_that_asks() {
 }
 
 #[test]
+fn a_sync_that_nobody_waits_for_holds_its_caller_up_in_nothing() {
+    let disk = gated();
+    let mut log = logs(&disk, 1).pop().unwrap();
+    let coordinator = SyncCoordinator::start(Arc::new(Rounds::default()), 4).unwrap();
+    let owner = Owner::new(&log);
+    append(&mut log, batch(1, 10));
+    disk.gate.shut();
+    // Comes back, though the disk does not.
+    coordinator.sync_behind(targets(std::slice::from_ref(&owner)));
+    disk.gate.wait_until_somebody_waits();
+    disk.gate.open();
+    assert_eq!(owner.wait(1), [Ok(log.end())]);
+    assert_ne!(owner.told.lock()[0].1, thread::current().id());
+}
+
+#[test]
 fn several_logs_are_synced_in_one_round() {
     let disk = gated();
     let mut logs = logs(&disk, 7);

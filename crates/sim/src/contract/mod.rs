@@ -22,7 +22,7 @@ type Check = fn(&dyn Disk, &Path);
 /// # Panics
 /// When it does not; the message says in what.
 pub fn check_disk(disk: &dyn Disk, dir: &Path) {
-    let checks: [(&str, Check); 20] = [
+    let checks: [(&str, Check); 21] = [
         ("open_modes", files::open_modes),
         ("reads_end_at_the_end", files::reads_end_at_the_end),
         ("vectored_writes", files::vectored_writes),
@@ -51,6 +51,7 @@ pub fn check_disk(disk: &dyn Disk, dir: &Path) {
         ("remove", names::remove),
         ("list", names::list),
         ("locks", names::locks),
+        ("file_systems", names::file_systems),
         (
             "errors_say_what_and_where",
             names::errors_say_what_and_where,

@@ -246,3 +246,20 @@ pub(super) fn errors_say_what_and_where(disk: &dyn Disk, dir: &Path) {
     );
     assert_eq!((failed.op, failed.path), (DiskOp::Write, path));
 }
+
+pub(super) fn file_systems(disk: &dyn Disk, dir: &Path) {
+    let file = create_with(disk, &dir.join("one"), b"abc");
+    // Not every disk has one to be synced.
+    let Some(file_system) = disk.file_system(dir).expect("the directory is there") else {
+        return;
+    };
+    write(&*file, 3, b"def");
+    create_with(disk, &dir.join("two"), b"ghi");
+    for _ in 0..2 {
+        file_system.sync().expect("a sync goes well");
+    }
+    assert_eq!(contents_at(disk, &dir.join("one")), b"abcdef");
+    assert_eq!(contents_at(disk, &dir.join("two")), b"ghi");
+    let failed = disk.file_system(&dir.join("no")).map(|_| ());
+    assert!(error(failed, "the file system of nothing").is_not_found());
+}

@@ -1,0 +1,102 @@
+//! Servers in processes of their own, so that their time can be told from the client's.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+
+/// A running server; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    /// Where it serves gRPC.
+    pub(crate) addr: String,
+}
+
+impl Server {
+    /// A broker on `data_dir`; returns once it is ready.
+    pub(crate) fn broker(data_dir: &Path) -> anyhow::Result<Self> {
+        let program = beside("tidelog")?;
+        let mut command = Command::new(program);
+        command
+            .args(["serve", "--grpc-addr", "127.0.0.1:0"])
+            .args(["--http-addr", "127.0.0.1:0", "--data-dir"])
+            .arg(data_dir);
+        let (child, line) = start(command)?;
+        let ready: serde_json::Value = serde_json::from_str(&line)?;
+        let addr = ready["grpc_addr"]
+            .as_str()
+            .context("a broker says where it serves")?
+            .to_owned();
+        Ok(Self { child, addr })
+    }
+
+    /// The bare server, with its file in `dir`.
+    pub(crate) fn bare(dir: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("serve").arg(dir);
+        let (child, line) = start(command)?;
+        let addr = line.trim().to_owned();
+        Ok(Self { child, addr })
+    }
+
+    /// User and system time so far, in seconds.
+    pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The second field is the program's name in parentheses, which may hold blanks.
+        let (_, fields) = stat
+            .rsplit_once(") ")
+            .context("/proc/PID/stat has a name")?;
+        let mut fields = fields.split(' ').skip(11);
+        let mut ticks = || -> anyhow::Result<f64> {
+            let field = fields.next().context("/proc/PID/stat has 52 fields")?;
+            Ok(field.parse()?)
+        };
+        // In hundredths of a second on every Linux.
+        Ok((ticks()? + ticks()?) / 100.0)
+    }
+
+    /// Anonymous memory it holds, in MiB.
+    pub(crate) fn anonymous_mib(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .context("/proc/PID/status has RssAnon")?;
+        let kib = line.split_whitespace().next().context("with a number")?;
+        Ok(kib.parse::<f64>()? / 1024.0)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // `kill -9`: it may have ended by itself.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Starts a server and waits for the line with which it says that it is ready.
+fn start(mut command: Command) -> anyhow::Result<(Child, String)> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("{command:?}"))?;
+    let stdout = child.stdout.take().context("its output is piped")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    anyhow::ensure!(!line.is_empty(), "{command:?} ended before it was ready");
+    Ok((child, line))
+}
+
+/// A program built beside this one.
+fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name(name);
+    anyhow::ensure!(
+        program.exists(),
+        "{} is not built; scripts/bench builds it",
+        program.display()
+    );
+    Ok(program)
+}

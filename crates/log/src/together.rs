@@ -1,0 +1,80 @@
+//! One sync of the file system for the many logs of a round.
+//!
+//! Hundreds of files synced one by one make the device flush its cache hundreds of times; a sync of
+//! the file system flushes it once. But it says only that *something* failed, and says so once:
+//! whoever was not told could take a later success for its own. So after the first failure of any
+//! sync of a round no log is synced this way any more: each file's own sync still tells what was
+//! lost of that file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidelog_disk::FileSystem;
+
+use crate::error::Poisoned;
+use crate::segment::LogEnd;
+use crate::shared::{Begun, Shared, SyncError};
+
+/// Rounds of fewer logs sync each file by itself: that is about as quick, and leaves what other
+/// programs have written alone.
+const LOGS_MIN: usize = 16;
+
+/// The file system that holds all logs, as long as its syncs can be relied on.
+#[derive(Debug)]
+pub(crate) struct Together {
+    file_system: Option<Box<dyn FileSystem>>,
+    has_failed: AtomicBool,
+}
+
+impl Together {
+    /// `None` when each log is always synced by itself.
+    pub(crate) fn new(file_system: Option<Box<dyn FileSystem>>) -> Self {
+        Self {
+            file_system,
+            has_failed: AtomicBool::new(false),
+        }
+    }
+
+    /// A sync of a round failed: from now on each log is synced by itself.
+    pub(crate) fn distrust(&self) {
+        self.has_failed.store(true, Ordering::Release);
+    }
+
+    /// Syncs the logs with one call, in the order of the results; `None` when they are too few, or
+    /// have to be synced by themselves.
+    pub(crate) fn sync(&self, logs: &[&Shared]) -> Option<Vec<Result<LogEnd, SyncError>>> {
+        let file_system = self.file_system.as_ref()?;
+        if logs.len() < LOGS_MIN || self.has_failed.load(Ordering::Acquire) {
+            return None;
+        }
+        // Where each log ends is noted before the call, which covers what was written before it. No
+        // other sync and no roll of these logs gets in between.
+        let begun: Vec<_> = logs.iter().map(|log| log.begin_sync()).collect();
+        let is_any_dirty = begun
+            .iter()
+            .any(|begun| matches!(begun, Some(Begun::Dirty(_))));
+        let synced = if is_any_dirty {
+            file_system.sync().map_err(|e| {
+                self.distrust();
+                Poisoned { cause: Arc::new(e) }
+            })
+        } else {
+            Ok(())
+        };
+        let finished: Vec<_> = begun
+            .into_iter()
+            .map(|begun| {
+                Some(match begun? {
+                    Begun::Done(result) => result,
+                    Begun::Dirty(dirty) => dirty.finish(synced.clone()),
+                })
+            })
+            .collect();
+        // Those that somebody else was just syncing, now that nothing of the others is held.
+        let results = finished
+            .into_iter()
+            .zip(logs)
+            .map(|(result, log)| result.unwrap_or_else(|| log.sync()));
+        Some(results.collect())
+    }
+}
