@@ -37,6 +37,10 @@ const TURN_LEN_MAX: usize = 1024;
 /// Bytes of appends taken in one turn at most.
 const TURN_BYTES_MAX: usize = 8 << 20;
 
+/// Bytes of a log that may be written and not durable, with nobody waiting for them, before its shard
+/// waits for the disk: what power loss may take, and what whoever waits next has to wait for.
+const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
+
 /// One append on its way to a log.
 #[derive(Debug)]
 pub(crate) struct Append {
@@ -293,6 +297,12 @@ impl Shard {
         if somebody_waits {
             self.coordinator.sync(dirty);
         } else {
+            for target in &dirty {
+                if target.log().unsynced_bytes() > UNSYNCED_BYTES_MAX {
+                    // A failure poisons the log, of which the round tells.
+                    drop(target.log().sync());
+                }
+            }
             self.coordinator.sync_behind(dirty);
         }
     }

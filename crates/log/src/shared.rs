@@ -221,6 +221,18 @@ impl Shared {
         })
     }
 
+    pub(crate) fn unsynced_bytes(&self) -> u64 {
+        let ends = self.ends.lock();
+        let (written, durable) = (&ends.written, &ends.durable);
+        // A roll makes all before it durable.
+        let from = if written.sequence == durable.sequence {
+            durable.position
+        } else {
+            0
+        };
+        u64::from(written.position.saturating_sub(from))
+    }
+
     /// The durable end, when nothing was written past it.
     fn all_durable(&self) -> Option<LogEnd> {
         let ends = self.ends.lock();

@@ -63,6 +63,11 @@ impl LogSync {
         Ok(self.shared.sync()?)
     }
 
+    /// How many bytes were written and are not known to be durable.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.shared.unsynced_bytes()
+    }
+
     /// Stops all writes to the log for good, because something it depends on failed.
     pub fn poison(&self, poisoned: &Poisoned) {
         self.shared.poison_with(poisoned.clone());

@@ -304,7 +304,11 @@ fn a_sync_that_nobody_waits_for_holds_its_caller_up_in_nothing() {
     let mut log = logs(&disk, 1).pop().unwrap();
     let coordinator = SyncCoordinator::start(Arc::new(Rounds::default()), 4).unwrap();
     let owner = Owner::new(&log);
+    assert_eq!(log.sync_handle().unsynced_bytes(), 0);
+    let before = log.end().position;
     append(&mut log, batch(1, 10));
+    let written = log.end().position - before;
+    assert_eq!(log.sync_handle().unsynced_bytes(), u64::from(written));
     disk.gate.shut();
     // Comes back, though the disk does not.
     coordinator.sync_behind(targets(std::slice::from_ref(&owner)));
@@ -312,6 +316,7 @@ fn a_sync_that_nobody_waits_for_holds_its_caller_up_in_nothing() {
     disk.gate.open();
     assert_eq!(owner.wait(1), [Ok(log.end())]);
     assert_ne!(owner.told.lock()[0].1, thread::current().id());
+    assert_eq!(log.sync_handle().unsynced_bytes(), 0);
 }
 
 #[test]
