@@ -20,6 +20,9 @@
 //! *Open*: [`Log::open`] (`open.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
 //! verifies, cuts a torn tail, refuses damage.
 //!
+//! *Look and repair*: [`offline`] walks all files of a log without opening it, names every problem,
+//! and puts right what can be.
+//!
 //! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
 //! any thread. Everything blocks, [`LogReader::read`] only where the system has dropped a page
 //! that was written lately; nothing here knows an async runtime, a clock or a random number, so a
@@ -39,6 +42,7 @@ mod index;
 mod internal;
 mod log;
 mod lookup;
+pub mod offline;
 mod open;
 mod options;
 mod producers;

@@ -105,7 +105,7 @@ impl LogReader {
 }
 
 /// What was taken in once was within the limits of its day, which may have been others.
-const STORED_LIMITS: BatchLimits = BatchLimits {
+pub(crate) const STORED_LIMITS: BatchLimits = BatchLimits {
     batch_bytes_max: BATCH_BYTES_LIMIT,
     decompressed_bytes_max: 1 << 30,
     records_max: usize::MAX,

@@ -171,7 +171,8 @@ pub(crate) fn load_all<'a>(
     }))
 }
 
-fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, DiskError> {
+/// The snapshot in the file at `path`; `None` when it is broken.
+pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, DiskError> {
     let file = disk.open(path, OpenHow::Read)?;
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
     if len > LEN_MAX {

@@ -12,6 +12,7 @@
 
 mod file;
 mod generations;
+mod look;
 mod records;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use tidelog_record::{PartitionId, TopicId};
 use crate::segment::LogEnd;
 
 pub use file::{StateError, StateFile};
+pub(crate) use look::look;
 pub use records::StateRecord;
 
 /// Which partition log: a topic's id and the partition.

@@ -12,6 +12,7 @@ mod common;
 mod damage;
 mod faults;
 mod model;
+mod offline;
 mod producers;
 mod state;
 mod sync;
