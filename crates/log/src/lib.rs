@@ -35,6 +35,8 @@ mod append;
 mod cold;
 mod epochs;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 mod header;

@@ -37,7 +37,13 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// The bytes of its file.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        encode(&self.end, &self.producers)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (content, crc) = bytes.split_last_chunk::<4>()?;
         if u32::from_be_bytes(*crc) != crc32fast::hash(content) {
             return None;

@@ -20,7 +20,7 @@ use super::{BrokerState, DirectoryIdentity, StateRecord};
 use crate::error::Poisoned;
 use crate::log::{create_dir_durably, parents};
 
-pub(super) const FILE_HEADER: [u8; 8] = *b"TSTA\0\x01\0\0";
+pub(crate) const FILE_HEADER: [u8; 8] = *b"TSTA\0\x01\0\0";
 /// The journal is preallocated by this much; a longer one is folded into a snapshot.
 pub(super) const JOURNAL_LEN: u64 = 1 << 20;
 /// No state file is longer: millions of partitions.

@@ -21,6 +21,8 @@ use tidelog_record::{PartitionId, TopicId};
 
 use crate::segment::LogEnd;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::{file::FILE_HEADER, records::frame_any};
 pub use file::{StateError, StateFile};
 pub(crate) use look::look;
 pub use records::StateRecord;
