@@ -13,6 +13,7 @@ mod compaction;
 mod damage;
 mod faults;
 mod model;
+mod offline;
 mod producers;
 mod state;
 mod sync;

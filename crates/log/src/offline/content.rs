@@ -1,0 +1,541 @@
+//! What is in each segment, and whether the files beside it and the state file agree.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidelog_disk::{Disk, DiskError, OpenHow};
+use tidelog_record::{Batch, LeaderEpoch, Offset, RaftIndex, Timestamp};
+
+use super::partition::{Check, SegmentReport, SidecarReport};
+use super::scanner::{Passed, Scanner};
+use super::segments::SegmentFile;
+use super::sidecars::{IndexFound, IndexState, Mark, Namer, read_index};
+use super::{Depth, Problem, Severity, What};
+use crate::error::Damage;
+use crate::header::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::lookup::start_of;
+use crate::open::Candidate;
+use crate::producers::ProducerTable;
+use crate::segment::{LogEnd, SEGMENT_BYTES_LIMIT, Segment};
+use crate::time::STORED_LIMITS;
+use crate::walk::{BATCH_BYTES_LIMIT, WalkError};
+
+/// The walk through all segments.
+pub(super) struct Content<'a> {
+    disk: &'a Arc<dyn Disk>,
+    dir: &'a Path,
+    depth: Depth,
+    /// Those whose segment is still to come.
+    pub(super) snapshots: VecDeque<Mark>,
+    /// The producers where the walk stands.
+    pub(super) producers: ProducerTable,
+}
+
+/// What is known of a segment's end before it is walked.
+struct Expected<'f> {
+    /// The header of the segment that follows.
+    next: Option<&'f SegmentHeader>,
+    sealed: bool,
+    limit: u64,
+}
+
+impl<'a> Content<'a> {
+    pub(super) fn new(
+        disk: &'a Arc<dyn Disk>,
+        dir: &'a Path,
+        depth: Depth,
+        snapshots: VecDeque<Mark>,
+    ) -> Self {
+        Self {
+            disk,
+            dir,
+            depth,
+            snapshots,
+            producers: ProducerTable::default(),
+        }
+    }
+
+    /// Walks segment `number` of `files`.
+    pub(super) fn segment(
+        &mut self,
+        check: &mut Check<'_>,
+        files: &[SegmentFile],
+        number: usize,
+    ) -> Result<(), DiskError> {
+        let file = &files[number];
+        let sealed = number + 1 < files.len();
+        let header = file.header.as_ref().ok();
+        check.report.segments.push(SegmentReport {
+            path: file.path.clone(),
+            base_offset: file.base,
+            header: header.map(|candidate| candidate.header.clone()),
+            sealed,
+            len: file.len,
+            end: None,
+            batches: 0,
+            records: 0,
+            internal_entries: 0,
+            max_timestamp: None,
+            first_epoch: header.map(|candidate| candidate.header.epoch),
+            index: SidecarReport::Missing,
+            index_entries: 0,
+            damaged: 0,
+        });
+        check.ends.push(None);
+        let start = match &file.header {
+            Ok(candidate) => start_of_candidate(file, candidate),
+            Err(corruption) => {
+                let good = number.checked_sub(1).and_then(|before| check.ends[before]);
+                let problem = Problem {
+                    severity: Severity::Damage,
+                    path: corruption.path.clone(),
+                    position: corruption.position,
+                    offset: Some(corruption.offset),
+                    what: What::Header(corruption.clone()),
+                };
+                check.damaged(number, good, problem);
+                start_without_header(file.base)
+            }
+        };
+        let handle = match self.disk.open(&file.path, OpenHow::Read) {
+            Ok(handle) => handle,
+            Err(e) if e.is_not_found() => {
+                let what = What::Left("it was removed meanwhile");
+                check.tell(Problem::note(&file.path, 0, what));
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
+        let expected = expected(files, number, sealed);
+        let mut scanner = Scanner::new(handle, start, expected.limit, self.depth);
+        scanner.is_whole = header.is_some();
+        match self.walk(check, file, number, &mut scanner, &expected) {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                let offset = Some(scanner.end.offset);
+                let mut problem = Problem::reading(e, offset)?;
+                problem.position = scanner.position();
+                let good = scanner.is_whole.then_some(scanner.end);
+                check.damaged(number, good, problem);
+                Ok(())
+            }
+        }
+    }
+
+    fn walk(
+        &mut self,
+        check: &mut Check<'_>,
+        file: &SegmentFile,
+        number: usize,
+        scanner: &mut Scanner,
+        expected: &Expected<'_>,
+    ) -> Result<(), DiskError> {
+        let header = file.header.as_ref().ok().map(|candidate| &candidate.header);
+        let sequence = header.map(|header| header.sequence);
+        let mut marks = Vec::new();
+        let mut index = None;
+        if let Some(header) = header {
+            let limit = expected.limit;
+            index = Some(read_index(
+                &**self.disk,
+                self.dir,
+                header,
+                limit,
+                &mut marks,
+            )?);
+            check.report.segments[number].internal_entries += 1;
+        } else if scanner.go_on()?.is_none() {
+            return Ok(());
+        }
+        let checkpoint = check.known_checkpoint();
+        let mine = checkpoint.filter(|checkpoint| Some(checkpoint.sequence) == sequence);
+        marks.extend(mine.map(|place| Mark {
+            namer: Namer::Checkpoint,
+            path: file.path.clone(),
+            place,
+        }));
+        while let Some(at) = self
+            .snapshots
+            .iter()
+            .position(|m| Some(m.place.sequence) == sequence)
+        {
+            marks.extend(self.snapshots.remove(at));
+        }
+        marks.sort_by_key(|mark| mark.place.position);
+        let mut marks = VecDeque::from(marks);
+
+        let mut good = scanner.end;
+        loop {
+            self.compare(check, number, scanner, &good, &mut marks);
+            if scanner.is_at_limit() {
+                break;
+            }
+            let before = scanner.position();
+            match scanner.step() {
+                Ok(passed) => {
+                    good = passed.before;
+                    self.take(check, file, number, scanner, &passed)?;
+                    check.passed(scanner.position() - before);
+                }
+                Err(WalkError::Disk(e)) => return Err(e),
+                Err(WalkError::Damage(what)) => {
+                    let mine = mine.map(|mine| u64::from(mine.position));
+                    let durable = match (checkpoint, mine) {
+                        (None, _) => None,
+                        (Some(_), Some(position)) => Some(position),
+                        // The checkpoint lies in another segment: only what is sealed is durable.
+                        (Some(_), None) => Some(0),
+                    };
+                    if !self.end_or_damage(check, file, number, scanner, expected, durable, what)? {
+                        break;
+                    }
+                    check.passed(scanner.position() - before);
+                }
+            }
+        }
+        self.ended(check, file, number, scanner, expected);
+        self.left_over(check, number, marks);
+        if let Some(index) = index {
+            judge_index(check, number, &index, scanner.is_whole, expected.sealed);
+        }
+        Ok(())
+    }
+
+    /// Notes a batch that was passed, and looks at its records.
+    fn take(
+        &mut self,
+        check: &mut Check<'_>,
+        file: &SegmentFile,
+        number: usize,
+        scanner: &mut Scanner,
+        passed: &Passed,
+    ) -> Result<(), DiskError> {
+        check.seen.append(&mut scanner.epochs);
+        let report = &mut check.report.segments[number];
+        if passed.internal.is_some() {
+            report.internal_entries += 1;
+            check.report.log_start = check.report.log_start.max(scanner.end.log_start);
+            return Ok(());
+        }
+        report.batches += 1;
+        report.records += u64::from(passed.header.record_count.unsigned_abs());
+        let time = Timestamp::from_millis(passed.header.max_timestamp);
+        report.max_timestamp = report.max_timestamp.max(Some(time));
+        self.producers
+            .note(&passed.header, passed.before.offset, None);
+        if self.depth == Depth::Everything {
+            let at = u64::from(passed.before.position);
+            let bytes = scanner.window.bytes(at, passed.header.total_len())?;
+            if let Err(what) = check_records(Bytes::copy_from_slice(bytes)) {
+                let good = scanner.is_whole.then_some(passed.before);
+                let problem = Problem {
+                    severity: Severity::Damage,
+                    path: file.path.clone(),
+                    position: at,
+                    offset: Some(passed.before.offset),
+                    what,
+                };
+                check.damaged(number, good, problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands at the scanner's place is no batch that must come next: says whether to go on
+    /// behind it.
+    #[allow(clippy::too_many_arguments, reason = "one place in one walk")]
+    fn end_or_damage(
+        &mut self,
+        check: &mut Check<'_>,
+        file: &SegmentFile,
+        number: usize,
+        scanner: &mut Scanner,
+        expected: &Expected<'_>,
+        durable: Option<u64>,
+        what: Damage,
+    ) -> Result<bool, DiskError> {
+        let at = scanner.position();
+        let used = scanner.window.used(at, expected.limit)?;
+        let is_unknown = matches!(
+            what,
+            Damage::Internal(crate::internal::InternalError::Unknown { .. })
+        );
+        if !expected.sealed && durable.is_none_or(|durable| at >= durable) && !is_unknown {
+            if used == 0 {
+                return Ok(false);
+            }
+            // Without a checkpoint nobody knows what was durable; whole batches behind speak for
+            // damage.
+            let (end, was_whole) = (scanner.end, scanner.is_whole);
+            let goes_on = durable.is_none() && scanner.go_on()?.is_some() && scanner.step().is_ok();
+            scanner.epochs.clear();
+            scanner.end = end;
+            scanner.is_whole = was_whole;
+            if !goes_on {
+                let what = What::TornTail { bytes: used };
+                let mut problem = Problem::note(&file.path, at, what);
+                problem.offset = Some(end.offset);
+                check.tell(problem);
+                check.tail = Some((file.path.clone(), at));
+                return Ok(false);
+            }
+        }
+        let offset = Some(scanner.end.offset);
+        let good = scanner.is_whole.then_some(scanner.end);
+        check.damaged(number, good, Problem::damage(&file.path, at, offset, what));
+        match scanner.go_on()? {
+            Some(0) => Ok(true),
+            Some(bytes) => {
+                let mut problem = Problem::note(&file.path, at, What::Skipped { bytes });
+                problem.offset = offset;
+                check.tell(problem);
+                Ok(true)
+            }
+            None => {
+                let bytes = used.max(1).min(expected.limit - at);
+                let mut problem = Problem::note(&file.path, at, What::Unreadable { bytes });
+                problem.offset = offset;
+                check.tell(problem);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Compares the marks that the walk has come to with what it found.
+    fn compare(
+        &mut self,
+        check: &mut Check<'_>,
+        number: usize,
+        scanner: &Scanner,
+        before: &LogEnd,
+        marks: &mut VecDeque<Mark>,
+    ) {
+        while marks
+            .front()
+            .is_some_and(|mark| mark.place.position <= scanner.end.position)
+        {
+            let Some(mark) = marks.pop_front() else {
+                return;
+            };
+            if !scanner.is_whole {
+                continue;
+            }
+            let agrees = mark.agrees(&scanner.end);
+            match mark.namer {
+                Namer::Producers(producers) if agrees => {
+                    check.report.snapshots.push((mark.place.offset, true));
+                    self.producers = *producers;
+                }
+                _ if agrees => {}
+                Namer::Checkpoint => {
+                    let what = "the sync checkpoint";
+                    let problem = Problem {
+                        severity: Severity::Damage,
+                        path: mark.path.clone(),
+                        position: u64::from(mark.place.position),
+                        offset: Some(mark.place.offset),
+                        what: What::WrongPlace { what },
+                    };
+                    check.damaged(number, Some(*before), problem);
+                }
+                _ => wrong_place(check, number, &mark),
+            }
+        }
+    }
+
+    /// The walk has ended: is this where the segment ends?
+    fn ended(
+        &mut self,
+        check: &mut Check<'_>,
+        file: &SegmentFile,
+        number: usize,
+        scanner: &Scanner,
+        expected: &Expected<'_>,
+    ) {
+        let end = scanner.end;
+        check.report.segments[number].end = Some(end);
+        check.ends[number] = Some(end);
+        let Some(previous) = expected.next.and_then(|next| next.previous) else {
+            return self.reaches_checkpoint(check, file, number, scanner);
+        };
+        let is_mine = file
+            .header
+            .as_ref()
+            .is_ok_and(|candidate| candidate.header.sequence == previous.sequence);
+        if !scanner.is_whole || !is_mine {
+            return;
+        }
+        let what = if file.len != previous.len {
+            Damage::Short {
+                len: file.len,
+                durable: previous.len,
+            }
+        } else if end.chain != previous.chain {
+            Damage::WrongChain {
+                found: end.chain,
+                expected: previous.chain,
+            }
+        } else if (end.offset, end.index) != (previous.end_offset, previous.end_index) {
+            Damage::NotContinued(
+                "it does not end at the offset and Raft index that the next one says",
+            )
+        } else if end.epoch != previous.last_epoch {
+            Damage::NotContinued("it does not end in the leader epoch that the next one says")
+        } else {
+            return;
+        };
+        let at = u64::from(end.position);
+        let problem = Problem::damage(&file.path, at, Some(end.offset), what);
+        check.damaged(number, Some(end), problem);
+    }
+
+    /// Whether the newest segment reaches the sync checkpoint.
+    fn reaches_checkpoint(
+        &self,
+        check: &mut Check<'_>,
+        file: &SegmentFile,
+        number: usize,
+        scanner: &Scanner,
+    ) {
+        let Some(checkpoint) = check.known_checkpoint() else {
+            return;
+        };
+        let durable = u64::from(checkpoint.position);
+        let is_mine = checkpoint.sequence == scanner.end.sequence;
+        if is_mine && scanner.is_whole && scanner.position() < durable {
+            let (at, offset) = (scanner.position(), Some(scanner.end.offset));
+            let len = file.len.min(at);
+            let what = Damage::Short { len, durable };
+            let problem = Problem::damage(&file.path, at, offset, what);
+            check.damaged(number, Some(scanner.end), problem);
+        }
+    }
+
+    /// Marks past the end of what was walked.
+    fn left_over(&mut self, check: &mut Check<'_>, number: usize, marks: VecDeque<Mark>) {
+        let is_damaged = check.report.segments[number].damaged > 0;
+        for mark in marks {
+            match mark.namer {
+                Namer::Checkpoint => {}
+                _ if is_damaged => {}
+                _ => wrong_place(check, number, &mark),
+            }
+        }
+    }
+}
+
+fn wrong_place(check: &mut Check<'_>, number: usize, mark: &Mark) {
+    let (what, position) = match mark.namer {
+        Namer::Index(position) => ("the index", position),
+        _ => ("the snapshot of producers", 0),
+    };
+    if let Namer::Producers(_) = mark.namer {
+        check.report.snapshots.push((mark.place.offset, false));
+    } else {
+        check.report.segments[number].index = SidecarReport::Broken;
+    }
+    // Once is enough: what follows in an index is built on what comes before.
+    let is_known = check.broken.aside.contains(&mark.path);
+    check.broken.aside(&mark.path);
+    if !is_known {
+        check.tell(Problem {
+            severity: Severity::Derived,
+            path: mark.path.clone(),
+            position,
+            offset: Some(mark.place.offset),
+            what: What::WrongPlace { what },
+        });
+    }
+}
+
+fn judge_index(
+    check: &mut Check<'_>,
+    number: usize,
+    index: &IndexFound,
+    is_whole: bool,
+    sealed: bool,
+) {
+    check.report.segments[number].index_entries = index.entries;
+    if check.report.segments[number].index == SidecarReport::Broken {
+        return;
+    }
+    let (state, problem) = match index.state {
+        IndexState::Missing if sealed => {
+            let what = "the index is missing";
+            (SidecarReport::Missing, Some((0, what)))
+        }
+        IndexState::Missing => (SidecarReport::Missing, None),
+        IndexState::Broken => {
+            check.broken.aside(&index.path);
+            let what = "nothing in the index verifies";
+            (SidecarReport::Broken, Some((0, what)))
+        }
+        IndexState::BrokenFrom(position) => {
+            check.broken.cut.push((index.path.clone(), position));
+            let what = "the rest of the index does not verify";
+            (SidecarReport::Broken, Some((position, what)))
+        }
+        IndexState::Whole if index.has_end || !is_whole => (SidecarReport::Whole, None),
+        IndexState::Whole if sealed => {
+            let what = "the index ends before its segment does";
+            let position = (index.entries as u64 + 1) * 32;
+            (SidecarReport::Partial, Some((position, what)))
+        }
+        IndexState::Whole => (SidecarReport::Partial, None),
+    };
+    check.report.segments[number].index = state;
+    if let Some((position, what)) = problem {
+        check.tell(Problem::derived(&index.path, position, what));
+    }
+}
+
+/// What is known of the end of segment `number`.
+fn expected(files: &[SegmentFile], number: usize, sealed: bool) -> Expected<'_> {
+    let next = files.get(number + 1);
+    let next = next.and_then(|next| next.header.as_ref().ok());
+    let next = next.map(|candidate| &candidate.header);
+    Expected {
+        next,
+        sealed,
+        limit: files[number].len.min(u64::from(SEGMENT_BYTES_LIMIT)),
+    }
+}
+
+fn start_of_candidate(file: &SegmentFile, candidate: &Candidate) -> LogEnd {
+    let header = candidate.header.clone();
+    let segment = Segment::unopened(file.path.clone(), header, candidate.header_len);
+    start_of(&segment)
+}
+
+/// Where the walk begins behind a header that cannot be read.
+fn start_without_header(base: Offset) -> LogEnd {
+    LogEnd {
+        sequence: 0,
+        position: u32::try_from(SEGMENT_HEADER_LEN - 1).expect("small"),
+        offset: base,
+        index: RaftIndex::ZERO,
+        epoch: LeaderEpoch::ZERO,
+        chain: 0,
+        max_timestamp: Timestamp::MIN,
+        log_start: Offset::ZERO,
+    }
+}
+
+/// Looks at every record of a batch.
+fn check_records(bytes: Bytes) -> Result<(), What> {
+    let batch = Batch::check(bytes, BATCH_BYTES_LIMIT)?;
+    let mut last = -1;
+    for (number, record) in batch.records(&STORED_LIMITS)?.enumerate() {
+        let delta = record?.offset_delta;
+        if delta <= last {
+            return Err(What::RecordOrder {
+                record: u32::try_from(number).unwrap_or(u32::MAX),
+                delta,
+            });
+        }
+        last = delta;
+    }
+    Ok(())
+}
