@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidelog_disk::{Disk, DiskError, OpenHow};
+use tidelog_disk::{Disk, DiskError, read_up_to};
 use tidelog_record::{Batch, LeaderEpoch, Offset, RaftIndex, Timestamp};
 
+use super::compacted::{any_compacted, looks_compacted};
 use super::partition::{Check, SegmentReport, SidecarReport};
 use super::scanner::{Passed, Scanner};
 use super::segments::SegmentFile;
-use super::sidecars::{IndexFound, IndexState, Mark, Namer, read_index};
+use super::sidecars::{Mark, Namer, judge_index, read_index, wrong_place};
 use super::{Depth, Problem, Severity, What};
 use crate::error::Damage;
-use crate::header::{SEGMENT_HEADER_LEN, SegmentHeader};
+use crate::header::{COMPACTED_HEADER_LEN, SEGMENT_HEADER_LEN, SegmentHeader};
 use crate::lookup::start_of;
 use crate::open::Candidate;
 use crate::producers::ProducerTable;
@@ -31,6 +32,10 @@ pub(super) struct Content<'a> {
     pub(super) snapshots: VecDeque<Mark>,
     /// The producers where the walk stands.
     pub(super) producers: ProducerTable,
+    /// The last place of which an index says what was found there.
+    pub(super) agreed: LogEnd,
+    /// The first entry of a compacted segment's index of which that is not so.
+    pub(super) disagreeing: Option<Mark>,
 }
 
 /// What is known of a segment's end before it is walked.
@@ -54,6 +59,8 @@ impl<'a> Content<'a> {
             depth,
             snapshots,
             producers: ProducerTable::default(),
+            agreed: start_without_header(Offset::ZERO, false),
+            disagreeing: None,
         }
     }
 
@@ -65,7 +72,8 @@ impl<'a> Content<'a> {
         number: usize,
     ) -> Result<(), DiskError> {
         let file = &files[number];
-        let sealed = number + 1 < files.len();
+        // A compacted segment is never appended to.
+        let sealed = number + 1 < files.len() || file.compacted().is_some();
         let header = file.header.as_ref().ok();
         check.report.segments.push(SegmentReport {
             path: file.path.clone(),
@@ -84,8 +92,13 @@ impl<'a> Content<'a> {
             damaged: 0,
         });
         check.ends.push(None);
-        let start = match &file.header {
-            Ok(candidate) => start_of_candidate(file, candidate),
+        let Some(handle) = file.open(&**self.disk)? else {
+            let what = What::Left("it was removed or compacted meanwhile");
+            check.tell(Problem::note(&file.path, 0, what));
+            return Ok(());
+        };
+        let (start, compacted) = match &file.header {
+            Ok(candidate) => (start_of_candidate(file, candidate), file.compacted()),
             Err(corruption) => {
                 let good = number.checked_sub(1).and_then(|before| check.ends[before]);
                 let problem = Problem {
@@ -96,20 +109,17 @@ impl<'a> Content<'a> {
                     what: What::Header(corruption.clone()),
                 };
                 check.damaged(number, good, problem);
-                start_without_header(file.base)
+                let bytes = read_up_to(&*handle, 0, COMPACTED_HEADER_LEN)?;
+                let compacted = looks_compacted(&bytes).then(|| any_compacted(file.len));
+                (
+                    start_without_header(file.base, compacted.is_some()),
+                    compacted,
+                )
             }
-        };
-        let handle = match self.disk.open(&file.path, OpenHow::Read) {
-            Ok(handle) => handle,
-            Err(e) if e.is_not_found() => {
-                let what = What::Left("it was removed meanwhile");
-                check.tell(Problem::note(&file.path, 0, what));
-                return Ok(());
-            }
-            Err(e) => return Err(e),
         };
         let expected = expected(files, number, sealed);
-        let mut scanner = Scanner::new(handle, start, expected.limit, self.depth);
+        let limit = expected.limit;
+        let mut scanner = Scanner::new(handle, start, compacted, limit, self.depth);
         scanner.is_whole = header.is_some();
         match self.walk(check, file, number, &mut scanner, &expected) {
             Ok(()) => Ok(()),
@@ -150,6 +160,9 @@ impl<'a> Content<'a> {
             return Ok(());
         }
         let checkpoint = check.known_checkpoint();
+        // Places in what a compacted segment stands for are not in it.
+        let is_compacted = header.is_some_and(|header| header.compacted.is_some());
+        let sequence = sequence.filter(|_| !is_compacted);
         let mine = checkpoint.filter(|checkpoint| Some(checkpoint.sequence) == sequence);
         marks.extend(mine.map(|place| Mark {
             namer: Namer::Checkpoint,
@@ -159,12 +172,18 @@ impl<'a> Content<'a> {
         while let Some(at) = self
             .snapshots
             .iter()
-            .position(|m| Some(m.place.sequence) == sequence)
+            .position(|mark| Some(mark.place.sequence) == sequence)
         {
             marks.extend(self.snapshots.remove(at));
         }
         marks.sort_by_key(|mark| mark.place.position);
         let mut marks = VecDeque::from(marks);
+        if is_compacted {
+            // The last batch of a producer may be one that was left out.
+            self.producers = ProducerTable::default();
+            self.agreed = scanner.end;
+            self.disagreeing = None;
+        }
 
         let mut good = scanner.end;
         loop {
@@ -195,6 +214,9 @@ impl<'a> Content<'a> {
                 }
             }
         }
+        if let Some(compacted) = file.compacted() {
+            self.compacted_ended(check, file, number, scanner, &compacted);
+        }
         self.ended(check, file, number, scanner, expected);
         self.left_over(check, number, marks);
         if let Some(index) = index {
@@ -223,8 +245,9 @@ impl<'a> Content<'a> {
         report.records += u64::from(passed.header.record_count.unsigned_abs());
         let time = Timestamp::from_millis(passed.header.max_timestamp);
         report.max_timestamp = report.max_timestamp.max(Some(time));
-        self.producers
-            .note(&passed.header, passed.before.offset, None);
+        if file.compacted().is_none() {
+            self.producers.note(&passed.header, passed.base, None);
+        }
         if self.depth == Depth::Everything {
             let at = u64::from(passed.before.position);
             let bytes = scanner.window.bytes(at, passed.header.total_len())?;
@@ -234,7 +257,7 @@ impl<'a> Content<'a> {
                     severity: Severity::Damage,
                     path: file.path.clone(),
                     position: at,
-                    offset: Some(passed.before.offset),
+                    offset: Some(passed.base),
                     what,
                 };
                 check.damaged(number, good, problem);
@@ -328,7 +351,11 @@ impl<'a> Content<'a> {
                     check.report.snapshots.push((mark.place.offset, true));
                     self.producers = *producers;
                 }
-                _ if agrees => {}
+                _ if agrees => self.agreed = scanner.end,
+                // Who is wrong, the index or a base offset, shows at the end.
+                Namer::Index(_) if scanner.is_compacted() => {
+                    self.disagreeing.get_or_insert(mark);
+                }
                 Namer::Checkpoint => {
                     let what = "the sync checkpoint";
                     let problem = Problem {
@@ -363,11 +390,18 @@ impl<'a> Content<'a> {
         let is_mine = file
             .header
             .as_ref()
-            .is_ok_and(|candidate| candidate.header.sequence == previous.sequence);
+            .is_ok_and(|candidate| candidate.header.last_sequence() == previous.sequence);
         if !scanner.is_whole || !is_mine {
             return;
         }
-        let what = if file.len != previous.len {
+        // The length and the chain of what a compacted segment stands for are not its own.
+        let is_compacted = file.compacted().is_some();
+        let what = if is_compacted {
+            if end.epoch == previous.last_epoch {
+                return;
+            }
+            Damage::NotContinued("it does not end in the leader epoch that the next one says")
+        } else if file.len != previous.len {
             Damage::Short {
                 len: file.len,
                 durable: previous.len,
@@ -426,71 +460,6 @@ impl<'a> Content<'a> {
     }
 }
 
-fn wrong_place(check: &mut Check<'_>, number: usize, mark: &Mark) {
-    let (what, position) = match mark.namer {
-        Namer::Index(position) => ("the index", position),
-        _ => ("the snapshot of producers", 0),
-    };
-    if let Namer::Producers(_) = mark.namer {
-        check.report.snapshots.push((mark.place.offset, false));
-    } else {
-        check.report.segments[number].index = SidecarReport::Broken;
-    }
-    // Once is enough: what follows in an index is built on what comes before.
-    let is_known = check.broken.aside.contains(&mark.path);
-    check.broken.aside(&mark.path);
-    if !is_known {
-        check.tell(Problem {
-            severity: Severity::Derived,
-            path: mark.path.clone(),
-            position,
-            offset: Some(mark.place.offset),
-            what: What::WrongPlace { what },
-        });
-    }
-}
-
-fn judge_index(
-    check: &mut Check<'_>,
-    number: usize,
-    index: &IndexFound,
-    is_whole: bool,
-    sealed: bool,
-) {
-    check.report.segments[number].index_entries = index.entries;
-    if check.report.segments[number].index == SidecarReport::Broken {
-        return;
-    }
-    let (state, problem) = match index.state {
-        IndexState::Missing if sealed => {
-            let what = "the index is missing";
-            (SidecarReport::Missing, Some((0, what)))
-        }
-        IndexState::Missing => (SidecarReport::Missing, None),
-        IndexState::Broken => {
-            check.broken.aside(&index.path);
-            let what = "nothing in the index verifies";
-            (SidecarReport::Broken, Some((0, what)))
-        }
-        IndexState::BrokenFrom(position) => {
-            check.broken.cut.push((index.path.clone(), position));
-            let what = "the rest of the index does not verify";
-            (SidecarReport::Broken, Some((position, what)))
-        }
-        IndexState::Whole if index.has_end || !is_whole => (SidecarReport::Whole, None),
-        IndexState::Whole if sealed => {
-            let what = "the index ends before its segment does";
-            let position = (index.entries as u64 + 1) * 32;
-            (SidecarReport::Partial, Some((position, what)))
-        }
-        IndexState::Whole => (SidecarReport::Partial, None),
-    };
-    check.report.segments[number].index = state;
-    if let Some((position, what)) = problem {
-        check.tell(Problem::derived(&index.path, position, what));
-    }
-}
-
 /// What is known of the end of segment `number`.
 fn expected(files: &[SegmentFile], number: usize, sealed: bool) -> Expected<'_> {
     let next = files.get(number + 1);
@@ -510,10 +479,15 @@ fn start_of_candidate(file: &SegmentFile, candidate: &Candidate) -> LogEnd {
 }
 
 /// Where the walk begins behind a header that cannot be read.
-fn start_without_header(base: Offset) -> LogEnd {
+fn start_without_header(base: Offset, is_compacted: bool) -> LogEnd {
+    let header_len = if is_compacted {
+        COMPACTED_HEADER_LEN
+    } else {
+        SEGMENT_HEADER_LEN
+    };
     LogEnd {
         sequence: 0,
-        position: u32::try_from(SEGMENT_HEADER_LEN - 1).expect("small"),
+        position: u32::try_from(header_len - 1).expect("small"),
         offset: base,
         index: RaftIndex::ZERO,
         epoch: LeaderEpoch::ZERO,

@@ -10,6 +10,7 @@
 //! Nothing is kept in memory but one batch, its records, and what the files beside a segment say of
 //! places in it.
 
+mod compacted;
 mod content;
 mod data_dir;
 mod dump;

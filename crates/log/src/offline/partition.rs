@@ -59,7 +59,7 @@ pub struct SegmentReport {
     pub base_offset: Offset,
     /// Its header, if that is good.
     pub header: Option<SegmentHeader>,
-    /// Whether another one follows it.
+    /// Whether another one follows it, or must follow it.
     pub sealed: bool,
     /// The length of the file, in bytes, reserved space included.
     pub len: u64,
@@ -98,7 +98,7 @@ pub struct PartitionReport {
     pub end: Option<LogEnd>,
     /// The leader epochs, from the table and from the segments.
     pub epochs: Vec<EpochStart>,
-    /// Snapshots of producers: at which offset, and whether they hold.
+    /// Snapshots of producers: at which offset, and whether they hold and are of use.
     pub snapshots: Vec<(Offset, bool)>,
     /// Producers known at the end.
     pub producers: usize,
@@ -241,8 +241,17 @@ impl<'o> Check<'o> {
     }
 
     /// Tells of damage in segment `number`, behind `good`.
+    ///
+    /// A compacted segment is good as a whole or not at all: nothing can be appended to its rest.
     pub(super) fn damaged(&mut self, number: usize, good: Option<LogEnd>, problem: Problem) {
         let at = (number, problem.position);
+        let header = self.report.segments.get(number).map(|s| s.header.as_ref());
+        let is_compacted = header.flatten().is_some_and(|h| h.compacted.is_some());
+        let good = if is_compacted {
+            self.end_before(number)
+        } else {
+            good
+        };
         if self.damage.is_none_or(|first| at < first.at) {
             self.damage = Some(FirstDamage { at, good });
         }
@@ -261,6 +270,15 @@ impl<'o> Check<'o> {
         for path in &listing.torn {
             let what = What::Left("a torn tail that an earlier start cut, kept for a look");
             self.tell(Problem::note(path, 0, what));
+        }
+        for path in &listing.cleaned {
+            let what = What::Left("a compacted segment in the making; the next start removes it");
+            self.tell(Problem::note(path, 0, what));
+        }
+        for base in &listing.replaced {
+            let path = crate::segment::segment_path(&self.report.dir, *base);
+            let what = "a segment that a compacted one stands for; the next start removes it";
+            self.tell(Problem::note(&path, 0, What::Left(what)));
         }
         for path in &listing.others {
             let what = What::Left("this is no file of a log; it is let alone");
@@ -375,6 +393,21 @@ impl<'o> Check<'o> {
         }
         self.report.producers = content.producers.len();
         for mark in content.snapshots {
+            let sequence = mark.place.sequence;
+            let is_within = |file: &SegmentFile| {
+                let header = file.header.as_ref().ok().map(|candidate| &candidate.header);
+                header.is_some_and(|header| {
+                    header.compacted.is_some()
+                        && (header.sequence..=header.last_sequence()).contains(&sequence)
+                })
+            };
+            if files.iter().any(is_within) {
+                let what =
+                    "a snapshot of producers of before a compaction; it is not used any more";
+                self.tell(Problem::note(&mark.path, 0, What::Left(what)));
+                self.report.snapshots.push((mark.place.offset, false));
+                continue;
+            }
             let what = "the snapshot of producers is of a segment that is not there";
             self.tell(Problem::derived(&mark.path, 0, what));
             self.report.snapshots.push((mark.place.offset, false));
@@ -413,9 +446,13 @@ impl<'o> Check<'o> {
             let Some(Ok(older)) = before.map(|before| &before.header) else {
                 continue;
             };
-            if older.header.sequence == previous.sequence {
-                if previous.end_offset != file.base || previous.end_index != next.header.base_index
-                {
+            if older.header.last_sequence() == previous.sequence {
+                let meets = older.header.compacted.is_none_or(|it| {
+                    (it.end_offset, it.end_index) == (previous.end_offset, previous.end_index)
+                });
+                let meets_next = previous.end_offset == file.base
+                    && previous.end_index == next.header.base_index;
+                if !meets || !meets_next {
                     let what = Damage::NotContinued("offsets or Raft indexes do not meet");
                     let problem = Problem::damage(&file.path, 0, offset, what);
                     self.damaged(number, good, problem);
@@ -438,8 +475,15 @@ impl<'o> Check<'o> {
         self.damaged(number, good, problem);
     }
 
-    /// Whether the segment is there that the checkpoint lies in.
+    /// Whether the segment is there that the checkpoint lies in, and one that is appended to.
     fn checkpoint(&mut self, files: &[SegmentFile]) {
+        let last = files.last().and_then(|file| file.header.as_ref().ok());
+        if let Some((last, compacted)) = last.and_then(|l| Some((l, l.header.compacted?))) {
+            let good = self.end_before(files.len());
+            let sequence = last.header.last_sequence().saturating_add(1);
+            self.missing(files.len(), good, sequence, compacted.end_offset);
+            return;
+        }
         let Some(checkpoint) = self.known_checkpoint() else {
             return;
         };
@@ -465,8 +509,15 @@ impl<'o> Check<'o> {
     ) -> Result<(), DiskError> {
         let dir = self.report.dir.clone();
         for base in &listing.indexes {
-            if files.iter().all(|file| file.base != *base) {
-                let path = crate::segment::index_path(&dir, *base);
+            let is_replaced = files.iter().any(|file| {
+                let end = file.compacted().map(|compacted| compacted.end_offset);
+                file.base < *base && end.is_some_and(|end| *base < end)
+            });
+            let path = crate::segment::index_path(&dir, *base);
+            if is_replaced {
+                let what = What::Left("the index of a segment that a compacted one stands for");
+                self.tell(Problem::note(&path, 0, what));
+            } else if files.iter().all(|file| file.base != *base) {
                 let what = "the index is of a segment that is not there";
                 self.tell(Problem::derived(&path, 0, what));
                 self.broken.aside(&path);

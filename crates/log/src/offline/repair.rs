@@ -2,8 +2,8 @@
 //!
 //! A plan names every step, and changes nothing. Carrying it out goes in an order that leaves the
 //! log repairable wherever it is cut off: first what is to be cut is copied, durably; then whole
-//! files are renamed into the same directory beside, newest first; then files are cut; last of all
-//! the sync checkpoint in the state file is taken back. Until then a broker refuses a log that ends
+//! files are renamed into the same directory beside, newest first; then files are cut; then a segment
+//! is begun where there is none left to append to; last of all the sync checkpoint in the state file is taken back. Until then a broker refuses a log that ends
 //! before its checkpoint, so that no half of a repair is ever served.
 
 use std::io::IoSlice;
@@ -12,16 +12,18 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tidelog_disk::{Disk, DiskError, OpenHow, read_up_to};
-use tidelog_record::Offset;
+use tidelog_record::{Offset, Timestamp};
 
 use super::data_dir::STATE_DIR;
 use super::partition::{Checked, FirstDamage, check};
 use super::{Depth, Observer};
 use crate::epochs::{self, EpochTable};
 use crate::error::Poisoned;
+use crate::header::{PreviousSegment, SegmentHeader};
 use crate::log::create_dir_durably;
 use crate::producers::{load, snapshot_path};
-use crate::segment::{LogEnd, epochs_path, index_path};
+use crate::roll::encode_header;
+use crate::segment::{LogEnd, epochs_path, index_path, segment_path};
 use crate::state::{BrokerState, GroupKey, StateError, StateFile, StateRecord};
 
 /// What the names of directories end in that hold what a repair put aside. No partition's does.
@@ -46,6 +48,13 @@ pub enum Action {
         at: u64,
         /// How many bytes are cut.
         bytes: u64,
+    },
+    /// An empty segment is begun: what comes before it is compacted and takes nothing any more.
+    Begin {
+        /// Its file.
+        path: PathBuf,
+        /// What it begins with.
+        header: Box<SegmentHeader>,
     },
     /// The state file says from then on that the log is durable up to here, and no further.
     Checkpoint {
@@ -100,7 +109,8 @@ pub enum RepairError {
 
 /// Looks at every byte of the partition in `dir`, as [`check_partition`](super::check_partition)
 /// does, and says what can be done about what it finds. With `cut_at_damage` that is to cut the log
-/// before its first damage.
+/// before its first damage; a compacted segment goes as a whole. `now` is the time by the broker's
+/// clock.
 ///
 /// # Errors
 /// When a file cannot be read.
@@ -109,6 +119,7 @@ pub fn plan_repair(
     dir: &Path,
     state: Option<&BrokerState>,
     cut_at_damage: bool,
+    now: Timestamp,
     observer: &mut dyn Observer,
 ) -> Result<RepairPlan, DiskError> {
     let checked = check(disk, dir, state, Depth::Everything, observer)?;
@@ -122,7 +133,7 @@ pub fn plan_repair(
     };
     let mut steps = Steps::default();
     match checked.damage {
-        Some(damage) if cut_at_damage => match cut(disk, dir, &checked, damage, &mut steps)? {
+        Some(damage) if cut_at_damage => match cut(disk, dir, &checked, damage, now, &mut steps)? {
             Ok(cut) => {
                 plan.cut = Some(cut);
                 plan.remaining = 0;
@@ -158,6 +169,7 @@ pub fn plan_repair(
 struct Steps {
     aside: Vec<PathBuf>,
     cuts: Vec<(PathBuf, u64, u64)>,
+    begin: Option<(PathBuf, Box<SegmentHeader>)>,
     checkpoint: Option<(GroupKey, LogEnd)>,
 }
 
@@ -185,9 +197,11 @@ impl Steps {
         let aside = self.aside.into_iter().map(|path| Action::Aside { path });
         let cuts = self.cuts.into_iter();
         let cuts = cuts.map(|(path, at, bytes)| Action::Cut { path, at, bytes });
+        let begin = self.begin.into_iter();
+        let begin = begin.map(|(path, header)| Action::Begin { path, header });
         let checkpoint = self.checkpoint.into_iter();
         let checkpoint = checkpoint.map(|(key, end)| Action::Checkpoint { key, end });
-        aside.chain(cuts).chain(checkpoint).collect()
+        aside.chain(cuts).chain(begin).chain(checkpoint).collect()
     }
 }
 
@@ -197,6 +211,7 @@ fn cut(
     dir: &Path,
     checked: &Checked,
     damage: FirstDamage,
+    now: Timestamp,
     steps: &mut Steps,
 ) -> Result<Result<CutPlan, &'static str>, DiskError> {
     let report = &checked.report;
@@ -216,26 +231,41 @@ fn cut(
     };
     let log_start = report.log_start.min(good.offset);
     let checkpoint = report.known.and_then(|known| known.checkpoint);
-    if report.known.is_none() && good.log_start < first.base_offset {
+    let kept = &report.segments[last];
+    let compacted = kept.header.as_ref().filter(|h| h.compacted.is_some());
+    // Behind a compacted one a segment is begun, whose header tells it.
+    let tells_start = compacted.is_some() || report.known.is_some();
+    if !tells_start && good.log_start < first.base_offset {
         return Ok(Err(
             "the log start is kept behind the damage only, and there is no state file to keep it in",
         ));
     }
-    let kept = &report.segments[last];
     let mut bytes = 0;
-    for segment in report.segments[last + 1..].iter().rev() {
+    // What a compacted segment that goes stands for, and was not removed yet, goes before it: it
+    // must not be taken for a part of the log.
+    let replaced = checked.listing.replaced.iter();
+    let replaced = replaced.filter(|base| **base >= good.offset);
+    let mut aside: Vec<_> = replaced
+        .map(|base| (*base, segment_path(dir, *base)))
+        .collect();
+    for segment in &report.segments[last + 1..] {
         bytes += segment.len;
-        steps.aside(segment.path.clone());
+        aside.push((segment.base_offset, segment.path.clone()));
     }
+    aside.sort_unstable();
     if let Some(path) = &checked.unfinished {
         steps.aside(path.clone());
     }
-    for base in checked
-        .listing
-        .indexes
-        .iter()
-        .filter(|base| **base >= kept.base_offset)
-    {
+    for (_, path) in aside.into_iter().rev() {
+        steps.aside(path);
+    }
+    let indexes_from = if compacted.is_some() {
+        good.offset
+    } else {
+        kept.base_offset
+    };
+    let indexes = checked.listing.indexes.iter();
+    for base in indexes.filter(|base| **base >= indexes_from) {
         steps.aside(index_path(dir, *base));
     }
     for offset in &checked.listing.producers {
@@ -261,15 +291,27 @@ fn cut(
             steps.cut(&**disk, &path, epochs::file_len(good))?;
         }
     }
+    let end = match compacted {
+        Some(header) => {
+            let header = header_behind(header, &good, log_start, now);
+            let end = LogEnd::after_header(&header, &encode_header(&header));
+            let path = segment_path(dir, good.offset);
+            steps.begin = Some((path, Box::new(header)));
+            end
+        }
+        None => good,
+    };
     let identity = report.identity.filter(|_| checkpoint.is_some());
     if let (Some(checkpoint), Some(identity)) = (checkpoint, identity)
-        && good.is_before(&checkpoint)
+        // At the same place another segment may have begun.
+        && (end.is_before(&checkpoint)
+            || !checkpoint.is_before(&end) && end.chain != checkpoint.chain)
     {
         let key = GroupKey {
             topic_id: identity.topic_id,
             partition: identity.partition,
         };
-        steps.checkpoint = Some((key, LogEnd { log_start, ..good }));
+        steps.checkpoint = Some((key, LogEnd { log_start, ..end }));
     }
     let known_end = checkpoint.map_or(good.offset, |checkpoint| checkpoint.offset);
     let found_end = report
@@ -282,6 +324,38 @@ fn cut(
         to: found_end.fold(known_end, Offset::max).max(good.offset),
         bytes,
     }))
+}
+
+/// The header of an empty segment behind the compacted one with this header, which ends at `end`. The
+/// length and the chain of the last of those it stands for are not known any more, and nobody
+/// compares them.
+fn header_behind(
+    compacted: &SegmentHeader,
+    end: &LogEnd,
+    log_start: Offset,
+    now: Timestamp,
+) -> SegmentHeader {
+    let sequence = compacted.last_sequence();
+    SegmentHeader {
+        compatible_features: 0,
+        incompatible_features: 0,
+        identity: compacted.identity,
+        sequence: sequence.saturating_add(1),
+        base_offset: end.offset,
+        base_index: end.index,
+        epoch: end.epoch,
+        log_start,
+        created_at: now,
+        previous: Some(PreviousSegment {
+            sequence,
+            len: u64::from(end.position),
+            end_offset: end.offset,
+            end_index: end.index,
+            last_epoch: end.epoch,
+            chain: end.chain,
+        }),
+        compacted: None,
+    }
 }
 
 /// The first free name for the directory beside: `<dir>.<number>.cut`.
@@ -321,8 +395,7 @@ pub fn apply_repair(
     plan: &RepairPlan,
     data_dir: Option<&Path>,
 ) -> Result<(), RepairError> {
-    let puts_aside = |action: &&Action| !matches!(action, Action::Checkpoint { .. });
-    if plan.actions.iter().any(|action| puts_aside(&action)) {
+    if plan.actions.iter().any(puts_aside) {
         create_dir_durably(&**disk, &plan.kept)?;
     }
     for action in &plan.actions {
@@ -348,6 +421,14 @@ pub fn apply_repair(
         }
     }
     for action in &plan.actions {
+        if let Action::Begin { path, header } = action {
+            let file = disk.open(path, OpenHow::CreateNew)?;
+            file.write_at(0, &[IoSlice::new(&encode_header(header))])?;
+            file.sync_data()?;
+            disk.sync_dir(&plan.dir)?;
+        }
+    }
+    for action in &plan.actions {
         if let (Action::Checkpoint { key, end }, Some(data_dir)) = (action, data_dir) {
             let state = StateFile::open(disk.clone(), &data_dir.join(STATE_DIR))?;
             state.record(&[StateRecord::Checkpoint(*key, *end)], true)?;
@@ -356,9 +437,12 @@ pub fn apply_repair(
     Ok(())
 }
 
+fn puts_aside(action: &Action) -> bool {
+    matches!(action, Action::Aside { .. } | Action::Cut { .. })
+}
+
 /// Makes the names in the partition's directory durable, and those in the one beside.
 fn disk_sync(disk: &dyn Disk, plan: &RepairPlan) -> Result<(), DiskError> {
-    let puts_aside = |action: &Action| !matches!(action, Action::Checkpoint { .. });
     if plan.actions.iter().any(puts_aside) {
         disk.sync_dir(&plan.kept)?;
         disk.sync_dir(&plan.dir)?;

@@ -7,6 +7,7 @@ use tidelog_record::{BATCH_HEADER_LEN, BatchError, BatchHeader, LeaderEpoch, Off
 
 use super::Depth;
 use crate::epochs::EpochStart;
+use crate::header::CompactedSegment;
 use crate::internal::{INTERNAL_LEN_MAX, InternalEntry};
 use crate::segment::LogEnd;
 use crate::walk::{BATCH_BYTES_LIMIT, WalkError, chain, pass};
@@ -72,6 +73,8 @@ pub(super) struct Passed {
     pub(super) header: BatchHeader,
     /// Where it begins.
     pub(super) before: LogEnd,
+    /// Its base offset: in a compacted segment it may lie behind the one that comes next.
+    pub(super) base: Offset,
     /// Set for an internal entry.
     pub(super) internal: Option<InternalEntry>,
 }
@@ -87,20 +90,32 @@ pub(super) struct Scanner {
     /// Whether everything since the start was as it should be: else the chain and the Raft index
     /// are not to be compared with anything.
     pub(super) is_whole: bool,
+    compacted: Option<CompactedSegment>,
     limit: u64,
     depth: Depth,
 }
 
 impl Scanner {
-    pub(super) fn new(file: Arc<dyn DiskFile>, start: LogEnd, limit: u64, depth: Depth) -> Self {
+    pub(super) fn new(
+        file: Arc<dyn DiskFile>,
+        start: LogEnd,
+        compacted: Option<CompactedSegment>,
+        limit: u64,
+        depth: Depth,
+    ) -> Self {
         Self {
             window: Window::new(file),
             end: start,
             epochs: Vec::new(),
             is_whole: true,
+            compacted,
             limit,
             depth,
         }
+    }
+
+    pub(super) fn is_compacted(&self) -> bool {
+        self.compacted.is_some()
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -141,15 +156,19 @@ impl Scanner {
             internal = Some(entry);
         }
         let before = self.end;
-        pass(&mut self.end, &header, body.as_deref()).map_err(WalkError::Damage)?;
+        let compacted = self.compacted.as_ref();
+        pass(&mut self.end, &header, body.as_deref(), compacted).map_err(WalkError::Damage)?;
         if self.end.epoch > before.epoch {
+            // In a compacted segment it may begin behind where the walk stood.
+            let began = internal.as_ref();
             self.epochs.push(EpochStart {
                 epoch: self.end.epoch,
-                offset: before.offset,
-                index: before.index,
+                offset: began.map_or(before.offset, |entry| entry.next_offset),
+                index: began.map_or(before.index, |entry| entry.index),
             });
         }
         Ok(Passed {
+            base: Offset::from_wire(header.base_offset).unwrap_or(before.offset),
             header,
             before,
             internal,
@@ -214,12 +233,22 @@ impl Scanner {
             // The last one, with reserved space behind it.
             return Ok(self.window.used(behind, self.limit)? == 0);
         };
-        Ok(Some(next)
-            .is_some_and(|next| Some(next.base_offset) == next_offset.map(Offset::to_wire)))
+        if self.compacted.is_some() {
+            // Where any later offset may come next, the next batch's checksum has to speak for it.
+            let batch = self.window.bytes(behind, next.total_len())?;
+            return Ok(check_batch(batch, BATCH_BYTES_LIMIT).is_ok());
+        }
+        Ok(next_offset.is_some_and(|offset| offset.to_wire() == next.base_offset))
     }
 
     /// The offset after the batch with this header, standing where it is expected.
     fn offset_behind(&self, header: &BatchHeader) -> Option<Offset> {
+        if let Some(compacted) = &self.compacted {
+            let base = Offset::from_wire(header.base_offset)?;
+            let offsets = u64::try_from(i64::from(header.last_offset_delta) + 1).ok()?;
+            let behind = base.checked_add(offsets)?;
+            return (behind <= compacted.end_offset).then_some(behind);
+        }
         let records = u64::try_from(header.record_count).ok()?;
         self.end.offset.checked_add(records)
     }
@@ -229,12 +258,18 @@ impl Scanner {
         self.end.position = self.end.position.saturating_add(len);
         self.end.chain = chain(self.end.chain, &header.encode());
         self.end.offset = self.offset_behind(header).unwrap_or(self.end.offset);
-        self.end.index = self.end.index.checked_add(1).unwrap_or(self.end.index);
-        // The next batch tells whether an epoch began here.
+        if self.compacted.is_none() {
+            self.end.index = self.end.index.checked_add(1).unwrap_or(self.end.index);
+        }
+        // The next batch tells whether an epoch began here, and where the offsets go on.
         let behind = self.position();
         if let Ok(next) = self.header_at(behind) {
             self.adopt_epoch(&next);
+            if let (Some(_), Some(next)) = (&self.compacted, Offset::from_wire(next.base_offset)) {
+                self.end.offset = self.end.offset.min(next);
+            }
         }
+        self.end.settle(self.compacted.as_ref());
     }
 
     /// The next position from `from` on where the magic of a batch stands in its place.
@@ -262,7 +297,8 @@ impl Scanner {
         let Some(header) = ok_or_disk(self.header_at(at))? else {
             return Ok(None);
         };
-        let is_later = header.base_offset >= self.end.offset.to_wire();
+        let last = self.compacted.map_or(i64::MAX, |c| c.end_offset.to_wire());
+        let is_later = (self.end.offset.to_wire()..=last).contains(&header.base_offset);
         let epoch = LeaderEpoch::from_wire(header.leader_epoch);
         let is_of_an_epoch = epoch.is_some_and(|epoch| epoch >= self.end.epoch);
         if !is_later || !is_of_an_epoch || header.record_count < 0 {

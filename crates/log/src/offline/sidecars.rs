@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use tidelog_disk::{Disk, DiskError};
 use tidelog_record::Offset;
 
-use super::Problem;
+use super::partition::{Check, SidecarReport};
 use super::segments::Listing;
+use super::{Problem, Severity, What};
 use crate::epochs::{self, EpochStart, EpochTable};
 use crate::header::SegmentHeader;
 use crate::index::{self, SegmentIndex};
@@ -131,6 +132,73 @@ pub(super) fn read_index(
         });
     }
     Ok(found)
+}
+
+/// A place in a segment is not what an index or a snapshot says of it.
+pub(super) fn wrong_place(check: &mut Check<'_>, number: usize, mark: &Mark) {
+    let (what, position) = match mark.namer {
+        Namer::Index(position) => ("the index", position),
+        _ => ("the snapshot of producers", 0),
+    };
+    if let Namer::Producers(_) = mark.namer {
+        check.report.snapshots.push((mark.place.offset, false));
+    } else {
+        check.report.segments[number].index = SidecarReport::Broken;
+    }
+    // Once is enough: what follows in an index is built on what comes before.
+    let is_known = check.broken.aside.contains(&mark.path);
+    check.broken.aside(&mark.path);
+    if !is_known {
+        check.tell(Problem {
+            severity: Severity::Derived,
+            path: mark.path.clone(),
+            position,
+            offset: Some(mark.place.offset),
+            what: What::WrongPlace { what },
+        });
+    }
+}
+
+/// What the index of a segment that was walked is found to be.
+pub(super) fn judge_index(
+    check: &mut Check<'_>,
+    number: usize,
+    index: &IndexFound,
+    is_whole: bool,
+    sealed: bool,
+) {
+    check.report.segments[number].index_entries = index.entries;
+    if check.report.segments[number].index == SidecarReport::Broken {
+        return;
+    }
+    let (state, problem) = match index.state {
+        IndexState::Missing if sealed => {
+            let what = "the index is missing";
+            (SidecarReport::Missing, Some((0, what)))
+        }
+        IndexState::Missing => (SidecarReport::Missing, None),
+        IndexState::Broken => {
+            check.broken.aside(&index.path);
+            let what = "nothing in the index verifies";
+            (SidecarReport::Broken, Some((0, what)))
+        }
+        IndexState::BrokenFrom(position) => {
+            check.broken.cut.push((index.path.clone(), position));
+            let what = "the rest of the index does not verify";
+            (SidecarReport::Broken, Some((position, what)))
+        }
+        IndexState::Whole if index.has_end || !is_whole => (SidecarReport::Whole, None),
+        IndexState::Whole if sealed => {
+            let what = "the index ends before its segment does";
+            let position = (index.entries as u64 + 1) * 32;
+            (SidecarReport::Partial, Some((position, what)))
+        }
+        IndexState::Whole => (SidecarReport::Partial, None),
+    };
+    check.report.segments[number].index = state;
+    if let Some((position, what)) = problem {
+        check.tell(Problem::derived(&index.path, position, what));
+    }
 }
 
 /// Reads all snapshots of producers; those that are broken are told.

@@ -1,5 +1,6 @@
 //! Checks, dumps and repairs without a broker: every problem is named, and no byte is lost.
 
+mod compacted;
 mod repair;
 
 use std::collections::BTreeMap;
@@ -137,6 +138,7 @@ fn plan(disk: &SimDisk, cut_at_damage: bool) -> RepairPlan {
         &partition(),
         state.as_ref(),
         cut_at_damage,
+        at(0),
         &mut problems,
     )
     .unwrap()

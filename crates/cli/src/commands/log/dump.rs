@@ -45,6 +45,7 @@ const STORED_LIMITS: BatchLimits = BatchLimits {
     decompressed_bytes_max: 1 << 30,
     records_max: usize::MAX,
     record_headers_max: usize::MAX,
+    keys_required: false,
 };
 
 /// Whose records they are, by the name of the directory.
@@ -224,7 +225,7 @@ fn write_batch(out: &mut impl Write, form: OutputForm, batch: &DumpedBatch) -> i
                 "position": batch.position,
                 "offset": batch.offset.get(),
                 "last_offset": last_offset(batch),
-                "raft_index": batch.index.get(),
+                "raft_index": batch.index.map(|index| index.get()),
                 "leader_epoch": header.leader_epoch,
                 "size_bytes": header.total_len(),
                 "records": header.record_count,
@@ -246,7 +247,10 @@ fn write_batch(out: &mut impl Write, form: OutputForm, batch: &DumpedBatch) -> i
                 name_of(&batch.path),
                 batch.position,
                 header.total_len(),
-                batch.index,
+                // Not known in a compacted segment.
+                batch
+                    .index
+                    .map_or("-".to_owned(), |index| index.to_string()),
                 header.leader_epoch
             )?;
             match internal {

@@ -86,7 +86,7 @@ fn table(report: &PartitionReport) -> String {
         .collect();
     line("leader epochs", epochs.join(", "));
     let snapshots = report.snapshots.iter().map(|(offset, holds)| {
-        let note = if *holds { "" } else { " (broken)" };
+        let note = if *holds { "" } else { " (not used)" };
         format!("{offset}{note}")
     });
     let snapshots: Vec<_> = snapshots.collect();
@@ -113,7 +113,7 @@ fn table(report: &PartitionReport) -> String {
             grouped(segment.len),
             grouped(segment.batches),
             grouped(segment.records),
-            state_of(segment).to_owned(),
+            state_of(segment),
             or_dash(segment.first_epoch.map(|first| {
                 let last = segment.end.map_or(first, |end| end.epoch);
                 if first == last {
@@ -141,11 +141,17 @@ fn table(report: &PartitionReport) -> String {
     text
 }
 
-fn state_of(segment: &SegmentReport) -> &'static str {
-    match (segment.damaged > 0, segment.sealed) {
-        (true, _) => "damaged",
-        (false, true) => "sealed",
-        (false, false) => "active",
+/// With the clean end of a compacted one, where that is not its end.
+fn state_of(segment: &SegmentReport) -> String {
+    let compacted = segment.header.as_ref().and_then(|header| header.compacted);
+    match (segment.damaged > 0, compacted, segment.sealed) {
+        (true, ..) => "damaged".to_owned(),
+        (false, Some(it), _) if it.clean_end < it.end_offset => {
+            format!("compacted, clean to {}", it.clean_end)
+        }
+        (false, Some(_), _) => "compacted".to_owned(),
+        (false, None, true) => "sealed".to_owned(),
+        (false, None, false) => "active".to_owned(),
     }
 }
 
@@ -161,6 +167,7 @@ fn json_of(report: &PartitionReport, problems: &[Problem]) -> serde_json::Value 
     };
     let segments = report.segments.iter().map(|segment| {
         let header = segment.header.as_ref();
+        let compacted = header.and_then(|header| header.compacted);
         json!({
             "file": segment.path.display().to_string(),
             "sequence": header.map(|header| header.sequence),
@@ -175,6 +182,11 @@ fn json_of(report: &PartitionReport, problems: &[Problem]) -> serde_json::Value 
             "first_epoch": segment.first_epoch.map(|epoch| epoch.get()),
             "last_epoch": segment.end.map(|end| end.epoch.get()),
             "sealed": segment.sealed,
+            "compacted": compacted.is_some(),
+            "clean_end_offset": compacted.map(|it| it.clean_end.get()),
+            "last_sequence": header.map(|header| {
+                compacted.map_or(header.sequence, |it| it.last_sequence)
+            }),
             "damaged": segment.damaged,
             "max_timestamp": segment.max_timestamp.map(|time| time.millis()),
             "index": segment.index.name(),

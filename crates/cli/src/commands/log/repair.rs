@@ -12,6 +12,7 @@ use tidelog_log::offline::{
 use super::verify::{Printing, progress};
 use super::{Taken, Target, disk_failed, name_of};
 use crate::args::{OutputArgs, OutputForm};
+use crate::clock::now;
 use crate::failure::{Exit, Failure};
 use crate::output::numbers::{counted, grouped};
 
@@ -47,7 +48,8 @@ pub(super) fn run(args: &RepairArgs) -> Result<(), Failure> {
         // Topics that are not known are deleted: such a cut is asked for by name.
         let is_metadata = is_all && name_of(&dir) == METADATA;
         let cuts = args.cut_at_damage && of_state.damaged == 0 && !is_metadata;
-        let plan = plan_repair(&target.disk, &dir, state.as_ref(), cuts, &mut printing);
+        let (state, disk) = (state.as_ref(), &target.disk);
+        let plan = plan_repair(disk, &dir, state, cuts, now(), &mut printing);
         let mut plan = plan.map_err(disk_failed)?;
         if is_metadata && plan.remaining > 0 && args.cut_at_damage {
             plan.refused = Some("it is the log of all topics; name its own directory to cut it");
@@ -156,6 +158,10 @@ fn say(printing: &mut Printing, args: &RepairArgs, plan: &RepairPlan) {
                 file(path),
                 grouped(*bytes)
             ),
+            Action::Begin { path, .. } => format!(
+                "{name}: {} is begun, empty: nothing is appended to the compacted one before it",
+                file(path)
+            ),
             Action::Checkpoint { end, .. } => {
                 format!(
                     "{name}: the state file takes its checkpoint back to offset {}",
@@ -164,7 +170,8 @@ fn say(printing: &mut Printing, args: &RepairArgs, plan: &RepairPlan) {
             }
         });
     }
-    if !plan.actions.is_empty() {
+    let is_moved = |action: &Action| matches!(action, Action::Aside { .. } | Action::Cut { .. });
+    if plan.actions.iter().any(is_moved) {
         printing.line(&format!(
             "{name}: what is moved goes to {}",
             plan.kept.display()
@@ -182,6 +189,7 @@ fn plan_json(args: &RepairArgs, plan: &RepairPlan) -> serde_json::Value {
         Action::Cut { path, at, bytes } => {
             json!({ "action": "cut", "file": path_of(path), "position": at, "bytes": bytes })
         }
+        Action::Begin { path, .. } => json!({ "action": "begin", "file": path_of(path) }),
         Action::Checkpoint { end, .. } => json!({
             "action": "checkpoint",
             "offset": end.offset.get(),
