@@ -334,3 +334,113 @@ fn directories_that_are_none_and_damaged_state_files_have_their_exit_codes() {
     );
     assert_eq!(contents(&data_dir), before);
 }
+
+#[test]
+fn compacted_segments_are_verified_dumped_and_cut_as_a_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let broker = Broker::start_with(&data_dir, &["--compaction-check-interval-ms", "1"]);
+    broker.ok(&[
+        "topic",
+        "create",
+        "t",
+        "-c",
+        "cleanup.policy=compact",
+        "-c",
+        "segment.bytes=1048576",
+        "-c",
+        "min.cleanable.dirty.ratio=0",
+    ]);
+    let mut lines = Vec::new();
+    for n in 0..4000_u64 {
+        // Some keys come again and again.
+        let key = if n % 3 == 0 { n % 30 } else { n };
+        lines.extend_from_slice(format!("key {key}\t{n} ").as_bytes());
+        let mut state = n;
+        for _ in 0..64 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            lines.extend_from_slice(format!("{state:016x}").as_bytes());
+        }
+        lines.push(b'\n');
+    }
+    broker.ok_with_input(&["produce", "t", "--key-delimiter", "\t"], &lines);
+    let topic = data_dir.join("t-0");
+    let compacted = || {
+        // Beside the broker, which compacts meanwhile: that is no damage.
+        let output = tidelog(&["inspect", "-o", "json"], &topic);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let segments = json_lines(&output)[0]["segments"].clone();
+        let segments = segments.as_array().unwrap();
+        let of = |segment: &&Value| segment["compacted"] == true;
+        segments.iter().filter(of).count()
+    };
+    while compacted() < 3 {}
+    assert!(broker.terminate().success());
+
+    let output = tidelog(&["verify"], &data_dir);
+    assert_eq!(code(&output), 0, "{}{}", stdout(&output), stderr(&output));
+    let inspected = stdout(&tidelog(&["inspect"], &topic));
+    assert!(inspected.contains(" compacted "), "{inspected}");
+    let broker = Broker::start(&data_dir);
+    let all = broker.ok(&["consume", "t", "-o", "json"]);
+    assert!(broker.terminate().success());
+    let dumped = tidelog(&["dump", "--records", "-o", "json"], &topic);
+    assert_eq!(code(&dumped), 0, "{}", stderr(&dumped));
+    assert_eq!(stdout(&dumped), all);
+
+    let segments = files(&topic, "log");
+    flip(&segments[1], 300_000);
+    let output = tidelog(&["verify", "-o", "json"], &data_dir);
+    assert_eq!(code(&output), 5, "{}", stderr(&output));
+    let lines = json_lines(&output);
+    let damage: Vec<&Value> = lines.iter().filter(|l| l["severity"] == "damage").collect();
+    assert_eq!(damage.len(), 1, "{lines:?}");
+    let canonical = segments[1].canonicalize().unwrap();
+    assert_eq!(damage[0]["file"], canonical.to_str().unwrap());
+    let position = damage[0]["position"].as_u64().unwrap();
+    assert!(position > 0 && position <= 300_000, "{position}");
+
+    let before = contents(&data_dir);
+    let output = tidelog(&["repair", "--yes"], &data_dir);
+    assert_eq!(code(&output), 5, "{}", stderr(&output));
+    let output = tidelog(&["repair", "--cut-at-damage", "--yes"], &data_dir);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(said.contains("is begun, empty"), "{said}");
+    let output = tidelog(&["verify"], &data_dir);
+    assert_eq!(code(&output), 0, "{}{}", stdout(&output), stderr(&output));
+    let after = contents(&data_dir);
+    for segment in &segments[1..] {
+        let kept = data_dir
+            .join("t-0.1.cut")
+            .join(segment.file_name().unwrap());
+        assert_eq!(after[&kept], before[segment], "{}", kept.display());
+    }
+
+    let cut_at: u64 = segments[1]
+        .file_stem()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let offset_of = |line: &str| -> u64 {
+        let record: Value = serde_json::from_str(line).unwrap();
+        record["offset"].as_u64().unwrap()
+    };
+    let kept: Vec<&str> = all
+        .lines()
+        .filter(|line| offset_of(line) < cut_at)
+        .collect();
+    assert!(!kept.is_empty());
+    let broker = Broker::start(&data_dir);
+    let served = broker.ok(&["consume", "t", "-o", "json"]);
+    assert_eq!(served.lines().collect::<Vec<_>>(), kept);
+    broker.ok_with_input(&["produce", "t", "--key-delimiter", ":"], b"k:goes on\n");
+    let last = broker.ok(&["consume", "t", "--from", "-1", "-f", "%o %s"]);
+    assert_eq!(last, format!("{cut_at} goes on"));
+    assert!(broker.terminate().success());
+    assert_eq!(code(&tidelog(&["verify"], &data_dir)), 0);
+}
