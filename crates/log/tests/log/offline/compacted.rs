@@ -455,7 +455,7 @@ fn what_a_crash_in_the_middle_of_a_compaction_leaves_is_noted_and_left() {
     let newest = disk.files().into_iter().filter(|path| {
         path.parent() == Some(&partition()) && path.extension().is_some_and(|e| e == "log")
     });
-    let newest = newest.last().unwrap();
+    let newest = newest.max().unwrap();
     let behind = disk.fork(1);
     behind.flip_bit(&newest, 100, 1);
     let bytes = snapshot(&behind);
@@ -476,8 +476,7 @@ fn damage_in_a_compacted_segment_costs_it_and_what_follows_and_no_byte() {
         let (disk, bases) = compacted(synced);
         let count = compacted_count(&disk);
         let all = records(&disk);
-        for number in 0..=count {
-            let base = bases[number];
+        for (number, base) in bases.iter().copied().enumerate().take(count + 1) {
             let path = file(base, "log");
             let len = disk.contents(&path).len() as u64;
             for position in (0..len).step_by(97) {
