@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tidelog_client::BrokerAddresses;
 use tidelog_server::ServeArgs;
 
-use crate::commands::{bench, config, consume, offsets, produce, topic};
+use crate::commands::{bench, config, consume, log, offsets, produce, topic};
 
 /// An append-only event log and broker in one binary.
 ///
@@ -40,6 +40,9 @@ pub(crate) enum Command {
     Offsets(OnBroker<offsets::OffsetsArgs>),
     /// Measure a broker.
     Bench(WithBroker<bench::BenchCommand>),
+    /// Look at the files of a data directory, check them and repair them, without a broker.
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Look at the configuration of a broker.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -182,6 +185,10 @@ mod tests {
             "tidelog bench consume --topic t --records 10",
             "tidelog bench latency --rate 100 --acks all --partitions 1",
             "tidelog config explain",
+            "tidelog log inspect d -o json",
+            "tidelog log verify d",
+            "tidelog log dump d --from 7 --max 3 --records -o json",
+            "tidelog log repair d --cut-at-damage --yes",
             "tidelog completion bash",
             "tidelog version",
             "tidelog topic --broker a:1,b:2 list",
@@ -225,6 +232,9 @@ mod tests {
             "tidelog serve --broker a:1",
             "tidelog demo --broker a:1",
             "tidelog config explain --broker a:1",
+            "tidelog log verify d --broker a:1",
+            "tidelog log verify",
+            "tidelog log dump d --from -1",
             "tidelog completion bash --broker a:1",
             "tidelog version --broker a:1",
             "tidelog completion cmd",

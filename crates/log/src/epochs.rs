@@ -13,10 +13,15 @@ use tidelog_record::{LeaderEpoch, Offset, RaftIndex};
 use crate::sidecar;
 use crate::wire::Fields;
 
-const FILE_HEADER: [u8; 8] = *b"TEPO\0\x01\0\0";
+pub(crate) const FILE_HEADER: [u8; 8] = *b"TEPO\0\x01\0\0";
 const ENTRY_LEN: usize = 24;
 /// A file longer than this is not ours: two million leaderships.
-const FILE_LEN_MAX: u64 = 48 << 20;
+pub(crate) const FILE_LEN_MAX: u64 = 48 << 20;
+
+/// How long the file is with so many entries.
+pub(crate) fn file_len(entries: usize) -> u64 {
+    (FILE_HEADER.len() + entries * ENTRY_LEN) as u64
+}
 
 /// The start of a leader epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

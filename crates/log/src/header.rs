@@ -97,7 +97,16 @@ pub struct SegmentHeader {
 pub(crate) const COMPACTED_HEADER_LEN: usize =
     BATCH_HEADER_LEN + INTERNAL_PREFIX_LEN + COMPACTED_LEN;
 
+/// Where the flags stand in the file of a segment, that of "compacted" among them.
+pub(crate) const COMPACTED_FLAGS_AT: usize = BATCH_HEADER_LEN + INTERNAL_PREFIX_LEN + FLAGS_AT;
+
 impl SegmentHeader {
+    /// The sequence number of the last segment that it stands for: its own, unless it is compacted.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.compacted
+            .map_or(self.sequence, |compacted| compacted.last_sequence)
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(COMPACTED_LEN);
         bytes.extend_from_slice(&FORMAT_VERSION.to_be_bytes());

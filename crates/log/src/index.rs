@@ -22,9 +22,9 @@ use crate::wire::Fields;
 const MAGIC: [u8; 4] = *b"TIDX";
 const VERSION: u16 = 1;
 /// The file's header and each entry are this long, so that entries never straddle a sector.
-const ENTRY_LEN: usize = 32;
+pub(crate) const ENTRY_LEN: usize = 32;
 /// A file longer than this is not one of ours: 2 GiB of segment with an entry every 1 KiB.
-const FILE_LEN_MAX: u64 = 64 << 20;
+pub(crate) const FILE_LEN_MAX: u64 = 64 << 20;
 const FLAG_END: u32 = 1;
 
 /// A batch border within a segment.

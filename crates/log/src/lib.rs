@@ -23,6 +23,9 @@
 //! *Compact*: a [`Compaction`] (`compaction/`) writes beside sealed segments one with what is left
 //! of them, on any thread; [`Log::install`] puts it into their place.
 //!
+//! *Look and repair*: [`offline`] walks all files of a log without opening it, names every problem,
+//! and puts right what can be.
+//!
 //! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
 //! any thread. Everything blocks, [`LogReader::read`] only where the system has dropped a page
 //! that was written lately; nothing here knows an async runtime, a clock or a random number, so a
@@ -36,6 +39,8 @@ mod cold;
 mod compaction;
 mod epochs;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 mod header;
@@ -43,6 +48,7 @@ mod index;
 mod internal;
 mod log;
 mod lookup;
+pub mod offline;
 mod open;
 mod options;
 mod producers;

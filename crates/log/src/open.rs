@@ -186,6 +186,20 @@ pub(crate) struct Opening<'a> {
     pub(crate) closed: bool,
 }
 
+impl<'a> Opening<'a> {
+    /// For reading headers alone.
+    pub(crate) fn to_look(disk: &'a Arc<dyn Disk>, dir: &'a Path, identity: LogIdentity) -> Self {
+        Self {
+            disk,
+            dir,
+            identity,
+            options: LogOptions::default(),
+            checkpoint: None,
+            closed: false,
+        }
+    }
+}
+
 impl Opening<'_> {
     fn run(self) -> Result<(Log, Recovery), OpenError> {
         let Found {
@@ -342,7 +356,10 @@ impl Opening<'_> {
     }
 
     /// Reads and checks the header of the segment with this base offset.
-    fn read_header(&self, base: Offset) -> Result<Result<Candidate, Corruption>, DiskError> {
+    pub(crate) fn read_header(
+        &self,
+        base: Offset,
+    ) -> Result<Result<Candidate, Corruption>, DiskError> {
         let path = segment_path(self.dir, base);
         let file = self.disk.open(&path, OpenHow::Read)?;
         let len = file.len()?;

@@ -196,7 +196,7 @@ impl<'a> Printer<'a> {
 
 /// Writes text as it is, and control characters and bytes that are no text as escapes: data must
 /// not be able to steer a terminal.
-fn write_shown(out: &mut impl Write, value: &[u8]) -> io::Result<()> {
+pub(crate) fn write_shown(out: &mut impl Write, value: &[u8]) -> io::Result<()> {
     for chunk in value.utf8_chunks() {
         for c in chunk.valid().chars() {
             if c.is_control() && !matches!(c, '\n' | '\t') {

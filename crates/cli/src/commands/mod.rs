@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod confirm;
 pub(crate) mod consume;
 pub(crate) mod demo;
+pub(crate) mod log;
 pub(crate) mod offsets;
 pub(crate) mod partitions;
 pub(crate) mod produce;
@@ -28,6 +29,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Consume(on) => consume::run(&on.broker.addresses, on.args)?,
         Command::Offsets(on) => offsets::run(&on.broker.addresses, on.args)?,
         Command::Bench(on) => bench::run(&on.broker.addresses, on.command)?,
+        Command::Log(command) => log::run(command)?,
         Command::Config(command) => config::run(command)?,
         Command::Completion { shell } => completion::run(shell)?,
         Command::Version => print(&format!("tidelog {}\n", env!("CARGO_PKG_VERSION")))?,

@@ -20,7 +20,9 @@ use thiserror::Error;
 use tidelog_record::{BatchHeader, Offset, Timestamp, TimestampType};
 
 pub(crate) use rebuild::rebuild;
-pub(crate) use snapshot::{load_all, sync};
+#[cfg(feature = "fuzzing")]
+pub(crate) use snapshot::Snapshot;
+pub(crate) use snapshot::{load, load_all, snapshot_path, sync};
 
 /// How many of a producer's last batches are known: as many as it may have under way.
 pub const PRODUCER_BATCHES: usize = 5;

@@ -37,7 +37,13 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// The bytes of its file.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        encode(&self.end, &self.producers)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (content, crc) = bytes.split_last_chunk::<4>()?;
         if u32::from_be_bytes(*crc) != crc32fast::hash(content) {
             return None;
@@ -171,7 +177,8 @@ pub(crate) fn load_all<'a>(
     }))
 }
 
-fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, DiskError> {
+/// The snapshot in the file at `path`; `None` when it is broken.
+pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, DiskError> {
     let file = disk.open(path, OpenHow::Read)?;
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
     if len > LEN_MAX {

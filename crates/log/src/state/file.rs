@@ -20,7 +20,7 @@ use super::{BrokerState, DirectoryIdentity, StateRecord};
 use crate::error::Poisoned;
 use crate::log::{create_dir_durably, parents};
 
-pub(super) const FILE_HEADER: [u8; 8] = *b"TSTA\0\x01\0\0";
+pub(crate) const FILE_HEADER: [u8; 8] = *b"TSTA\0\x01\0\0";
 /// The journal is preallocated by this much; a longer one is folded into a snapshot.
 pub(super) const JOURNAL_LEN: u64 = 1 << 20;
 /// No state file is longer: millions of partitions.
@@ -119,28 +119,7 @@ impl StateFile {
     /// be known for sure; then the files are left as they are.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, StateError> {
         let newest = newest_generation(&*disk, dir)?;
-        let state = match read_snapshot(&*disk, dir, newest)? {
-            Ok(mut state) => {
-                read_journal(&*disk, dir, newest, &mut state)?;
-                state
-            }
-            // The older snapshot serves only when its journal says that it is complete: then it
-            // and the newer journal together say what the newer snapshot said.
-            Err(damage) => match newest.checked_sub(1).filter(|older| *older > 0) {
-                Some(older) => {
-                    let Ok(mut state) = read_snapshot(&*disk, dir, older)? else {
-                        return Err(damage);
-                    };
-                    if !read_journal(&*disk, dir, older, &mut state)? {
-                        return Err(damage);
-                    }
-                    tracing::warn!(error = %damage, "using the older generation of the state file");
-                    read_journal(&*disk, dir, newest, &mut state)?;
-                    state
-                }
-                None => return Err(damage),
-            },
-        };
+        let (state, _damaged) = fold(&*disk, dir, newest)?;
         // The old journal is closed first, so that it counts as complete if it is needed again.
         end_journal(&*disk, dir, newest)?;
         // An earlier start may have ended before it did this.
@@ -292,6 +271,43 @@ impl Inner {
     }
 }
 
+/// What the two newest generations say. With it comes the damage of the newest snapshot, where the
+/// older generation serves in its place.
+pub(super) fn fold(
+    disk: &dyn Disk,
+    dir: &Path,
+    newest: u64,
+) -> Result<(BrokerState, Option<StateError>), StateError> {
+    let damage = match read_snapshot(disk, dir, newest)? {
+        Ok(mut state) => {
+            read_journal(disk, dir, newest, &mut state)?;
+            return Ok((state, None));
+        }
+        Err(damage) => damage,
+    };
+    // The older snapshot serves only when its journal says that it is complete: then it and the
+    // newer journal together say what the newer snapshot said.
+    let Some(older) = newest.checked_sub(1).filter(|older| *older > 0) else {
+        return Err(damage);
+    };
+    let Ok(mut state) = read_snapshot(disk, dir, older)? else {
+        return Err(damage);
+    };
+    if !read_journal(disk, dir, older, &mut state)? {
+        return Err(damage);
+    }
+    tracing::warn!(error = %damage, "using the older generation of the state file");
+    read_journal(disk, dir, newest, &mut state)?;
+    Ok((state, Some(damage)))
+}
+
+/// Where the end of a journal is torn, if it is.
+pub(super) fn torn_end(disk: &dyn Disk, path: &Path, generation: u64) -> Option<u64> {
+    let bytes = read_file(disk, path).ok()?;
+    let (position, ended) = read_records(&bytes, generation, |_| {});
+    matches!(ended, Ended::Damaged).then_some(position as u64)
+}
+
 /// Why the walk over a file's records ended.
 #[derive(Debug)]
 enum Ended {
@@ -389,7 +405,7 @@ fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, StateError> {
 
 /// The inner error says that the snapshot is damaged, so that an older one may serve; the outer that
 /// the disk refused or that a newer version wrote it.
-fn read_snapshot(
+pub(super) fn read_snapshot(
     disk: &dyn Disk,
     dir: &Path,
     generation: u64,

@@ -12,6 +12,7 @@
 
 mod file;
 mod generations;
+mod look;
 mod records;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,10 @@ use tidelog_record::{PartitionId, TopicId};
 
 use crate::segment::LogEnd;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::{file::FILE_HEADER, records::frame_any};
 pub use file::{StateError, StateFile};
+pub(crate) use look::look;
 pub use records::StateRecord;
 
 /// Which partition log: a topic's id and the partition.

@@ -127,6 +127,12 @@ pub(crate) fn frame(
     out[start + 4..start + 8].copy_from_slice(&crc.to_be_bytes());
 }
 
+/// Frames what need not be a record.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn frame_any(generation: u64, kind: u8, content: &[u8], out: &mut Vec<u8>) {
+    frame(generation, kind, out, |out| out.extend_from_slice(content));
+}
+
 /// The generation is in the checksum, so that a record left over in a reused block never passes.
 pub(crate) fn frame_crc(generation: u64, body: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();

@@ -15,6 +15,7 @@ mod damage;
 mod failing;
 mod faults;
 mod model;
+mod offline;
 mod producers;
 mod reads;
 mod seeds;
