@@ -153,7 +153,7 @@ impl<'a> Content<'a> {
         let mine = checkpoint.filter(|checkpoint| Some(checkpoint.sequence) == sequence);
         marks.extend(mine.map(|place| Mark {
             namer: Namer::Checkpoint,
-            path: file.path.clone(),
+            path: file.path.as_path().into(),
             place,
         }));
         while let Some(at) = self
@@ -333,7 +333,7 @@ impl<'a> Content<'a> {
                     let what = "the sync checkpoint";
                     let problem = Problem {
                         severity: Severity::Damage,
-                        path: mark.path.clone(),
+                        path: mark.path.to_path_buf(),
                         position: u64::from(mark.place.position),
                         offset: Some(mark.place.offset),
                         what: What::WrongPlace { what },
@@ -437,12 +437,12 @@ fn wrong_place(check: &mut Check<'_>, number: usize, mark: &Mark) {
         check.report.segments[number].index = SidecarReport::Broken;
     }
     // Once is enough: what follows in an index is built on what comes before.
-    let is_known = check.broken.aside.contains(&mark.path);
+    let is_known = check.broken.aside.iter().any(|known| **known == *mark.path);
     check.broken.aside(&mark.path);
     if !is_known {
         check.tell(Problem {
             severity: Severity::Derived,
-            path: mark.path.clone(),
+            path: mark.path.to_path_buf(),
             position,
             offset: Some(mark.place.offset),
             what: What::WrongPlace { what },

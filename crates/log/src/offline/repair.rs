@@ -262,14 +262,16 @@ fn cut(
         }
     }
     let identity = report.identity.filter(|_| checkpoint.is_some());
+    let end = LogEnd { log_start, ..good };
     if let (Some(checkpoint), Some(identity)) = (checkpoint, identity)
-        && good.is_before(&checkpoint)
+        && !checkpoint.is_before(&end)
+        && checkpoint != end
     {
         let key = GroupKey {
             topic_id: identity.topic_id,
             partition: identity.partition,
         };
-        steps.checkpoint = Some((key, LogEnd { log_start, ..good }));
+        steps.checkpoint = Some((key, end));
     }
     let known_end = checkpoint.map_or(good.offset, |checkpoint| checkpoint.offset);
     let found_end = report

@@ -64,8 +64,11 @@ pub(super) fn list(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Listing, DiskErro
     let opening = Opening::to_look(disk, dir, identity);
     for base in bases {
         let path = segment_path(dir, base);
-        let len = match disk.open(&path, OpenHow::Read) {
-            Ok(file) => file.len()?,
+        let read = disk
+            .open(&path, OpenHow::Read)
+            .and_then(|file| Ok((file.len()?, opening.read_header(base)?)));
+        let (len, header) = match read {
+            Ok(read) => read,
             // Retention took it since the directory was listed.
             Err(e) if e.is_not_found() => continue,
             Err(e) => return Err(e),
@@ -74,7 +77,7 @@ pub(super) fn list(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Listing, DiskErro
             base,
             path,
             len,
-            header: opening.read_header(base)?.map_err(Arc::new),
+            header: header.map_err(Arc::new),
         });
     }
     Ok(found)
