@@ -12,6 +12,7 @@ const LIMITS: BatchLimits = BatchLimits {
     decompressed_bytes_max: 64 << 10,
     records_max: 1000,
     record_headers_max: 20,
+    keys_required: false,
 };
 
 /// A batch that a client wants appended: as it is, and with the framing and checksum that belong to

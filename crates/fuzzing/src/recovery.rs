@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, OpenHow};
-use tidelog_log::offline::{Depth, Problem, Severity, check_partition};
+use tidelog_log::offline::{Depth, Problem, Severity, apply_repair, check_partition, plan_repair};
 use tidelog_log::{Found, Log, LogEnd, LogIdentity, LogOptions, OpenError, ReadError};
 use tidelog_record::{
     BATCH_HEADER_LEN, BatchHeader, PartitionId, Timestamp, TopicId, check_batch, split_batches,
@@ -122,6 +122,7 @@ fn open_and_look(disk: &SimDisk, checkpoint: Option<LogEnd>) {
     check_partition(&shared(disk), dir(), None, Depth::Everything, &mut problems)
         .expect("the disk is good");
     assert!(contents(disk) == before, "looking changes nothing");
+    repair(&disk.fork(1), &before);
     let (log, recovery) = match Log::open(shared(disk), dir(), IDENTITY, options(), checkpoint) {
         Ok(opened) => opened,
         Err(OpenError::Corrupt(_)) => {
@@ -159,6 +160,50 @@ fn open_and_look(disk: &SimDisk, checkpoint: Option<LogEnd>) {
         .iter()
         .find(|problem| problem.severity == Severity::Damage);
     assert!(damage.is_none(), "{damage:?}");
+}
+
+/// A repair leaves a log that opens without damage, and every byte of what was there.
+fn repair(disk: &SimDisk, before: &BTreeMap<PathBuf, Vec<u8>>) {
+    let shared = shared(disk);
+    let mut problems: Vec<Problem> = Vec::new();
+    let now = Timestamp::from_millis(0);
+    let plan =
+        plan_repair(&shared, dir(), None, true, now, &mut problems).expect("the disk is good");
+    assert!(contents(disk) == *before, "a plan changes nothing");
+    apply_repair(&shared, &plan, None).expect("the disk is good");
+    let kept: BTreeMap<PathBuf, Vec<u8>> = contents(disk);
+    for (path, bytes) in before {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut now = kept.get(path).cloned().unwrap_or_default();
+        let beside = plan.kept.join(format!("{name}.from-{}", now.len()));
+        let beside = kept
+            .get(&beside)
+            .or_else(|| kept.get(&plan.kept.join(&*name)));
+        now.extend_from_slice(beside.map_or(&[][..], Vec::as_slice));
+        assert!(now == *bytes, "bytes of {name} are gone");
+    }
+    if plan.refused.is_some() {
+        assert!(plan.remaining > 0 && plan.cut.is_none());
+        return;
+    }
+    let mut problems: Vec<Problem> = Vec::new();
+    check_partition(&shared, dir(), None, Depth::Everything, &mut problems)
+        .expect("the disk is good");
+    let left = problems
+        .iter()
+        .find(|problem| problem.severity == Severity::Damage);
+    assert!(left.is_none(), "{left:?} after {plan:?}");
+    match Log::open(shared, dir(), IDENTITY, options(), None) {
+        Ok((_, recovery)) => assert_eq!(recovery.torn_bytes, 0, "after {plan:?}"),
+        // The only segment was never finished.
+        Err(OpenError::Missing { .. }) => {}
+        // Nobody but the caller knows whose log it should be.
+        Err(OpenError::Corrupt(corruption)) => assert!(
+            matches!(corruption.what, tidelog_log::Damage::Foreign(_)),
+            "{corruption}"
+        ),
+        Err(OpenError::Disk(e)) => panic!("{e}"),
+    }
 }
 
 /// All that can be read, batch by batch: each whole and in its place.

@@ -76,7 +76,7 @@ pub fn producers(data: &[u8]) {
             continue;
         };
         let again = snapshot.encode();
-        assert_eq!(again.len(), bytes.len());
+        assert!(again == bytes, "it is written as it was");
         assert_eq!(Snapshot::decode(&again), Some(snapshot));
     }
 }

@@ -166,7 +166,7 @@ impl<'a> Content<'a> {
         let mine = checkpoint.filter(|checkpoint| Some(checkpoint.sequence) == sequence);
         marks.extend(mine.map(|place| Mark {
             namer: Namer::Checkpoint,
-            path: file.path.clone(),
+            path: file.path.as_path().into(),
             place,
         }));
         while let Some(at) = self
@@ -360,7 +360,7 @@ impl<'a> Content<'a> {
                     let what = "the sync checkpoint";
                     let problem = Problem {
                         severity: Severity::Damage,
-                        path: mark.path.clone(),
+                        path: mark.path.to_path_buf(),
                         position: u64::from(mark.place.position),
                         offset: Some(mark.place.offset),
                         what: What::WrongPlace { what },

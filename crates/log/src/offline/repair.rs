@@ -302,16 +302,16 @@ fn cut(
         None => good,
     };
     let identity = report.identity.filter(|_| checkpoint.is_some());
+    let end = LogEnd { log_start, ..end };
     if let (Some(checkpoint), Some(identity)) = (checkpoint, identity)
-        // At the same place another segment may have begun.
-        && (end.is_before(&checkpoint)
-            || !checkpoint.is_before(&end) && end.chain != checkpoint.chain)
+        && !checkpoint.is_before(&end)
+        && checkpoint != end
     {
         let key = GroupKey {
             topic_id: identity.topic_id,
             partition: identity.partition,
         };
-        steps.checkpoint = Some((key, LogEnd { log_start, ..end }));
+        steps.checkpoint = Some((key, end));
     }
     let known_end = checkpoint.map_or(good.offset, |checkpoint| checkpoint.offset);
     let found_end = report

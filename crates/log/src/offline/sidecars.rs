@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError};
 use tidelog_record::Offset;
@@ -48,7 +49,8 @@ pub(super) enum Namer {
 #[derive(Debug)]
 pub(super) struct Mark {
     pub(super) namer: Namer,
-    pub(super) path: PathBuf,
+    /// An index has very many.
+    pub(super) path: Arc<Path>,
     pub(super) place: LogEnd,
 }
 
@@ -115,10 +117,11 @@ pub(super) fn read_index(
         Some(_) if found.entries == 0 => IndexState::Broken,
         Some(_) => IndexState::BrokenFrom(good),
     };
+    let shared: Arc<Path> = path.into();
     for (at, entry) in index.entries().iter().enumerate() {
         marks.push(Mark {
             namer: Namer::Index((at as u64 + 1) * index::ENTRY_LEN as u64),
-            path: path.clone(),
+            path: shared.clone(),
             place: LogEnd {
                 sequence: header.sequence,
                 position: entry.position,
@@ -146,12 +149,12 @@ pub(super) fn wrong_place(check: &mut Check<'_>, number: usize, mark: &Mark) {
         check.report.segments[number].index = SidecarReport::Broken;
     }
     // Once is enough: what follows in an index is built on what comes before.
-    let is_known = check.broken.aside.contains(&mark.path);
+    let is_known = check.broken.aside.iter().any(|known| **known == *mark.path);
     check.broken.aside(&mark.path);
     if !is_known {
         check.tell(Problem {
             severity: Severity::Derived,
-            path: mark.path.clone(),
+            path: mark.path.to_path_buf(),
             position,
             offset: Some(mark.place.offset),
             what: What::WrongPlace { what },
@@ -221,7 +224,7 @@ pub(super) fn read_producers(
         match snapshot.filter(|snapshot| snapshot.end.offset == *offset) {
             Some(snapshot) => marks.push_back(Mark {
                 namer: Namer::Producers(Box::new(snapshot.producers)),
-                path,
+                path: path.into(),
                 place: snapshot.end,
             }),
             None => {

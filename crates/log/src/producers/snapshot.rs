@@ -55,12 +55,14 @@ impl Snapshot {
             return None;
         }
         let mut producers = ProducerTable::default();
+        let mut last = None;
         for _ in 0..count {
             let id = i64::try_from(fields.u64()?).ok()?;
-            let producer = decode_producer(&mut fields)?;
-            if producers.producers.insert(id, producer).is_some() {
+            if last.replace(id) >= Some(id) {
                 return None;
             }
+            let producer = decode_producer(&mut fields)?;
+            producers.producers.insert(id, producer);
         }
         fields.rest().is_empty().then_some(Self { end, producers })
     }

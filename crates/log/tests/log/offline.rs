@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tidelog_disk::Disk;
+use tidelog_disk::{Disk, DiskOp};
 use tidelog_log::offline::{
     Action, Depth, Dump, Problem, RepairPlan, Severity, What, apply_repair, check_data_dir,
     check_partition, plan_repair, read_state,
@@ -529,4 +529,69 @@ fn without_a_state_file_whole_batches_behind_tell_damage_from_a_torn_tail() {
     assert!(borders.len() > 2);
     assert_eq!(verdict(borders[1]), Some(Severity::Damage));
     assert_ne!(verdict(*borders.last().unwrap()), Some(Severity::Damage));
+}
+
+#[test]
+fn a_file_that_the_device_cannot_read_is_damage_and_the_others_are_looked_at() {
+    let (disk, bases) = filled(true);
+    let path = file(bases[1], "log");
+    let name = path.file_name().unwrap().to_str().unwrap();
+    // The first two reads are of the header.
+    let reads = OpFilter::op(DiskOp::Read).on(name);
+    disk.fail_nth(reads, 3, InjectedError::Io, FailMode::Forever);
+    disk.flip_bit(&file(bases[2], "log"), HEADER + 80, 1);
+    let problems = check(&disk);
+    let damage = of_severity(&problems, Severity::Damage);
+    assert_eq!(damage.len(), 2, "{problems:?}");
+    assert!(matches!(damage[0].what, What::Disk(_)), "{}", damage[0]);
+    assert_eq!((&damage[0].path, damage[0].position), (&path, HEADER));
+    assert_eq!(damage[1].path, file(bases[2], "log"));
+}
+
+#[test]
+fn a_checkpoint_that_names_no_place_in_the_log_is_damage_and_is_taken_back() {
+    let (disk, _) = filled(true);
+    let truth = state(&disk).unwrap().groups[&key()].checkpoint.unwrap();
+    for untrue in [
+        LogEnd {
+            chain: truth.chain ^ 1,
+            ..truth
+        },
+        LogEnd {
+            position: truth.position - 1,
+            ..truth
+        },
+        LogEnd {
+            position: truth.position + 1,
+            ..truth
+        },
+        LogEnd {
+            sequence: truth.sequence + 1,
+            ..truth
+        },
+    ] {
+        let disk = disk.fork(1);
+        let state_file = StateFile::open(dynamic(&disk), &data_dir().join("state")).unwrap();
+        let record = StateRecord::Checkpoint(key(), untrue);
+        state_file.record(&[record], true).unwrap();
+        drop(state_file);
+        disk.kill();
+        let before = snapshot(&disk);
+        let problems = check(&disk);
+        assert_eq!(
+            of_severity(&problems, Severity::Damage).len(),
+            1,
+            "{problems:?}"
+        );
+        let plan = plan(&disk, true);
+        assert_eq!((plan.remaining, plan.refused), (0, None));
+        apply(&disk, &plan);
+        assert_nothing_is_lost(&before, &disk);
+        let problems = check(&disk);
+        assert!(
+            of_severity(&problems, Severity::Damage).is_empty(),
+            "{problems:?}"
+        );
+        assert!(served(&disk).len() >= 39);
+    }
 }

@@ -257,7 +257,7 @@ impl World {
     fn begin_epoch(&mut self) {
         let epoch = self.log().end().epoch.next().unwrap();
         // One that waits for space begins with the next append.
-        let _ = self.log().begin_epoch(epoch);
+        drop(self.log().begin_epoch(epoch));
     }
 
     fn trim(&mut self) {

@@ -10,7 +10,7 @@ fn a_cut_at_damage_keeps_what_comes_before_and_loses_no_byte() {
             let path = file(*base, "log");
             let borders = borders(&disk, &path);
             let len = borders.last().unwrap() + 61;
-            for position in (0..len).step_by(37) {
+            for position in (0..len).step_by(131) {
                 let disk = disk.fork(1);
                 disk.flip_bit(&path, position, 5);
                 if of_severity(&check(&disk), Severity::Damage).is_empty() {
