@@ -536,9 +536,9 @@ fn a_file_that_the_device_cannot_read_is_damage_and_the_others_are_looked_at() {
     let (disk, bases) = filled(true);
     let path = file(bases[1], "log");
     let name = path.file_name().unwrap().to_str().unwrap();
-    // The first two reads are of the header.
+    // The first three reads are of the header.
     let reads = OpFilter::op(DiskOp::Read).on(name);
-    disk.fail_nth(reads, 3, InjectedError::Io, FailMode::Forever);
+    disk.fail_nth(reads, 4, InjectedError::Io, FailMode::Forever);
     disk.flip_bit(&file(bases[2], "log"), HEADER + 80, 1);
     let problems = check(&disk);
     let damage = of_severity(&problems, Severity::Damage);

@@ -78,7 +78,7 @@ impl Reading {
         }
     }
 
-    async fn data(&mut self) -> v1::ReadData {
+    pub(crate) async fn data(&mut self) -> v1::ReadData {
         match self.next().await {
             Some(Response::Data(data)) => data,
             other => panic!("{other:?}"),
@@ -86,7 +86,7 @@ impl Reading {
     }
 
     /// The values of all that comes, by partition, and where each partition ended.
-    async fn all(mut self) -> (BTreeMap<u32, Vec<String>>, BTreeMap<u32, u64>) {
+    pub(crate) async fn all(mut self) -> (BTreeMap<u32, Vec<String>>, BTreeMap<u32, u64>) {
         self.started().await;
         let (mut values, mut ends) = (BTreeMap::<u32, Vec<String>>::new(), BTreeMap::new());
         loop {

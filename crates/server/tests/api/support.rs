@@ -55,6 +55,7 @@ impl Fixture {
             in_flight_bytes_max: config.limits.in_flight_bytes_max,
             topics_max: config.limits.topics_max,
             partitions_max: config.limits.partitions_max,
+            compaction_check_interval: config.limits.compaction_check_interval,
             ..BrokerConfig::default()
         };
         let opened = tokio::task::spawn_blocking(move || Broker::open(broker_config, seams));
