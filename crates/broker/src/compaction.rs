@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tidelog_controller::TopicSettings;
 use tidelog_log::state::GroupKey;
-use tidelog_log::{Compaction, CompactionError, CompactionOptions, Pace, Stopped};
+use tidelog_log::{Compaction, CompactionError, CompactionOptions, InstallError, Pace, Stopped};
 use tidelog_record::Timestamp;
 use tokio::sync::oneshot;
 
@@ -188,6 +188,7 @@ fn compact(
             Ok(None) => break Ok(()),
             Err(e) => break Err(e),
         };
+        let beside = compacted.beside().to_owned();
         let (reply, replied) = oneshot::channel();
         let install = Command::Install {
             key: partition.key,
@@ -196,17 +197,17 @@ fn compact(
         };
         // Whatever it is that keeps it from being installed (a trim, a fault, the topic's
         // deletion, the stop) is told elsewhere.
-        if partition.shard.blocking_send(install).is_err() {
-            break Err(Stopped.into());
-        }
-        match replied.blocking_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(topic = %partition.topic, partition = partition.number(), %error,
-                    "a compacted segment was not installed");
-                break Err(Stopped.into());
+        // Where the shard is gone, so is the reply.
+        drop(partition.shard.blocking_send(install));
+        let result = replied.blocking_recv();
+        if !matches!(result, Ok(Ok(()))) {
+            tracing::debug!(topic = %partition.topic, partition = partition.number(), ?result,
+                "a compacted segment was not installed");
+            // Of a log that was deleted or trimmed; a poisoned one may just have renamed it.
+            if matches!(result, Ok(Err(InstallError::Outdated))) {
+                drop(inner.seams.disk.remove_file(&beside));
             }
-            Err(_gone) => break Err(Stopped.into()),
+            break Err(Stopped.into());
         }
     };
     metrics.compaction_pending_bytes.set(0);

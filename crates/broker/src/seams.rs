@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tidelog_disk::{Disk, OsDisk};
 use tidelog_record::Timestamp;
 
-/// The clocks. Nothing but record timestamps and the age of segments and producers uses them.
+/// The clocks. Record timestamps, the age of segments and producers, and compaction go by them.
 pub trait Clock: Debug + Send + Sync + 'static {
     /// Now, by the wall clock, which may jump.
     fn now(&self) -> Timestamp;

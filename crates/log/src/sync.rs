@@ -11,7 +11,8 @@
 //! that thread from writing on, and the coordinator's runs it.
 //!
 //! A round that does not end, because one file hangs, holds up its own logs alone: after a while the
-//! others get a round beside it, and so on up to a bound.
+//! others get a round beside it, and so on up to a bound. Rounds beside one that syncs the file
+//! system sync each file by itself.
 //!
 //! A round of many logs is one sync of the file system, where that can be relied on (`together.rs`).
 
@@ -243,7 +244,11 @@ impl SyncCoordinator {
         Self::start_how(observer, threads_max, None, patience)
     }
 
-    fn start_how(
+    /// As [`SyncCoordinator::start_on`] and [`SyncCoordinator::start_with_patience`] together.
+    ///
+    /// # Errors
+    /// When the operating system gives no threads.
+    pub fn start_how(
         observer: Arc<dyn RoundObserver>,
         threads_max: usize,
         file_system: Option<Box<dyn FileSystem>>,

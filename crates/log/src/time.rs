@@ -30,7 +30,8 @@ impl LogReader {
             match self.find_in_segment(&segment, timestamp, end) {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => match segment.sealed_end() {
-                    Some(sealed) => from = sealed.offset,
+                    // Segments behind it may be trimmed by now.
+                    Some(sealed) => from = sealed.offset.max(self.log_start()),
                     None => break,
                 },
                 // The file of a segment that was trimmed meanwhile is gone, with all records that

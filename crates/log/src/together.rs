@@ -2,13 +2,14 @@
 //!
 //! Hundreds of files synced one by one make the device flush its cache hundreds of times; a sync of
 //! the file system flushes it once. But it says only that *something* failed, and says so once:
-//! whoever was not told could take a later success for its own. So after the first failure of any
-//! sync of a round no log is synced this way any more: each file's own sync still tells what was
-//! lost of that file.
+//! whoever was not told could take a later success for its own. So there is one such call at a time,
+//! and after the first failure of any sync of a round no log is synced this way any more: each
+//! file's own sync still tells what was lost of that file.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use tidelog_disk::FileSystem;
 
 use crate::error::Poisoned;
@@ -24,6 +25,9 @@ const LOGS_MIN: usize = 16;
 pub(crate) struct Together {
     file_system: Option<Box<dyn FileSystem>>,
     has_failed: AtomicBool,
+    /// Held over the call and the note of its failure: of two calls at a time one would be told of
+    /// what the other has lost, and the other of nothing.
+    calling: Mutex<()>,
 }
 
 impl Together {
@@ -32,6 +36,7 @@ impl Together {
         Self {
             file_system,
             has_failed: AtomicBool::new(false),
+            calling: Mutex::default(),
         }
     }
 
@@ -44,7 +49,12 @@ impl Together {
     /// have to be synced by themselves.
     pub(crate) fn sync(&self, logs: &[&Shared]) -> Option<Vec<Result<LogEnd, SyncError>>> {
         let file_system = self.file_system.as_ref()?;
-        if logs.len() < LOGS_MIN || self.has_failed.load(Ordering::Acquire) {
+        if logs.len() < LOGS_MIN {
+            return None;
+        }
+        // Beside a round whose call hangs.
+        let calling = self.calling.try_lock()?;
+        if self.has_failed.load(Ordering::Acquire) {
             return None;
         }
         // Where each log ends is noted before the call, which covers what was written before it. No
@@ -61,6 +71,7 @@ impl Together {
         } else {
             Ok(())
         };
+        drop(calling);
         let finished: Vec<_> = begun
             .into_iter()
             .map(|begun| {

@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use crate::builder::{compressed, put_fields, seal};
 use crate::varint::{put_varint, varint_len};
-use crate::{BATCH_HEADER_LEN, BatchHeader, BuildError, Compression, Record, Timestamp};
+use crate::{
+    BATCH_HEADER_LEN, BatchHeader, BuildError, Compression, Record, Timestamp, TimestampType,
+};
 
 /// The batch with this header when only `records` are left of it, in the order of their offsets.
 ///
@@ -14,7 +16,8 @@ use crate::{BATCH_HEADER_LEN, BatchHeader, BuildError, Compression, Record, Time
 ///
 /// With a `delete_horizon` the batch says until when its tombstones are to be kept: the base
 /// timestamp is that time then (attribute bit 6), and the records' timestamp deltas count from
-/// there. Without one, a horizon that is there stays.
+/// there. Without one, a horizon that is there stays. Under log append time, where the header has the
+/// timestamp of all records, the deltas are 0.
 ///
 /// Copies the records that are left.
 ///
@@ -31,10 +34,14 @@ pub fn retain_records(
         return Err(BuildError::Empty);
     };
     let base = delete_horizon.map_or(header.base_timestamp, Timestamp::millis);
+    let is_appended = header.attributes.timestamp_type() == TimestampType::LogAppendTime;
     let mut plain = vec![0; BATCH_HEADER_LEN];
     let mut fields = Vec::new();
     for record in records {
-        let delta = record.timestamp.millis().checked_sub(base);
+        let delta = match is_appended {
+            true => Some(0),
+            false => record.timestamp.millis().checked_sub(base),
+        };
         let timestamp_delta = delta.ok_or(BuildError::TimestampOverflow {
             timestamp: record.timestamp,
             base: Timestamp::from_millis(base),

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thiserror::Error;
 use tidelog_disk::{DiskError, DiskFile};
-use tidelog_record::{Batch, BatchHeader, Offset, Record, Timestamp, retain_records};
+use tidelog_record::{Batch, BatchHeader, BuildError, Offset, Record, Timestamp, retain_records};
 
 use crate::compaction::keys::KeyMap;
 use crate::error::{Corruption, Damage};
@@ -108,6 +108,16 @@ pub enum CompactionError {
     TooLong {
         /// The file that was being written.
         path: PathBuf,
+    },
+    /// A batch cannot be made anew with fewer records.
+    #[error("what is left of the batch at offset {offset} of {} cannot be written: {error}", path.display())]
+    Unwritable {
+        /// The segment's file.
+        path: PathBuf,
+        /// The batch's base offset.
+        offset: Offset,
+        /// Why not.
+        error: BuildError,
     },
     /// The disk refused.
     #[error(transparent)]
@@ -291,10 +301,19 @@ impl Compaction {
             return Ok(Left::All);
         }
         // A record from the beginning of time cannot be told relative to now: then its batch goes
-        // on without a horizon. What cannot be made anew stays as it is.
+        // on without a horizon.
         let part = retain_records(header, &left, keep_until)
             .or_else(|_| retain_records(header, &left, None));
-        Ok(part.map_or(Left::All, Left::Part))
+        match part {
+            Ok(part) => Ok(Left::Part(part)),
+            Err(_) if left.len() == count => Ok(Left::All),
+            // With what has to go still there, the segment would not be clean.
+            Err(error) => Err(CompactionError::Unwritable {
+                path: scan.segment.path.clone(),
+                offset: base,
+                error,
+            }),
+        }
     }
 
     fn is_kept(&mut self, record: &Record, offset: Offset, is_over: bool) -> bool {

@@ -12,6 +12,7 @@ use crate::append::index_entry;
 use crate::header::{COMPACTED_HEADER_LEN, CompactedSegment, SegmentHeader};
 use crate::index::SegmentIndex;
 use crate::log::remove_if_there;
+use crate::options::LogOptions;
 use crate::roll::encode_header;
 use crate::segment::{LogEnd, SEGMENT_BYTES_LIMIT, SealedEnd, Segment, cleaned_path, segment_path};
 use crate::walk::{corruption, pass};
@@ -31,6 +32,11 @@ impl Compacted {
     /// The length of the file, in bytes.
     pub fn len(&self) -> u64 {
         super::plan::len_of(&self.segment)
+    }
+
+    /// Where the file lies before it is installed; to be removed when it never is.
+    pub fn beside(&self) -> &Path {
+        &self.beside
     }
 
     /// Whether there is no file: never.
@@ -172,7 +178,8 @@ impl<'a> Output<'a> {
             compacted,
             end,
             index: SegmentIndex::new(Segment::index_base(&header)),
-            interval,
+            // A read reaches from one entry to another, whatever less is asked for.
+            interval: interval.min(LogOptions::default().index_interval_bytes),
             waiting: Vec::with_capacity(WRITE_LEN),
         })
     }

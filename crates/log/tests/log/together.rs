@@ -67,6 +67,10 @@ fn dir_of(n: usize) -> PathBuf {
 
 impl Logs {
     fn new(count: usize) -> Self {
+        Self::with_patience(count, Duration::from_secs(60))
+    }
+
+    fn with_patience(count: usize, patience: Duration) -> Self {
         let disk = disk();
         disk.create_dir_all(Path::new("/data")).unwrap();
         disk.sync_dir(Path::new("/")).unwrap();
@@ -86,7 +90,8 @@ impl Logs {
             })
         };
         let owners = logs.iter().map(owner).collect();
-        let coordinator = SyncCoordinator::start_on(Arc::new(NoObserver), 4, file_system).unwrap();
+        let coordinator =
+            SyncCoordinator::start_how(Arc::new(NoObserver), 4, file_system, patience).unwrap();
         Self {
             disk,
             logs,
@@ -113,6 +118,32 @@ impl Logs {
     fn ends(&self) -> Vec<Result<LogEnd, String>> {
         self.logs.iter().map(|log| Ok(log.end())).collect()
     }
+}
+
+/// The kernel tells one of two calls of what was lost, whichever comes first: so there is one.
+#[test]
+fn beside_a_sync_of_the_file_system_that_hangs_each_log_is_synced_by_itself() {
+    let mut all = Logs::with_patience(2 * MANY, Duration::from_millis(1));
+    all.append(2 * MANY);
+    let hang = all.disk.hang(OpFilter::op(DiskOp::SyncAll));
+    let first: Vec<_> = all.owners[..MANY].to_vec();
+    let asks = all.coordinator.clone();
+    let targets = first.iter().map(|o| o.clone() as Arc<dyn SyncTarget>);
+    let targets: Vec<_> = targets.collect();
+    let asking = std::thread::spawn(move || asks.sync(targets));
+    hang.wait_until_one_hangs();
+    // With a second call these would hang too, or take the failure for themselves.
+    let told = all.sync(MANY..2 * MANY);
+    assert_eq!(told, all.ends()[MANY..]);
+    assert!(first.iter().all(|owner| owner.told.lock().is_empty()));
+    let any = OpFilter::op(DiskOp::SyncAll);
+    all.disk.fail_nth(any, 1, InjectedError::Io, FailMode::Once);
+    drop(hang);
+    asking.join().unwrap();
+    for owner in &first {
+        assert!(owner.next().is_err(), "those whose call failed are told");
+    }
+    assert!(all.logs[MANY].reader().poisoned().is_none());
 }
 
 #[test]

@@ -32,7 +32,10 @@ fn stored(bytes: Bytes, log_append_time: Option<i64>) -> Batch {
     checked([&header[..], &body[..]].concat().into())
 }
 
-fn judged(bytes: &Bytes) -> Vec<(i64, i64, Option<Bytes>, Option<Bytes>, usize)> {
+/// Offset, timestamp, key, value, and how many headers.
+type Told = (i64, i64, Option<Bytes>, Option<Bytes>, usize);
+
+fn judged(bytes: &Bytes) -> Vec<Told> {
     let mut bytes = bytes.clone();
     let set = judge::RecordBatchDecoder::decode(&mut bytes).unwrap();
     let fields = |r: judge::Record| (r.offset, r.timestamp, r.key, r.value, r.headers.len());
@@ -104,6 +107,21 @@ proptest! {
         prop_assert_eq!(&records_of(&less)[..], last);
         prop_assert_eq!(less.header().attributes.has_delete_horizon(), horizon.is_some());
         prop_assert_eq!(less.header().base_timestamp, after.base_timestamp);
+    }
+}
+
+#[test]
+fn under_log_append_time_no_base_is_too_far() {
+    let records = [
+        Plain::new(i64::MIN, "a", "1"),
+        Plain::new(i64::MIN, "b", "2"),
+    ];
+    let bytes = build(&records, Compression::None, NO_PRODUCER);
+    let batch = stored(bytes, Some(1_700_000_000_000));
+    let last = &records_of(&batch)[1..];
+    for horizon in [None, Some(Timestamp::from_millis(1_800_000_000_000))] {
+        let retained = retain_records(batch.header(), last, horizon).unwrap();
+        assert_eq!(records_of(&checked(retained)), last);
     }
 }
 

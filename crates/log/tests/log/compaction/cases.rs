@@ -131,6 +131,75 @@ fn tombstones_stay_for_their_time_and_go_after_it() {
     assert_eq!(values(&log), [some(1, "b", "1"), some(4, "c", "x")]);
 }
 
+/// Whatever times a client gave: what a newer record replaces is gone before its tombstone is.
+#[test]
+fn a_deleted_key_stays_deleted_whatever_its_time_was() {
+    for append_time in [false, true] {
+        let disk = disk();
+        let mut log = create(
+            &disk,
+            LogOptions {
+                segment_bytes: 1 << 20,
+                ..small()
+            },
+        );
+        let appended = |records: &[Keyed<'_>], now: i64| {
+            let mut batch = keyed(records, Compression::None);
+            if append_time {
+                batch.set_log_append_time(at(now));
+            }
+            batch
+        };
+        let min = i64::MIN;
+        let first = appended(&[("a", Some("1"), min), ("b", Some("1"), min)], 4000);
+        append(&mut log, first);
+        append(&mut log, appended(&[("a", None, 10)], 4001));
+        log.roll(at(0)).unwrap();
+        log.sync().unwrap();
+        for now in [5000, 6000] {
+            append(&mut log, appended(&[("c", Some("x"), 40)], now));
+            log.roll(at(0)).unwrap();
+            log.sync().unwrap();
+            let options = options(&log, now);
+            compact(&mut log, options).unwrap();
+            assert!(!values(&log).contains(&some(0, "a", "1")));
+        }
+        assert!(!values(&log).contains(&none(2, "a")), "its time is over");
+        assert!(values(&log).contains(&some(1, "b", "1")));
+    }
+}
+
+/// A read of a compacted segment reaches from one index entry to another.
+#[test]
+fn wide_index_intervals_do_not_make_reads_of_compacted_segments_long() {
+    let disk = disk();
+    let mut log = create(
+        &disk,
+        LogOptions {
+            segment_bytes: 8 << 20,
+            ..small()
+        },
+    );
+    let long = "v".repeat(3000);
+    for n in 0..1000 {
+        append(
+            &mut log,
+            keyed(&[(&n.to_string(), Some(&long), 0)], Compression::None),
+        );
+    }
+    log.roll(at(0)).unwrap();
+    log.sync().unwrap();
+    let wide = CompactionOptions {
+        index_interval_bytes: 1 << 30,
+        segment_bytes: 8 << 20,
+        ..options(&log, 0)
+    };
+    compact(&mut log, wide).unwrap();
+    // A header and entries of 32 bytes each.
+    let entries = disk.contents(&index(0)).len() / 32 - 1;
+    assert!(entries > 100, "{entries}");
+}
+
 #[test]
 fn what_is_young_or_not_committed_is_not_touched() {
     let disk = disk();

@@ -348,7 +348,7 @@ impl World {
         match e {
             CompactionError::Stopped(_) => self.happened.cut_off += 1,
             CompactionError::Disk(_) => self.happened.failed += 1,
-            CompactionError::Corrupt(_) | CompactionError::TooLong { .. } => panic!("{e}"),
+            e => panic!("{e}"),
         }
     }
 
