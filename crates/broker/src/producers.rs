@@ -6,7 +6,7 @@ use crate::Broker;
 use crate::error::{AppendError, TopicError};
 
 /// How many ids one command of the metadata log reserves. A restart skips what is left of a block.
-const BLOCK: u32 = 1000;
+pub(crate) const BLOCK: u32 = 1000;
 
 /// The ids that are reserved and not given out.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
+use tidelog_controller::Topics;
 use tidelog_disk::{DirLock, Disk, DiskError, LockError};
 use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
@@ -25,7 +26,7 @@ use crate::age_clock::AgeClock;
 use crate::files::partition_dir;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
-use crate::producers::ProducerIds;
+use crate::producers::{self, ProducerIds};
 use crate::read::COLD_READS_MAX;
 use crate::removal::Remover;
 use crate::seams::Seams;
@@ -129,11 +130,12 @@ impl Broker {
         };
 
         let metadata = start.open_metadata(&known.groups)?;
-        let (topics, deleted) = replay(&metadata.partition)?;
+        let (mut topics, deleted) = replay(&metadata.partition)?;
         start.remove_deleted(&topics, &deleted, &known.groups);
         let (routes, mut opened) = start.open_topics(&topics, &known.groups);
         let metadata_partition = metadata.partition.clone();
         opened.push(metadata);
+        raise_producer_ids(&mut topics, &opened);
         start.begin_epochs(&opened)?;
         let mut logs: Vec<HashMap<GroupKey, Log>> = shards_of(&start, opened);
         let mut threads = Vec::new();
@@ -203,6 +205,22 @@ impl Broker {
 
 /// What one permit of the budget for appends can count.
 const IN_FLIGHT_BYTES_LIMIT: usize = u32::MAX as usize;
+
+/// A repair may have cut off the end of the metadata log, and with it which producer ids were given
+/// out. One that came again would have what it sends taken for what its namesake sent.
+fn raise_producer_ids(topics: &mut Topics, opened: &[Opened]) {
+    let known = opened
+        .iter()
+        .filter_map(|one| one.log.largest_producer_id());
+    if let Some(largest) = known.max().filter(|id| *id >= topics.next_producer_id()) {
+        // With the rest of its block, which may have been given out too.
+        topics.raise_next_producer_id(largest.saturating_add(i64::from(producers::BLOCK)));
+        tracing::warn!(
+            largest,
+            "partitions know producers that the metadata log does not: it was cut"
+        );
+    }
+}
 
 /// Makes the data directory's own name survive power loss, and those of the directories above that
 /// were made with it: as far up as there is nothing else in them.

@@ -15,8 +15,9 @@ use tidelog_broker::{
     Acks, AppendError, AppendRequest, Appended, Broker, BrokerConfig, Facts, NewRecord, Payload,
     PendingAppend, ProducerStamp, Seams,
 };
-use tidelog_disk::DiskOp;
-use tidelog_record::Compression;
+use tidelog_disk::{Disk, DiskOp};
+use tidelog_log::offline::{Problem, apply_repair, plan_repair, read_state};
+use tidelog_record::{Compression, Timestamp};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
 async fn submit(
@@ -55,6 +56,41 @@ fn stamp(id: i64, epoch: i16, base_sequence: i32) -> ProducerStamp {
         epoch,
         base_sequence,
     }
+}
+
+/// A repair that cut the metadata log has cut off which ids were given out.
+#[tokio::test]
+async fn ids_that_partitions_know_are_not_given_out_again_after_a_repair() {
+    let disk = SimDisk::new(4);
+    let broker = open(&disk);
+    create(&broker, "t", 1).await.unwrap();
+    let id = broker.init_producer().await.unwrap();
+    send(&broker, stamp(id, 0, 0), &["before"]).await.unwrap();
+    broker.stop().await.unwrap();
+    drop(broker);
+
+    let dir = config().data_dir.join("__cluster_metadata-0");
+    let log = dir.join("00000000000000000000.log");
+    let bytes = disk.contents(&log);
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    disk.flip_bit(&log, end as u64 - 2, 3);
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let data_dir = config().data_dir;
+    let mut problems: Vec<Problem> = Vec::new();
+    let state = read_state(&disk, &data_dir, &mut problems).unwrap();
+    let now = Timestamp::from_millis(0);
+    let plan = plan_repair(&shared, &dir, state.as_ref(), true, now, &mut problems).unwrap();
+    assert!(plan.cut.is_some());
+    apply_repair(&shared, &plan, Some(&data_dir)).unwrap();
+
+    let broker = open(&disk);
+    let again = broker.init_producer().await.unwrap();
+    assert!(again > id, "{again} after {id}");
+    let appended = send(&broker, stamp(again, 0, 0), &["after"]).await.unwrap();
+    assert!(!appended.duplicate);
+    let values: Vec<_> = read_all(&broker, "t", 0).await.unwrap();
+    assert_eq!(values.last().unwrap().1, "after");
+    broker.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -237,6 +237,12 @@ impl Topics {
         self.next_producer_id
     }
 
+    /// Takes note that producer ids below `next` were given out, whatever the commands say: some of
+    /// them may have been cut away with damage.
+    pub fn raise_next_producer_id(&mut self, next: i64) {
+        self.next_producer_id = self.next_producer_id.max(next);
+    }
+
     /// Decides on giving out `count` more producer ids: from the present
     /// [`Topics::next_producer_id`] on. `None` when there are no more.
     pub fn decide_producer_ids(&self, count: u32) -> Option<Command> {

@@ -132,6 +132,10 @@ impl ProducerTable {
         self.producers.len()
     }
 
+    pub(crate) fn largest_id(&self) -> Option<i64> {
+        self.producers.keys().copied().max()
+    }
+
     /// What the batch with this header is. Batches without a producer are always next.
     pub(crate) fn check(&self, header: &BatchHeader) -> Result<Verdict, ProducerError> {
         let &BatchHeader {

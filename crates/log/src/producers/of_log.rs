@@ -27,6 +27,11 @@ impl Log {
         self.producers.len()
     }
 
+    /// The largest id of a producer that the log knows.
+    pub fn largest_producer_id(&self) -> Option<i64> {
+        self.producers.largest_id()
+    }
+
     /// Forgets producers that were last heard of before `before`; returns how many. `now` is the
     /// time that those found at the open count as heard of.
     pub fn expire_producers(&mut self, before: Timestamp, now: Timestamp) -> usize {
