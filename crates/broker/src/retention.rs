@@ -82,8 +82,9 @@ pub(crate) struct Due {
 
 impl Due {
     /// An active segment that no append seals is sealed when it is as old as `segment.ms` or
-    /// `retention.ms` says, or as `max.compaction.lag.ms` for a compacted topic, so that it ages from then on, whatever starts and stops come. And once
-    /// nothing was appended for `retention.ms`, all records are too old.
+    /// `retention.ms` says, or `max.compaction.lag.ms` where the topic is compacted, so that it ages
+    /// from then on, whatever starts and stops come. And once nothing was appended for
+    /// `retention.ms`, all records are too old.
     pub(crate) fn of(
         partition: &Partition,
         settings: &TopicSettings,

@@ -17,7 +17,7 @@
 //! fetched and verified by a [`ColdRead`] (`cold.rs`, `lookup.rs`). [`LogReader::find_timestamp`] (`time.rs`)
 //! looks up times.
 //!
-//! *Open*: [`Log::open`] (`open.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
+//! *Open*: [`Log::open`] (`open.rs`, `found.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
 //! verifies, cuts a torn tail, refuses damage.
 //!
 //! *Compact*: a [`Compaction`] (`compaction/`) writes beside sealed segments one with what is left
@@ -39,6 +39,7 @@ mod cold;
 mod compaction;
 mod epochs;
 mod error;
+mod found;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 #[cfg(test)]

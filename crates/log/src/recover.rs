@@ -14,9 +14,10 @@ use tidelog_record::{BATCH_HEADER_LEN, BatchHeader, LeaderEpoch};
 use crate::append::index_entry;
 use crate::epochs::EpochStart;
 use crate::error::{Corruption, Damage, OpenError};
+use crate::found::Candidate;
 use crate::index::{IndexEntry, SegmentIndex};
 use crate::lookup::{find_damage, index_while_walking, start_of, start_walk};
-use crate::open::{Candidate, Opening, Recovery};
+use crate::open::{Opening, Recovery};
 use crate::segment::{LogEnd, Segment, base_offset_of, index_path, segment_path, torn_path};
 use crate::walk::{BATCH_BYTES_LIMIT, Look, Walk, WalkError};
 

@@ -41,7 +41,8 @@ impl LogReader {
     /// A segment was sealed when the next one was made, by the broker's clock: record timestamps
     /// play no part, so that a backfill of old events stays, and a record from the future does not
     /// keep its segment for ever. Where the clock was ahead when a segment was sealed, it counts as
-    /// sealed when the first later one was made that is not of the future. The active segment stays; see [`Log::roll_if_aged`].
+    /// sealed when the first later one was made that is not of the future. The active segment stays;
+    /// see [`Log::roll_if_aged`].
     ///
     /// [`Log::roll_if_aged`]: crate::Log::roll_if_aged
     pub fn retention_start(

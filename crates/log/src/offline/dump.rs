@@ -12,10 +12,10 @@ use tidelog_record::{Batch, Offset, RaftIndex};
 use super::scanner::Scanner;
 use super::segments::{self, SegmentFile};
 use super::{Depth, Problem, What};
+use crate::found::Candidate;
 use crate::header::CompactedSegment;
 use crate::internal::InternalEntry;
 use crate::lookup::start_of;
-use crate::open::Candidate;
 use crate::segment::{LogEnd, Segment};
 use crate::walk::{BATCH_BYTES_LIMIT, WalkError};
 

@@ -7,9 +7,10 @@ use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow, read_up_to};
 use tidelog_record::{BATCH_HEADER_LEN, Offset, check_batch};
 
 use crate::error::Corruption;
+use crate::found::Candidate;
 use crate::header::{CompactedSegment, LogIdentity};
 use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalKind};
-use crate::open::{Candidate, Opening};
+use crate::open::Opening;
 use crate::roll::encode_header;
 use crate::segment::{CLEANED, base_offset_of, epochs_path, segment_path};
 

@@ -9,45 +9,26 @@
 //! `TIDELOG_SEEDS=n` runs so many.
 
 use std::collections::{BTreeMap, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use tidelog_disk::DiskOp;
 use tidelog_log::{AppendError, LogEnd, LogOptions};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
 use super::*;
+use crate::seeds::{SEEDS, each_seed};
 
-const SEEDS: u64 = 1000;
 const STEPS: u64 = 50;
 const DELETE_RETENTION: i64 = 60;
 
 #[test]
 fn random_runs_keep_the_newest_of_each_key() {
-    let number = |name| {
-        std::env::var(name)
-            .ok()
-            .map(|value| value.parse::<u64>().unwrap())
-    };
-    let seeds = match number("TIDELOG_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("TIDELOG_SEEDS").unwrap_or(SEEDS),
-    };
-    let all_seeds = seeds.end - seeds.start >= SEEDS;
+    let runs = each_seed("compaction::model", |seed| World::new(seed).run());
     let mut happened = Happened::default();
-    for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| World::new(seed).run())) {
-            Ok(run) => happened.add(&run),
-            Err(panic) => {
-                eprintln!(
-                    "seed {seed}; replay: TIDELOG_SEED={seed} \
-                     cargo test -p tidelog-log --test log compaction::model"
-                );
-                resume_unwind(panic);
-            }
-        }
+    for run in &runs {
+        happened.add(run);
     }
     // What the runs are for did happen.
-    if all_seeds {
+    if runs.len() as u64 >= SEEDS {
         let Happened {
             installed,
             cut_off,
