@@ -24,7 +24,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::append::reserved_file;
-use crate::grpc::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::grpc::{CONNECTION_WINDOW, FRAME_MAX, STREAM_WINDOW};
 
 /// Space that is taken for the file ahead, as a log does.
 const FILE_BYTES: u64 = 256 << 20;
@@ -47,6 +47,7 @@ pub(crate) fn serve(dir: &Path) -> anyhow::Result<()> {
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
             .add_service(service)
             .serve_with_incoming(connections)
             .await?;

@@ -49,10 +49,21 @@ pub(crate) async fn append(
     partition: u32,
     batch: Bytes,
 ) -> anyhow::Result<()> {
+    append_with(Acks::All, broker, topic, partition, batch).await
+}
+
+/// Appends and waits as `acks` says.
+pub(crate) async fn append_with(
+    acks: Acks,
+    broker: &Broker,
+    topic: &str,
+    partition: u32,
+    batch: Bytes,
+) -> anyhow::Result<()> {
     let request = AppendRequest {
         topic: topic.to_owned(),
         partition: Some(partition),
-        acks: Acks::All,
+        acks,
         payload: Payload::Batch(batch),
     };
     let parts = broker.submit(request).await?.await;

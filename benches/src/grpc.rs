@@ -1,9 +1,12 @@
 //! A broker of its own process beside the bare server: the same client, the same messages.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
+use tidelog_disk::{Disk, OsDisk};
 use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::topics_client::TopicsClient;
 use tidelog_proto::v1::{
@@ -23,12 +26,16 @@ use crate::process::Server;
 pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
 /// The same for a connection.
 pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
+/// The longest frame, as the broker has it.
+pub(crate) const FRAME_MAX: u32 = 256 << 10;
 
 const TOPIC: &str = "bench";
 /// Records of 1 KiB in a batch of 128 KiB, about.
 const BATCH_RECORDS: usize = 127;
 /// Requests of a produce stream that are not answered yet.
 const IN_FLIGHT: usize = 64;
+/// So long the next turn waits for what the last one left on the disk.
+const SPACE_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// Clients over one connection.
 pub(crate) struct Clients {
@@ -42,6 +49,7 @@ impl Clients {
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
             .connect()
             .await?;
         Ok(Self {
@@ -87,7 +95,7 @@ struct Sides {
     server: Server,
     bare: Clients,
     // After the processes that use it.
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Sides {
@@ -107,7 +115,7 @@ impl Sides {
             ours,
             server,
             bare,
-            _dir: dir,
+            dir,
         })
     }
 }
@@ -148,15 +156,17 @@ pub(crate) fn unary(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 pub(crate) fn produce_stream(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let mut sides = Sides::start(bench)?;
     let batch = batch_of(BATCH_RECORDS)?;
-    let count = bench.size(2 << 30, 256 << 20) / batch.len();
+    let count = bench.size(1 << 30, 256 << 20) / batch.len();
     let gigabytes = float(count * batch.len()) / 1e9;
     let mut turn = 0;
     let (values, baselines) = in_turns(
         bench.turns,
         || {
-            // A topic a turn: each writes to new files, and the old ones are let go of.
+            // A topic a turn: each writes to new files. The old ones are gone, and their space is
+            // given back, before the next turn begins.
             turn += 1;
             let topic = format!("{TOPIC}-{turn}");
+            let free = OsDisk.free_bytes(sides.dir.path())?;
             sides.runtime.block_on(sides.ours.create(&topic, 1))?;
             let before = sides.broker.cpu_seconds()?;
             let (log, batch) = (sides.ours.log.clone(), batch.clone());
@@ -164,6 +174,7 @@ pub(crate) fn produce_stream(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
                 timed(|| sides.runtime.block_on(produce(log, &topic, batch, count)))?;
             let cpu = sides.broker.cpu_seconds()? - before;
             sides.runtime.block_on(sides.ours.delete(&topic))?;
+            wait_for_space(sides.dir.path(), free)?;
             Ok((seconds, cpu))
         },
         || {
@@ -183,6 +194,16 @@ pub(crate) fn produce_stream(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         gigabytes,
         Goal::RatioAtLeast(0.6),
     ))
+}
+
+/// Waits until about as much is free as was `before`; what takes longer than that is left.
+fn wait_for_space(dir: &Path, before: u64) -> anyhow::Result<()> {
+    let began = now();
+    while OsDisk.free_bytes(dir)? + (64 << 20) < before && began.elapsed() < SPACE_WAIT_MAX {
+        #[allow(clippy::disallowed_methods, reason = "for a condition, with an end")]
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 async fn produce(

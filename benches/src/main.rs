@@ -68,6 +68,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("append", append::measure),
     ("read", read::measure),
     ("appenders", concurrent::appenders),
+    ("leader-acks", concurrent::leader_acks),
     ("partitions", concurrent::partitions),
     ("cold-reader", cold::measure),
     ("reopen", reopen::measure),

@@ -54,6 +54,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Mutex, RwLock};
 use tidelog_controller::{Topic, Topics};
 use tidelog_disk::DirLock;
+use tidelog_log::ReadTurns;
 use tidelog_log::state::{DirectoryIdentity, StateFile};
 use tidelog_record::TopicId;
 use tokio::sync::{Semaphore, watch};
@@ -159,6 +160,8 @@ struct Inner {
     /// What retention goes by.
     age_clock: AgeClock,
     cold_reads: Arc<Semaphore>,
+    /// What keeps them out of the way of syncs.
+    read_turns: Arc<ReadTurns>,
     /// Turns of those that (de)compress batches to check them.
     heavy_checks: Arc<Semaphore>,
     metadata: Arc<Partition>,

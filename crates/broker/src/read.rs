@@ -191,12 +191,13 @@ impl PartitionHandle {
             Found::Cold(cold) => {
                 let inner = self.broker.inner();
                 inner.metrics.cold_reads.inc();
+                let read_turns = inner.read_turns.clone();
                 let turn = inner.cold_reads.clone().acquire_owned().await;
                 let turn = turn.map_err(|_| ReadError::Stopping)?;
                 let run = move || {
                     // Kept by the read, which goes on when nobody waits for it any more.
                     let _turn = turn;
-                    cold.run()
+                    cold.run_beside(&read_turns)
                 };
                 let read = tokio::task::spawn_blocking(run).await;
                 read.map_err(|e| ReadError::Disk(e.to_string()))?

@@ -118,6 +118,7 @@ impl Broker {
         let observer = Arc::new(Checkpoints::new(state.clone(), metrics.clone()));
         let coordinator = SyncCoordinator::start_on(observer, config.sync_threads, file_system)
             .map_err(StartError::Thread)?;
+        let read_turns = coordinator.read_turns();
         let (shards, mailboxes): (Vec<_>, Vec<_>) =
             (0..config.shards.max(1)).map(|_| shard::mailbox()).unzip();
         let start = Start {
@@ -178,6 +179,7 @@ impl Broker {
                 room: Arc::new(Semaphore::new(config.in_flight_bytes_max)),
                 space: around.space,
                 age_clock: AgeClock::new(seams.clock.clone()),
+                read_turns,
                 cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
                 heavy_checks: Arc::new(Semaphore::new(heavy_checks())),
                 identity: known.identity,

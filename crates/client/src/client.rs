@@ -21,6 +21,8 @@ const PORT_DEFAULT: u16 = 9400;
 /// to one batch a round trip.
 const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// The longest frame a broker may send: fewer and longer ones take less to read.
+const FRAME_BYTES_MAX: u32 = 256 * 1024;
 
 /// Where brokers are: `host:port[,host:port…]`, the port 9400 where it is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -328,6 +330,7 @@ fn endpoint(address: &str, config: &ClientConfig) -> Result<Endpoint, ClientErro
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .http2_keep_alive_interval(config.keep_alive_interval)
         .keep_alive_timeout(config.keep_alive_timeout)
         .keep_alive_while_idle(true))

@@ -111,6 +111,9 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// at the end of the file.
     fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<usize, DiskError>;
 
+    /// Asks the system to read no more from this handle than what is asked for. It may not comply.
+    fn read_nothing_ahead(&self) {}
+
     /// Writes all of `parts`, one after the other, from `at` on, extending the file if need be.
     ///
     /// On an error any part of the range may have been written. The bytes survive the end of this

@@ -173,6 +173,14 @@ impl DiskFile for OsFile {
         Ok(read)
     }
 
+    fn read_nothing_ahead(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            // A hint: where it is not taken, more is read than was asked for, and that is all.
+            rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::Random).ok();
+        }
+    }
+
     fn write_at(&self, at: u64, parts: &[IoSlice<'_>]) -> Result<(), DiskError> {
         let frozen = self.frozen();
         assert!(

@@ -3,7 +3,6 @@
 use std::io::IoSlice;
 
 use bytes::Bytes;
-use tidelog_disk::DiskError;
 use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp};
 
 use crate::error::{AppendError, Poisoned};
@@ -27,15 +26,11 @@ pub struct Appended {
     pub duplicate: Option<StoredBatch>,
 }
 
-/// An active file is extended by at least this many bytes at a time ...
-const RESERVE_MIN: u64 = 64 << 10;
-/// ... and at most this many, doubling in between.
-const RESERVE_MAX: u64 = 8 << 20;
 /// How many index entries wait in memory before the file gets them.
-const INDEX_ENTRIES_PER_WRITE: usize = 64;
+const INDEX_ENTRIES_PER_WRITE: usize = 256;
 /// A snapshot of the producers is written after so many bytes, or eight times its own length: what
 /// an open after a kill has to walk.
-const SNAPSHOT_INTERVAL: u64 = 4 << 20;
+const SNAPSHOT_INTERVAL: u64 = 8 << 20;
 
 impl Log {
     /// Appends batches from the front of `batches`, as many as fit the active segment and at least
@@ -122,7 +117,7 @@ impl Log {
         self.advance(end);
         self.write_index_if_due();
         if self.since_snapshot >= SNAPSHOT_INTERVAL.max(8 * self.snapshot_len) {
-            self.write_producers();
+            self.write_producers_between();
         }
         Ok(Appended {
             batches: count,
@@ -200,45 +195,6 @@ impl Log {
             count += 1;
         }
         (count, len)
-    }
-
-    /// Takes disk space for `len` more bytes, so that the write that follows cannot run out of it,
-    /// and for the room behind them. With `uses_room` what is left of the room will do.
-    fn reserve(&mut self, len: u64, uses_room: bool) -> Result<(), AppendError> {
-        let needed = u64::from(self.end.position) + len;
-        let limit = u64::from(SEGMENT_BYTES_LIMIT).max(needed);
-        let wanted = (needed + u64::from(self.options.room_bytes)).min(limit);
-        if wanted <= self.reserved {
-            return Ok(());
-        }
-        let ahead = needed.clamp(RESERVE_MIN, RESERVE_MAX);
-        let max = u64::from(self.options.segment_bytes_max()).max(wanted);
-        let least = if uses_room { needed } else { wanted };
-        let full = |e: DiskError, log: &Self| {
-            if e.is_full() {
-                AppendError::Full {
-                    dir: log.dir().to_owned(),
-                    needed: len,
-                }
-            } else {
-                log.shared.poison(e).into()
-            }
-        };
-        // On a nearly full disk the exact need may fit where a step ahead does not.
-        for reserved in [(wanted + ahead).min(max), wanted, least] {
-            if reserved <= self.reserved {
-                return Ok(());
-            }
-            match self.file.reserve(reserved) {
-                Ok(()) => {
-                    self.reserved = reserved;
-                    return Ok(());
-                }
-                Err(e) if e.is_full() && reserved > least => {}
-                Err(e) => return Err(full(e, self)),
-            }
-        }
-        unreachable!("the last of the three is tried for good")
     }
 
     fn write(&mut self, slices: &[IoSlice<'_>]) -> Result<(), Poisoned> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidelog_disk::read_up_to;
+use tidelog_disk::{DiskError, DiskFile, read_up_to};
 use tidelog_record::{BATCH_HEADER_LEN, BatchError, BatchHeader, Offset, check_batch};
 
 use crate::epochs::EpochTable;
@@ -15,6 +15,7 @@ use crate::internal::InternalEntry;
 use crate::reader::{Batches, collect, next_offset};
 use crate::segment::{LogEnd, Segment};
 use crate::shared::Shared;
+use crate::turns::ReadTurns;
 use crate::walk::{BATCH_BYTES_LIMIT, corruption, pass};
 
 /// Bytes one cold read fetches at most, unless the first batch alone is longer.
@@ -52,8 +53,20 @@ impl ColdRead {
     /// # Errors
     /// [`ReadError::Corrupt`] when a batch is not what was written, [`ReadError::OutOfRange`] when
     /// a trim came in between, [`ReadError::Disk`] when the disk refused.
-    pub fn run(mut self) -> Result<Batches, ReadError> {
-        let mut result = self.fetch();
+    pub fn run(self) -> Result<Batches, ReadError> {
+        self.run_how(None)
+    }
+
+    /// As [`ColdRead::run`], by turns with the syncs that go on meanwhile on the same device.
+    ///
+    /// # Errors
+    /// As for [`ColdRead::run`].
+    pub fn run_beside(self, turns: &ReadTurns) -> Result<Batches, ReadError> {
+        self.run_how(Some(turns))
+    }
+
+    fn run_how(mut self, turns: Option<&ReadTurns>) -> Result<Batches, ReadError> {
+        let mut result = self.fetch(turns);
         // A segment that was compacted meanwhile has another file in its place, with the same
         // offsets. Once is enough but for a reader that sleeps from one compaction to the next.
         for _ in 0..REPLACED_MAX {
@@ -64,7 +77,7 @@ impl ColdRead {
                 break;
             };
             self.segment = segment;
-            result = self.fetch();
+            result = self.fetch(turns);
         }
         if let Err(ReadError::Corrupt(corruption)) = &result {
             tracing::error!(%corruption, "damaged data was not served");
@@ -82,12 +95,12 @@ impl ColdRead {
         result
     }
 
-    fn fetch(&self) -> Result<Batches, ReadError> {
+    fn fetch(&self, turns: Option<&ReadTurns>) -> Result<Batches, ReadError> {
         if let Some(compacted) = &self.segment.header.compacted {
-            return self.fetch_compacted(compacted);
+            return self.fetch_compacted(compacted, turns);
         }
         let mut position = u64::from(self.find()?);
-        let file = self.segment.file(&*self.shared.disk)?;
+        let file = self.open(turns)?;
         let limit = u64::from(self.shared.readable_len(&self.segment));
         // The first batch may begin up to an index interval before what is wanted.
         let mut len = self.bytes_max + COLD_SLACK;
@@ -95,7 +108,7 @@ impl ColdRead {
         loop {
             let room = limit.saturating_sub(position);
             let fetched = usize::try_from(room).unwrap_or(usize::MAX).min(len);
-            let window = read_up_to(&*file, position, fetched)?;
+            let window = read(&*file, position, fetched, turns)?;
             if window.len() < fetched {
                 let what = Damage::Short {
                     len: position + window.len() as u64,
@@ -130,6 +143,12 @@ impl ColdRead {
                 len = len.max(needed.saturating_add(COLD_SLACK));
             }
         }
+    }
+
+    fn open(&self, turns: Option<&ReadTurns>) -> Result<Arc<dyn DiskFile>, ReadError> {
+        let wanted = self.bytes_max + COLD_SLACK;
+        let reads_ahead = turns.is_none_or(|turns| turns.is_quiet_for(wanted));
+        Ok(self.segment.file_how(&*self.shared.disk, reads_ahead)?)
     }
 
     /// Checks the whole batches from the front of `window`, up to the end of what is wanted. Damage
@@ -223,13 +242,17 @@ impl ColdRead {
     /// As [`ColdRead::fetch`] from a compacted segment. There the offset that comes next says
     /// nothing of the base offset of a batch, so what is read reaches from one index entry to
     /// another, and the chain of batch headers must lead from that of the one to that of the other.
-    fn fetch_compacted(&self, compacted: &CompactedSegment) -> Result<Batches, ReadError> {
+    fn fetch_compacted(
+        &self,
+        compacted: &CompactedSegment,
+        turns: Option<&ReadTurns>,
+    ) -> Result<Batches, ReadError> {
         let segment = &*self.segment;
         let start = self
             .shared
             .with_index(segment, |index| index.before_offset(self.from))?;
         let mut end = self.shared.start_of_walk(segment, start);
-        let file = segment.file(&*self.shared.disk)?;
+        let file = self.open(turns)?;
         while u64::from(end.position) < compacted.len {
             let wanted = u64::from(end.position) + self.bytes_max.max(1) as u64;
             let stop = self
@@ -237,7 +260,7 @@ impl ColdRead {
                 .with_index(segment, |index| index.at_or_after(wanted))?;
             let stop = stop.expect("the index of a sealed segment has its end");
             let len = (stop.position - end.position) as usize;
-            let window = Bytes::from(read_up_to(&*file, u64::from(end.position), len)?);
+            let window = Bytes::from(read(&*file, u64::from(end.position), len, turns)?);
             if window.len() < len {
                 let what = Damage::Short {
                     len: u64::from(end.position) + window.len() as u64,
@@ -253,6 +276,34 @@ impl ColdRead {
         }
         Ok(Batches::empty(compacted.end_offset.min(self.end)))
     }
+}
+
+/// The `len` bytes at `at`, or fewer where the file ends before. In one call where the device has
+/// nothing else to do.
+fn read(
+    file: &dyn DiskFile,
+    at: u64,
+    len: usize,
+    turns: Option<&ReadTurns>,
+) -> Result<Vec<u8>, DiskError> {
+    let Some(turns) = turns else {
+        return read_up_to(file, at, len);
+    };
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while done < len {
+        let read = turns.read(len - done, |chunk| {
+            let got = file.read_at(at + done as u64, &mut bytes[done..done + chunk]);
+            got.map(|got| (got, chunk))
+        });
+        let (got, chunk) = read?;
+        done += got;
+        if got < chunk {
+            bytes.truncate(done);
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 /// Checks every batch of `window`, which begins at `end` and must lead to `stop`; gives that place,

@@ -8,13 +8,13 @@
 //! # How data flows
 //!
 //! *Append*: [`Log::append`] (`append.rs`) stamps validated batches, rolls to a new segment when the
-//! active one is full (`roll.rs`), reserves space, and writes with one vectored call. [`SyncCoordinator`]
+//! active one is full (`roll.rs`), reserves space (`ahead.rs`), and writes with one vectored call. [`SyncCoordinator`]
 //! (`sync.rs`) makes the logs that wait durable, round by round, records the new ends in the
 //! [state file](state), and tells the owners.
 //!
 //! *Read*: [`LogReader::read`] (`reader.rs`) finds the segment and, through its sparse index
 //! (`index.rs`), the position; recent batches are slices of the segment's map, older ones are
-//! fetched and verified by a [`ColdRead`] (`cold.rs`, `lookup.rs`). [`LogReader::find_timestamp`] (`time.rs`)
+//! fetched and verified by a [`ColdRead`] (`cold.rs`, `lookup.rs`), by turns with the syncs (`turns.rs`). [`LogReader::find_timestamp`] (`time.rs`)
 //! looks up times.
 //!
 //! *Open*: [`Log::open`] (`open.rs`, `found.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
@@ -34,6 +34,7 @@
 //! # Formats
 #![doc = include_str!("../FORMAT.md")]
 
+mod ahead;
 mod append;
 mod cold;
 mod compaction;
@@ -65,6 +66,7 @@ mod sync;
 mod threads;
 mod time;
 mod together;
+mod turns;
 mod walk;
 mod wire;
 
@@ -89,4 +91,5 @@ pub use reader::{Batches, Found, LogReader, SegmentInfo};
 pub use segment::{LogEnd, SEGMENT_BYTES_LIMIT};
 pub use sync::{LogSync, RoundObserver, SyncCoordinator, SyncTarget};
 pub use threads::share_out;
+pub use turns::ReadTurns;
 pub use walk::BATCH_BYTES_LIMIT;

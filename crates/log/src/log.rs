@@ -1,11 +1,13 @@
 //! The writer's half of a log.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 
+use crate::ahead::SyncPace;
 use crate::append::index_entry;
 use crate::epochs::{self, EpochStart};
 use crate::error::{AppendError, Poisoned, TrimError};
@@ -43,6 +45,10 @@ pub struct Log {
     pub(crate) snapshot_len: u64,
     /// The epoch that could not begin for want of space: nothing is written before it has.
     pub(crate) pending_epoch: Option<LeaderEpoch>,
+    /// How much each sync covers.
+    pub(crate) sync_pace: SyncPace,
+    /// The snapshots of producers written since the last look at the directory, oldest first.
+    pub(crate) recent_snapshots: VecDeque<Offset>,
     /// Files of removed segments that nobody has taken yet.
     pub(crate) removed: Vec<RemovedFile>,
 }
@@ -251,6 +257,7 @@ impl Log {
         self.write_durable_epochs();
         if self.since_snapshot > 0 {
             self.write_producers();
+            self.remove_stale_producers();
         }
         Ok(self.end)
     }

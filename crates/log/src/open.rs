@@ -3,12 +3,14 @@
 //! Which segments there are is in `found.rs`, the newest one's end is found in `recover.rs`; here are
 //! the order of all that, and what is kept beside.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, OpenHow};
 use tidelog_record::{LeaderEpoch, Offset, RaftIndex, Timestamp};
 
+use crate::ahead::SyncPace;
 use crate::append::index_entry;
 use crate::epochs::{EpochStart, EpochTable};
 use crate::error::{Corruption, CreateError, Damage, OpenError};
@@ -97,6 +99,8 @@ impl Log {
             since_snapshot: 0,
             snapshot_len: 0,
             pending_epoch: None,
+            sync_pace: SyncPace::default(),
+            recent_snapshots: VecDeque::new(),
             removed: Vec::new(),
         })
     }
@@ -269,6 +273,8 @@ impl Opening<'_> {
             since_snapshot: known.walked_bytes,
             snapshot_len: 0,
             pending_epoch: None,
+            sync_pace: SyncPace::default(),
+            recent_snapshots: VecDeque::new(),
             removed: Vec::new(),
         };
         log.write_durable_epochs();

@@ -125,6 +125,7 @@ impl Log {
         // Durable, since the segments before tell nothing any more of their producers once they are
         // removed, and kept for as long as this segment is. Without it the log is as good.
         self.write_producers();
+        self.remove_stale_producers();
         if let Err(error) = producers::sync(self.disk(), self.dir(), self.end.offset) {
             tracing::warn!(%error, "power loss may make producers of removed segments forgotten");
         }

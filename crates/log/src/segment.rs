@@ -229,10 +229,24 @@ impl Segment {
     /// As if there were no file, when it is another log's: that of a topic of the same name, made
     /// after this one was deleted; or when it is the compacted one that took this one's place.
     pub(crate) fn file(&self, disk: &dyn Disk) -> Result<Arc<dyn DiskFile>, DiskError> {
+        self.file_how(disk, true)
+    }
+
+    /// As [`Segment::file`]. Unless `reads_ahead`, the system is asked to read no more from a file
+    /// that has to be opened than what is wanted.
+    pub(crate) fn file_how(
+        &self,
+        disk: &dyn Disk,
+        reads_ahead: bool,
+    ) -> Result<Arc<dyn DiskFile>, DiskError> {
         if let Some(file) = self.open_file() {
             return Ok(file);
         }
         let file = disk.open(&self.path, OpenHow::Read)?;
+        if !reads_ahead {
+            // Before anything is read: a sequence once begun is gone on with.
+            file.read_nothing_ahead();
+        }
         let bytes = read_up_to(&*file, 0, COMPACTED_HEADER_LEN)?;
         // What is no header at all is damage, which is found where it is looked for.
         let found = check_batch(&bytes, INTERNAL_LEN_MAX).ok();

@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     log_start: AtomicU64,
     end_offset: AtomicU64,
     durable_offset: AtomicU64,
+    /// How often the durable end has moved.
+    syncs: AtomicU64,
     poisoned: OnceLock<Poisoned>,
     pub(crate) cold_indexes: ColdIndexes,
 }
@@ -111,6 +113,7 @@ impl Shared {
             log_start: AtomicU64::new(durable.log_start.get()),
             end_offset: AtomicU64::new(durable.offset.get()),
             durable_offset: AtomicU64::new(durable.offset.get()),
+            syncs: AtomicU64::new(0),
             poisoned: OnceLock::new(),
             cold_indexes: ColdIndexes::default(),
         };
@@ -156,6 +159,11 @@ impl Shared {
         load(&self.durable_offset)
     }
 
+    /// How many syncs made something durable, since the log was opened.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn durable(&self) -> LogEnd {
         self.ends.lock().durable
     }
@@ -177,6 +185,7 @@ impl Shared {
             ends.durable = end;
             self.durable_offset
                 .store(end.offset.get(), Ordering::Release);
+            self.syncs.fetch_add(1, Ordering::Relaxed);
         }
     }
 

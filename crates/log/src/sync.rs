@@ -8,7 +8,8 @@
 //!
 //! When nothing else is going on and somebody waits, the thread that asks runs the round itself:
 //! handing over to another thread would cost more than it saves. Where nobody waits, it would keep
-//! that thread from writing on, and the coordinator's runs it.
+//! that thread from writing on, and the coordinator's runs it, a few milliseconds after the last one at
+//! the earliest: each sync has its price, however little it covers.
 //!
 //! A round that does not end, because one file hangs, holds up its own logs alone: after a while the
 //! others get a round beside it, and so on up to a bound. Rounds beside one that syncs the file
@@ -23,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tidelog_disk::{DiskError, DiskOp, FileSystem};
@@ -33,9 +34,13 @@ use crate::segment::LogEnd;
 use crate::shared::{Shared, SyncError};
 use crate::threads::share_out;
 use crate::together::Together;
+use crate::turns::ReadTurns;
 
 /// A round that takes longer holds up others no more.
 const ROUND_PATIENCE: Duration = Duration::from_secs(1);
+/// Between the beginnings of two rounds that nobody waits for: so much later what was appended can be
+/// read at most, while more is coming.
+const UNAWAITED_INTERVAL: Duration = Duration::from_millis(4);
 /// Rounds at a time at most, all but one of which hang; and how many threads there are for them.
 const ROUNDS_MAX: usize = 4;
 
@@ -115,6 +120,7 @@ struct Inner {
     observer: Arc<dyn RoundObserver>,
     threads_max: usize,
     together: Together,
+    turns: Arc<ReadTurns>,
 }
 
 #[derive(Debug, Default)]
@@ -126,8 +132,11 @@ struct State {
     /// How many rounds run, and the addresses of their logs.
     running: usize,
     busy: HashSet<usize>,
-    /// The number of the last round that began.
+    /// Whether somebody waits for one of those that wait.
+    is_awaited: bool,
+    /// The number of the last round that began, and when that was.
     begun: u64,
+    begun_at: Option<Instant>,
     /// How many of the rounds that run seem to hang: those of a number up to `stuck_up_to`.
     stuck: usize,
     stuck_up_to: u64,
@@ -149,9 +158,19 @@ impl State {
         !self.waiting.iter().all(is_busy)
     }
 
+    /// How long a round with what waits is put off.
+    fn put_off(&self) -> Option<Duration> {
+        if self.is_awaited || self.stopping {
+            return None;
+        }
+        let left = UNAWAITED_INTERVAL.checked_sub(self.begun_at?.elapsed())?;
+        Some(left).filter(|left| !left.is_zero())
+    }
+
     /// Begins a round with what waits; gives its logs and its number.
     fn begin(&mut self) -> (Vec<Arc<dyn SyncTarget>>, u64) {
         let waiting = std::mem::take(&mut self.waiting);
+        self.is_awaited = false;
         let is_busy = |target: &Arc<dyn SyncTarget>| self.busy.contains(&address(target));
         let (stay, targets): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_busy);
         self.waiting = stay;
@@ -165,6 +184,7 @@ impl State {
     fn begin_with(&mut self, targets: &[Arc<dyn SyncTarget>]) -> u64 {
         self.running += 1;
         self.begun += 1;
+        self.begun_at = Some(now());
         self.busy.extend(targets.iter().map(address));
         self.begun
     }
@@ -184,6 +204,12 @@ impl State {
         self.stuck = self.running;
         self.stuck_up_to = self.begun;
     }
+}
+
+/// Decides nothing but how soon what nobody waits for is synced; the rest is measured for people.
+fn now() -> Instant {
+    #[allow(clippy::disallowed_methods, reason = "see above")]
+    Instant::now()
 }
 
 fn address(target: &Arc<dyn SyncTarget>) -> usize {
@@ -262,6 +288,7 @@ impl SyncCoordinator {
             observer,
             threads_max: threads_max.max(1),
             together: Together::new(file_system),
+            turns: Arc::default(),
         });
         // Made first, so that those that were started end when one cannot be.
         let threads = Threads {
@@ -286,6 +313,11 @@ impl SyncCoordinator {
         })
     }
 
+    /// What keeps cold reads out of the way of the syncs.
+    pub fn read_turns(&self) -> Arc<ReadTurns> {
+        self.inner.turns.clone()
+    }
+
     /// Asks for a sync of each of `targets`. Each is told by [`SyncTarget::synced`], on this
     /// thread before the call returns when nothing else is going on, or on the coordinator's.
     pub fn sync(&self, targets: Vec<Arc<dyn SyncTarget>>) {
@@ -303,15 +335,19 @@ impl SyncCoordinator {
             return;
         }
         let mut state = self.inner.state.lock();
-        let is_idle = state.is_free() && state.waiting.is_empty();
+        let is_idle = state.is_free() && !state.is_awaited;
         let is_busy = |target| state.busy.contains(&address(target));
-        if somebody_waits && is_idle && targets.len() == 1 && !is_busy(&targets[0]) {
+        let runs_here = somebody_waits && is_idle && targets.len() == 1 && !is_busy(&targets[0]);
+        // Somebody goes on with what waits already.
+        let is_news = somebody_waits || state.waiting.is_empty();
+        if runs_here {
             let number = state.begin_with(&targets);
             drop(state);
             self.inner.round(&targets);
             state = self.inner.state.lock();
             state.end(&targets, number);
         } else {
+            state.is_awaited |= somebody_waits;
             for target in targets {
                 if state.known.insert(address(&target)) {
                     state.waiting.push(target);
@@ -322,7 +358,7 @@ impl SyncCoordinator {
         let is_unwatched = is_work_left && !state.watched;
         state.watched |= is_work_left;
         // Otherwise whoever ends a round goes on with it.
-        let is_for_now = is_work_left && state.is_free();
+        let is_for_now = is_news && is_work_left && state.is_free();
         drop(state);
         if is_for_now {
             self.inner.changed.notify_one();
@@ -337,7 +373,10 @@ impl Inner {
     fn run(&self) {
         let mut state = self.state.lock();
         loop {
-            if state.has_work() && state.is_free() {
+            let is_due = state.has_work() && state.is_free();
+            if let Some(left) = state.put_off().filter(|_| is_due) {
+                self.changed.wait_for(&mut state, left);
+            } else if is_due {
                 let (targets, number) = state.begin();
                 drop(state);
                 self.round(&targets);
@@ -382,6 +421,7 @@ impl Inner {
 
     /// One round, from the syncs to the owners' being told.
     fn round(&self, targets: &[Arc<dyn SyncTarget>]) {
+        let _turn = self.turns.sync();
         let ran = catch_unwind(AssertUnwindSafe(|| self.try_round(targets)));
         if ran.is_ok() {
             return;
@@ -402,11 +442,7 @@ impl Inner {
     }
 
     fn try_round(&self, targets: &[Arc<dyn SyncTarget>]) {
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "measured for people, decides nothing"
-        )]
-        let began = std::time::Instant::now();
+        let began = now();
         let mut results = self.sync_all(targets);
         // A failed sync says that the device lost writes: no log of the round is to be trusted.
         let failed = results.iter().find_map(|result| match result {

@@ -28,6 +28,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// together. A stream that is held back, full of frames of 16 bytes, must stay below that, and so must
 /// five with the smallest batches.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// The longest HTTP/2 frame a client may send. A batch in frames of 16 KiB, which is what it is
+/// without, is read in ten times as many pieces; a connection buffers one frame.
+const FRAME_MAX: u32 = 256 * 1024;
 /// The headers of one call, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 
@@ -115,6 +118,7 @@ impl Waiting {
         let transport = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
             .max_concurrent_streams(limits.streams_max)
             .http2_max_header_list_size(HEADERS_MAX)
             .http2_keepalive_interval(Some(limits.keepalive_interval))

@@ -3,7 +3,11 @@
 use tidelog_record::{ProducedBatch, Timestamp};
 
 use super::{ProducerError, StoredBatch, Verdict, snapshot};
-use crate::log::Log;
+use crate::log::{Log, remove_if_there};
+
+/// So many are kept beside those of the segments' beginnings: a start falls back to the one before
+/// when the newest is broken or ahead of what became durable.
+const SNAPSHOTS_KEPT: usize = 2;
 
 impl Log {
     /// Where the batch was stored before, or `None` if it is one to be stored.
@@ -46,10 +50,30 @@ impl Log {
             Ok(len) => self.snapshot_len = len,
             Err(error) => tracing::warn!(%error, "a snapshot of producers was not written"),
         }
-        self.remove_stale_producers();
+        self.recent_snapshots.push_back(self.end.offset);
     }
 
-    pub(crate) fn remove_stale_producers(&self) {
+    /// As [`Log::write_producers`] between two rolls. What no start will want any more goes at once,
+    /// without a look at the directory.
+    pub(crate) fn write_producers_between(&mut self) {
+        self.write_producers();
+        while self.recent_snapshots.len() > SNAPSHOTS_KEPT {
+            let Some(oldest) = self.recent_snapshots.pop_front() else {
+                return;
+            };
+            if oldest == self.active.header.base_offset {
+                continue;
+            }
+            let path = snapshot::snapshot_path(self.dir(), oldest);
+            if let Err(error) = remove_if_there(self.disk(), &path) {
+                tracing::warn!(%error, "an old snapshot of producers was not removed");
+            }
+        }
+    }
+
+    /// Removes the snapshots that no start will want, whoever wrote them.
+    pub(crate) fn remove_stale_producers(&mut self) {
+        self.recent_snapshots.clear();
         let segments = self.shared.segments();
         let is_segment = |offset| {
             segments.iter().any(|segment| {

@@ -790,11 +790,11 @@ fn an_index_of_a_history_that_was_cut_is_not_believed() {
     append(&mut log, batch(1, 10));
     let checkpoint = log.sync().unwrap();
     // Enough for the index to be written, of records that power loss takes.
-    for _ in 0..100 {
+    for _ in 0..300 {
         append(&mut log, batch(1, 100));
     }
     let stale = disk.contents(&index(0));
-    assert!(stale.len() > 64 * 32);
+    assert!(stale.len() > 256 * 32);
     disk.truncate_file(&segment(0), u64::from(checkpoint.position));
     disk.kill();
     let options = LogOptions {

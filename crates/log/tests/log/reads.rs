@@ -1,14 +1,18 @@
-//! What opening a log reads and writes, counted.
+//! What a log reads and writes, counted.
 
 use std::io::IoSlice;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tidelog_disk::{DirEntry, DirLock, Disk, DiskError, DiskFile, LockError, OpenHow};
-use tidelog_log::{Log, LogEnd, LogOptions};
+use tidelog_log::{
+    Found, Log, LogEnd, LogOptions, LogSync, Poisoned, ReadTurns, RoundObserver, SyncCoordinator,
+    SyncTarget,
+};
 use tidelog_record::Offset;
 use tidelog_sim::SimDisk;
 
@@ -24,6 +28,9 @@ struct CountedDisk {
 #[derive(Debug, Default)]
 struct Calls {
     reads: Vec<(PathBuf, Range<u64>)>,
+    writes: Vec<(PathBuf, Range<u64>)>,
+    /// Opened files that were asked to read nothing ahead.
+    exact: Vec<PathBuf>,
     changes: Vec<(&'static str, PathBuf)>,
 }
 
@@ -87,7 +94,13 @@ impl DiskFile for CountedFile {
     }
     fn write_at(&self, at: u64, parts: &[IoSlice<'_>]) -> Result<(), DiskError> {
         self.changes("write");
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let path = self.file.path().to_owned();
+        self.calls.lock().writes.push((path, at..at + len as u64));
         self.file.write_at(at, parts)
+    }
+    fn read_nothing_ahead(&self) {
+        self.calls.lock().exact.push(self.file.path().to_owned());
     }
     fn sync_data(&self) -> Result<(), DiskError> {
         self.changes("sync");
@@ -153,10 +166,10 @@ impl Opened {
     }
 }
 
-/// What an open may read again below the checkpoint: what the index had not been told yet, 64 entries
-/// of `index_interval_bytes`; what came since the last snapshot of the producers, 4 MiB; and the
+/// What an open may read again below the checkpoint: what the index had not been told yet, 256 entries
+/// of `index_interval_bytes`; what came since the last snapshot of the producers, 8 MiB; and the
 /// header of each segment.
-const BELOW_MAX: u64 = (64 * INTERVAL as u64) + (4 << 20) + (1 << 17);
+const BELOW_MAX: u64 = (256 * INTERVAL as u64) + (8 << 20) + (1 << 17);
 const INTERVAL: u32 = 16 << 10;
 const BATCH: usize = 60_000;
 
@@ -237,4 +250,153 @@ fn after_a_kill_without_unsynced_appends_no_segment_is_changed_or_synced() {
     opened.log.sync().unwrap();
     let all = read_all(&opened.log.reader(), Offset::ZERO).unwrap();
     assert_eq!(all.len(), 52);
+}
+
+/// How long the writes of zeros ahead were, of `appends` appends of 1,000 bytes.
+fn filled(appends: usize, synced_every: usize) -> Vec<u64> {
+    let disk = disk();
+    let calls: Arc<Mutex<Calls>> = Arc::default();
+    let counted = CountedDisk {
+        disk: disk.clone(),
+        calls: Arc::clone(&calls),
+    };
+    let mut log = Log::create(Arc::new(counted), &dir(), identity(), large(), at(0)).unwrap();
+    let mut ahead = Vec::new();
+    for number in 1..=appends {
+        let before = u64::from(log.end().position);
+        append(&mut log, batch(1, 1000));
+        if number % synced_every == 0 {
+            log.sync().unwrap();
+        }
+        let end = u64::from(log.end().position);
+        for (path, range) in std::mem::take(&mut calls.lock().writes) {
+            if range.end > end && path.extension().is_some_and(|e| e == "log") {
+                assert!(range.start >= before, "{range:?} after {before}");
+                ahead.push(range.end - range.start);
+            }
+        }
+    }
+    let checkpoint = log.sync().unwrap();
+    drop(log);
+    disk.crash();
+    let (log, recovery) = open(&disk, large(), Some(checkpoint)).unwrap();
+    assert_eq!(recovery.torn_bytes, 0);
+    let records = read_all(&log.reader(), Offset::ZERO).unwrap().len();
+    assert_eq!(records, appends);
+    ahead
+}
+
+#[test]
+fn space_ahead_is_filled_where_each_sync_covers_little() {
+    let ahead = filled(1000, 1);
+    assert!(!ahead.is_empty());
+    assert!(
+        ahead.iter().all(|len| (60_000..=140_000).contains(len)),
+        "{ahead:?}"
+    );
+    // Steps of 128 syncs each, and the first one, of which nothing was known.
+    assert!(ahead.len() >= 5, "{ahead:?}");
+}
+
+#[test]
+fn space_ahead_is_left_where_each_sync_covers_much() {
+    assert_eq!(filled(1000, 250), []);
+    assert_eq!(filled(300, usize::MAX), []);
+}
+
+/// Reads from the beginning, after a sync when there is a coordinator; gives what was read, and the
+/// reads of the segment.
+fn read_cold(turns: Option<&ReadTurns>) -> (Vec<Bytes>, Vec<u64>, bool) {
+    let disk = disk();
+    let mut log = create(&disk, large());
+    for _ in 0..20 {
+        append(&mut log, batch(1, 50_000));
+    }
+    let checkpoint = log.close().unwrap();
+    let calls: Arc<Mutex<Calls>> = Arc::default();
+    let counted = CountedDisk {
+        disk,
+        calls: Arc::clone(&calls),
+    };
+    let mut log = Log::open(
+        Arc::new(counted),
+        &dir(),
+        identity(),
+        large(),
+        Some(checkpoint),
+    )
+    .unwrap()
+    .0;
+    // So that the first segment is read from a file that is opened for it.
+    for _ in 0..2 {
+        append(&mut log, batch(1, 10));
+        log.sync().unwrap();
+        log.roll(at(0)).unwrap();
+    }
+    let reader = log.reader();
+    let Found::Cold(cold) = reader.read(Offset::ZERO, offset(20), 1 << 20).unwrap() else {
+        panic!("old data is read from the disk");
+    };
+    *calls.lock() = Calls::default();
+    let batches = match turns {
+        Some(turns) => cold.run_beside(turns).unwrap(),
+        None => cold.run().unwrap(),
+    };
+    assert_eq!(batches.next_offset, offset(20));
+    let calls = std::mem::take(&mut *calls.lock());
+    let of_segment = calls.reads.iter().filter(|(path, _)| *path == segment(0));
+    let lengths = of_segment
+        .map(|(_, range)| range.end - range.start)
+        .collect();
+    (batches.parts, lengths, !calls.exact.is_empty())
+}
+
+#[test]
+fn old_data_is_read_little_by_little_beside_syncs() {
+    let (parts, lengths, is_exact) = read_cold(None);
+    assert!(lengths.iter().any(|len| *len > 1_000_000), "{lengths:?}");
+    assert!(!is_exact);
+
+    // Nothing is synced through this coordinator.
+    let coordinator = coordinator();
+    let quiet = coordinator.read_turns();
+    assert_eq!(read_cold(Some(&quiet)), (parts.clone(), lengths, false));
+
+    let disk = disk();
+    let mut other = create(&disk, large());
+    append(&mut other, batch(1, 10));
+    let owner: Arc<dyn SyncTarget> = Arc::new(Nobody(other.sync_handle()));
+    coordinator.sync(vec![owner]);
+    let (same, lengths, is_exact) = read_cold(Some(&quiet));
+    assert_eq!(same, parts);
+    assert!(lengths.iter().all(|len| *len < 200_000), "{lengths:?}");
+    assert_eq!(lengths.iter().filter(|len| **len == 32 << 10).count(), 9);
+    assert!(is_exact, "what is read ahead is as long as ever");
+}
+
+/// The owner of a log who has nobody to tell.
+#[derive(Debug)]
+struct Nobody(LogSync);
+
+impl SyncTarget for Nobody {
+    fn log(&self) -> &LogSync {
+        &self.0
+    }
+    fn synced(&self, result: &Result<LogEnd, Poisoned>) {
+        result.as_ref().unwrap();
+    }
+}
+
+#[derive(Debug)]
+struct Unrecorded;
+
+impl RoundObserver for Unrecorded {
+    fn record(&self, _ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
+        Ok(())
+    }
+    fn finished(&self, _logs: usize, _took: Duration) {}
+}
+
+fn coordinator() -> SyncCoordinator {
+    SyncCoordinator::start(Arc::new(Unrecorded), 1).unwrap()
 }
