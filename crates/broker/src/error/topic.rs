@@ -1,0 +1,112 @@
+//! Errors of changes to topics.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{AppendError, ErrorKind, Facts, retry_after};
+
+/// Why topics were not changed or described.
+#[derive(Clone, Debug, Error)]
+pub enum TopicError {
+    /// The change is refused.
+    #[error(transparent)]
+    Refused(#[from] tidelog_controller::TopicError),
+    /// The decision could not be written to the metadata log.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The files of new partitions could not be made. The change was taken back.
+    #[error("the partitions could not be made: {0}")]
+    Storage(String),
+    /// The system has no more open files to give: each partition takes some. The change was taken
+    /// back.
+    #[error(
+        "the partitions could not be made: {0}; raise the limit of open files, or delete topics"
+    )]
+    OutOfFiles(String),
+    /// There are as many topics or partitions as the broker takes.
+    #[error("too many {what}: {asked} asked for, {count} there, at most {max} allowed ({setting})")]
+    LimitReached {
+        /// Topics or partitions.
+        what: &'static str,
+        /// The name of the limit.
+        setting: &'static str,
+        /// The limit.
+        max: usize,
+        /// How many there are.
+        count: usize,
+        /// How many more are wanted.
+        asked: usize,
+    },
+}
+
+impl Facts for TopicError {
+    fn kind(&self) -> ErrorKind {
+        use tidelog_controller::TopicError as Refused;
+        match self {
+            Self::Refused(Refused::Exists { .. }) => ErrorKind::AlreadyExists,
+            Self::Refused(Refused::NotFound { .. }) => ErrorKind::NotFound,
+            Self::Refused(Refused::Internal { .. }) => ErrorKind::Denied,
+            Self::Refused(Refused::Name(_) | Refused::Setting(_) | Refused::Partitions { .. }) => {
+                ErrorKind::Invalid
+            }
+            Self::Append(e) => e.kind(),
+            Self::Storage(_) => ErrorKind::Unavailable,
+            Self::OutOfFiles(_) | Self::LimitReached { .. } => ErrorKind::Exhausted,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        use tidelog_controller::TopicError as Refused;
+        match self {
+            Self::Refused(Refused::Exists { .. }) => "TOPIC_EXISTS",
+            Self::Refused(Refused::NotFound { .. }) => "TOPIC_NOT_FOUND",
+            Self::Refused(Refused::Internal { .. }) => "INTERNAL_TOPIC",
+            Self::Refused(Refused::Name(_)) => "INVALID_TOPIC_NAME",
+            Self::Refused(Refused::Setting(_)) => "INVALID_SETTING",
+            Self::Refused(Refused::Partitions { .. }) => "INVALID_PARTITIONS",
+            Self::Append(e) => e.reason(),
+            Self::Storage(_) | Self::OutOfFiles(_) => "STORAGE_ERROR",
+            Self::LimitReached { .. } => "LIMIT_REACHED",
+        }
+    }
+
+    /// A limit is not passed by waiting.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::LimitReached { .. } => None,
+            _ => retry_after(self.kind()),
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        use tidelog_controller::TopicError as Refused;
+        match self {
+            Self::Refused(Refused::Exists { name } | Refused::Internal { name }) => {
+                vec![("topic", name.to_string())]
+            }
+            Self::Refused(Refused::NotFound { name }) => vec![("topic", name.clone())],
+            Self::Refused(Refused::Partitions { asked, min }) => vec![
+                ("asked", asked.to_string()),
+                ("min", min.to_string()),
+                ("max", tidelog_controller::PARTITIONS_MAX.to_string()),
+            ],
+            Self::LimitReached {
+                setting,
+                max,
+                count,
+                asked,
+                ..
+            } => vec![
+                ("limit", (*setting).to_owned()),
+                ("max", max.to_string()),
+                ("count", count.to_string()),
+                ("asked", asked.to_string()),
+            ],
+            Self::Refused(Refused::Name(_) | Refused::Setting(_))
+            | Self::Storage(_)
+            | Self::OutOfFiles(_) => Vec::new(),
+            Self::Append(e) => e.facts(),
+        }
+    }
+}
