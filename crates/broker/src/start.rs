@@ -17,7 +17,7 @@ use tidelog_disk::{DirLock, Disk, DiskError, LockError};
 use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
-use tidelog_log::{Log, Poisoned, SyncCoordinator};
+use tidelog_log::{Log, Poisoned, SyncConfig, SyncCoordinator};
 use tokio::sync::{Semaphore, watch};
 
 use self::checkpoints::Checkpoints;
@@ -116,8 +116,12 @@ impl Broker {
 
         let metrics = Arc::new(Metrics::new());
         let observer = Arc::new(Checkpoints::new(state.clone(), metrics.clone()));
-        let coordinator = SyncCoordinator::start_on(observer, config.sync_threads, file_system)
-            .map_err(StartError::Thread)?;
+        let syncs = SyncConfig {
+            threads_max: config.sync_threads,
+            file_system,
+            ..SyncConfig::default()
+        };
+        let coordinator = SyncCoordinator::start(observer, syncs).map_err(StartError::Thread)?;
         let read_turns = coordinator.read_turns();
         let (shards, mailboxes): (Vec<_>, Vec<_>) =
             (0..config.shards.max(1)).map(|_| shard::mailbox()).unzip();

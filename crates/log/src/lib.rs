@@ -8,17 +8,17 @@
 //! # How data flows
 //!
 //! *Append*: [`Log::append`] (`append.rs`) stamps validated batches, rolls to a new segment when the
-//! active one is full (`roll.rs`), reserves space (`ahead.rs`), and writes with one vectored call. [`SyncCoordinator`]
-//! (`sync.rs`) makes the logs that wait durable, round by round, records the new ends in the
-//! [state file](state), and tells the owners.
+//! active one is full (`roll.rs`), reserves space (`ahead.rs`), and writes with one vectored call.
+//! [`SyncCoordinator`] (`sync.rs`) makes the logs that wait durable, round by round, records the new
+//! ends in the [state file](state), and tells the owners.
 //!
 //! *Read*: [`LogReader::read`] (`reader.rs`) finds the segment and, through its sparse index
 //! (`index.rs`), the position; recent batches are slices of the segment's map, older ones are
-//! fetched and verified by a [`ColdRead`] (`cold.rs`, `lookup.rs`), by turns with the syncs (`turns.rs`). [`LogReader::find_timestamp`] (`time.rs`)
-//! looks up times.
+//! fetched and verified by a [`ColdRead`] (`cold.rs`, `lookup.rs`), by turns with the syncs
+//! (`turns.rs`). [`LogReader::find_timestamp`] (`time.rs`) looks up times.
 //!
-//! *Open*: [`Log::open`] (`open.rs`, `found.rs`, `recover.rs`) starts at the last sync checkpoint, keeps what
-//! verifies, cuts a torn tail, refuses damage.
+//! *Open*: [`Log::open`] (`open.rs`, `found.rs`, `recover.rs`) starts at the last sync checkpoint,
+//! keeps what verifies, cuts a torn tail, refuses damage.
 //!
 //! *Compact*: a [`Compaction`] (`compaction/`) writes beside sealed segments one with what is left
 //! of them, on any thread; [`Log::install`] puts it into their place.
@@ -89,7 +89,7 @@ pub use options::LogOptions;
 pub use producers::{PRODUCER_BATCHES, PRODUCERS_MAX, ProducerError, StoredBatch, sequence_after};
 pub use reader::{Batches, Found, LogReader, SegmentInfo};
 pub use segment::{LogEnd, SEGMENT_BYTES_LIMIT};
-pub use sync::{LogSync, RoundObserver, SyncCoordinator, SyncTarget};
+pub use sync::{LogSync, RoundObserver, SyncConfig, SyncCoordinator, SyncTarget};
 pub use threads::share_out;
 pub use turns::ReadTurns;
 pub use walk::BATCH_BYTES_LIMIT;

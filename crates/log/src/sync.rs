@@ -8,8 +8,8 @@
 //!
 //! When nothing else is going on and somebody waits, the thread that asks runs the round itself:
 //! handing over to another thread would cost more than it saves. Where nobody waits, it would keep
-//! that thread from writing on, and the coordinator's runs it, a few milliseconds after the last one at
-//! the earliest: each sync has its price, however little it covers.
+//! that thread from writing on, and the coordinator's runs it, a few milliseconds after the last one
+//! at the earliest: each sync has its price, however little it covers.
 //!
 //! A round that does not end, because one file hangs, holds up its own logs alone: after a while the
 //! others get a round beside it, and so on up to a bound. Rounds beside one that syncs the file
@@ -36,11 +36,6 @@ use crate::threads::share_out;
 use crate::together::Together;
 use crate::turns::ReadTurns;
 
-/// A round that takes longer holds up others no more.
-const ROUND_PATIENCE: Duration = Duration::from_secs(1);
-/// Between the beginnings of two rounds that nobody waits for: so much later what was appended can be
-/// read at most, while more is coming.
-const UNAWAITED_INTERVAL: Duration = Duration::from_millis(4);
 /// Rounds at a time at most, all but one of which hang; and how many threads there are for them.
 const ROUNDS_MAX: usize = 4;
 
@@ -103,6 +98,32 @@ pub trait RoundObserver: Debug + Send + Sync + 'static {
     fn finished(&self, logs: usize, took: Duration);
 }
 
+/// How a [`SyncCoordinator`] works.
+#[derive(Debug)]
+pub struct SyncConfig {
+    /// A round of several logs uses up to so many threads.
+    pub threads_max: usize,
+    /// The file system on which all logs lie: rounds of many of them sync it as a whole. Asked for
+    /// before any of the logs was opened.
+    pub file_system: Option<Box<dyn FileSystem>>,
+    /// A round that takes longer holds up the logs of others no more.
+    pub patience: Duration,
+    /// Between the beginnings of two rounds that nobody waits for: so much later what was appended
+    /// can be read at most, while more is coming.
+    pub unawaited_interval: Duration,
+}
+
+impl Default for SyncConfig {
+    fn default() -> Self {
+        Self {
+            threads_max: 1,
+            file_system: None,
+            patience: Duration::from_secs(1),
+            unawaited_interval: Duration::from_millis(4),
+        }
+    }
+}
+
 /// Runs the rounds. Cheap to clone; the last clone ends the threads.
 #[derive(Clone, Debug)]
 pub struct SyncCoordinator {
@@ -117,6 +138,7 @@ struct Inner {
     /// Wakes the watchdog.
     watch: Condvar,
     patience: Duration,
+    unawaited_interval: Duration,
     observer: Arc<dyn RoundObserver>,
     threads_max: usize,
     together: Together,
@@ -158,22 +180,22 @@ impl State {
         !self.waiting.iter().all(is_busy)
     }
 
-    /// How long a round with what waits is put off.
-    fn put_off(&self) -> Option<Duration> {
+    /// How long a round with what waits is put off, so that it begins `interval` after the last one.
+    fn put_off(&self, interval: Duration) -> Option<Duration> {
         if self.is_awaited || self.stopping {
             return None;
         }
-        let left = UNAWAITED_INTERVAL.checked_sub(self.begun_at?.elapsed())?;
+        let left = interval.checked_sub(self.begun_at?.elapsed())?;
         Some(left).filter(|left| !left.is_zero())
     }
 
     /// Begins a round with what waits; gives its logs and its number.
     fn begin(&mut self) -> (Vec<Arc<dyn SyncTarget>>, u64) {
         let waiting = std::mem::take(&mut self.waiting);
-        self.is_awaited = false;
         let is_busy = |target: &Arc<dyn SyncTarget>| self.busy.contains(&address(target));
         let (stay, targets): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_busy);
         self.waiting = stay;
+        self.is_awaited &= !self.waiting.is_empty();
         for target in &targets {
             self.known.remove(&address(target));
         }
@@ -236,58 +258,20 @@ impl Drop for Threads {
 }
 
 impl SyncCoordinator {
-    /// Starts the coordinator's threads. A round of several logs uses up to `threads_max` threads.
+    /// Starts the coordinator's threads.
     ///
     /// # Errors
     /// When the operating system gives no threads.
-    pub fn start(observer: Arc<dyn RoundObserver>, threads_max: usize) -> io::Result<Self> {
-        Self::start_how(observer, threads_max, None, ROUND_PATIENCE)
-    }
-
-    /// As [`SyncCoordinator::start`], for logs that all lie on one file system: rounds of many of
-    /// them sync it as a whole. `file_system` was asked for before any of the logs was opened.
-    ///
-    /// # Errors
-    /// When the operating system gives no threads.
-    pub fn start_on(
-        observer: Arc<dyn RoundObserver>,
-        threads_max: usize,
-        file_system: Option<Box<dyn FileSystem>>,
-    ) -> io::Result<Self> {
-        Self::start_how(observer, threads_max, file_system, ROUND_PATIENCE)
-    }
-
-    /// As [`SyncCoordinator::start`]. A round that takes longer than `patience` holds up the logs of
-    /// others no more.
-    ///
-    /// # Errors
-    /// When the operating system gives no threads.
-    pub fn start_with_patience(
-        observer: Arc<dyn RoundObserver>,
-        threads_max: usize,
-        patience: Duration,
-    ) -> io::Result<Self> {
-        Self::start_how(observer, threads_max, None, patience)
-    }
-
-    /// As [`SyncCoordinator::start_on`] and [`SyncCoordinator::start_with_patience`] together.
-    ///
-    /// # Errors
-    /// When the operating system gives no threads.
-    pub fn start_how(
-        observer: Arc<dyn RoundObserver>,
-        threads_max: usize,
-        file_system: Option<Box<dyn FileSystem>>,
-        patience: Duration,
-    ) -> io::Result<Self> {
+    pub fn start(observer: Arc<dyn RoundObserver>, config: SyncConfig) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             state: Mutex::default(),
             changed: Condvar::new(),
             watch: Condvar::new(),
-            patience,
+            patience: config.patience,
+            unawaited_interval: config.unawaited_interval,
             observer,
-            threads_max: threads_max.max(1),
-            together: Together::new(file_system),
+            threads_max: config.threads_max.max(1),
+            together: Together::new(config.file_system),
             turns: Arc::default(),
         });
         // Made first, so that those that were started end when one cannot be.
@@ -338,8 +322,8 @@ impl SyncCoordinator {
         let is_idle = state.is_free() && !state.is_awaited;
         let is_busy = |target| state.busy.contains(&address(target));
         let runs_here = somebody_waits && is_idle && targets.len() == 1 && !is_busy(&targets[0]);
-        // Somebody goes on with what waits already.
-        let is_news = somebody_waits || state.waiting.is_empty();
+        // A thread goes on already with what could be in a round, but not with what hangs.
+        let is_news = somebody_waits || !state.has_work();
         if runs_here {
             let number = state.begin_with(&targets);
             drop(state);
@@ -374,7 +358,7 @@ impl Inner {
         let mut state = self.state.lock();
         loop {
             let is_due = state.has_work() && state.is_free();
-            if let Some(left) = state.put_off().filter(|_| is_due) {
+            if let Some(left) = state.put_off(self.unawaited_interval).filter(|_| is_due) {
                 self.changed.wait_for(&mut state, left);
             } else if is_due {
                 let (targets, number) = state.begin();

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_disk::Disk;
 use tidelog_log::{
-    Appended, Batches, Found, Log, LogEnd, LogIdentity, LogOptions, LogReader, OpenError,
-    ReadError, Recovery,
+    Appended, Batches, Found, Log, LogEnd, LogIdentity, LogOptions, LogReader, OpenError, Poisoned,
+    ReadError, Recovery, RoundObserver, SyncTarget,
 };
 use tidelog_record::{
     Batch, BatchBuilder, BatchLimits, Compression, Offset, PartitionId, ProducedBatch, Timestamp,
@@ -51,6 +52,25 @@ pub(crate) fn large() -> LogOptions {
         index_interval_bytes: 400,
         ..LogOptions::default()
     }
+}
+
+/// As [`small`], with segments of so many bytes.
+pub(crate) fn with_segments(segment_bytes: u32) -> LogOptions {
+    LogOptions {
+        segment_bytes,
+        ..small()
+    }
+}
+
+/// An observer of sync rounds who records nothing.
+#[derive(Debug)]
+pub(crate) struct Unrecorded;
+
+impl RoundObserver for Unrecorded {
+    fn record(&self, _ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
+        Ok(())
+    }
+    fn finished(&self, _logs: usize, _took: Duration) {}
 }
 
 pub(crate) fn at(millis: i64) -> Timestamp {

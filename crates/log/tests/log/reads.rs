@@ -4,13 +4,12 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tidelog_disk::{DirEntry, DirLock, Disk, DiskError, DiskFile, LockError, OpenHow};
 use tidelog_log::{
-    Found, Log, LogEnd, LogOptions, LogSync, Poisoned, ReadTurns, RoundObserver, SyncCoordinator,
+    Found, Log, LogEnd, LogOptions, LogSync, Poisoned, ReadTurns, SyncConfig, SyncCoordinator,
     SyncTarget,
 };
 use tidelog_record::Offset;
@@ -387,16 +386,6 @@ impl SyncTarget for Nobody {
     }
 }
 
-#[derive(Debug)]
-struct Unrecorded;
-
-impl RoundObserver for Unrecorded {
-    fn record(&self, _ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
-        Ok(())
-    }
-    fn finished(&self, _logs: usize, _took: Duration) {}
-}
-
 fn coordinator() -> SyncCoordinator {
-    SyncCoordinator::start(Arc::new(Unrecorded), 1).unwrap()
+    SyncCoordinator::start(Arc::new(Unrecorded), SyncConfig::default()).unwrap()
 }

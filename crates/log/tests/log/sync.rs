@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use tidelog_disk::{DirEntry, DirLock, Disk, DiskError, DiskFile, DiskOp, LockError, OpenHow};
-use tidelog_log::{Log, LogEnd, LogSync, Poisoned, RoundObserver, SyncCoordinator, SyncTarget};
+use tidelog_log::{
+    Log, LogEnd, LogSync, Poisoned, RoundObserver, SyncConfig, SyncCoordinator, SyncTarget,
+};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 use crate::common::*;
@@ -274,9 +276,17 @@ fn targets(owners: &[Arc<Owner>]) -> Vec<Arc<dyn SyncTarget>> {
         .collect()
 }
 
+fn config(threads_max: usize, patience: Duration) -> SyncConfig {
+    SyncConfig {
+        threads_max,
+        patience,
+        ..SyncConfig::default()
+    }
+}
+
 /// A coordinator that takes no round to hang, however slow the machine is.
 fn patient(rounds: Arc<Rounds>, threads: usize) -> std::io::Result<SyncCoordinator> {
-    SyncCoordinator::start_with_patience(rounds, threads, Duration::MAX)
+    SyncCoordinator::start(rounds, config(threads, Duration::MAX))
 }
 
 #[test]
@@ -302,7 +312,7 @@ fn one_log_alone_is_synced_by_the_thread_that_asks() {
 fn a_sync_that_nobody_waits_for_holds_its_caller_up_in_nothing() {
     let disk = gated();
     let mut log = logs(&disk, 1).pop().unwrap();
-    let coordinator = SyncCoordinator::start(Arc::new(Rounds::default()), 4).unwrap();
+    let coordinator = patient(Arc::default(), 4).unwrap();
     let owner = Owner::new(&log);
     assert_eq!(log.sync_handle().unsynced_bytes(), 0);
     let before = log.end().position;
@@ -317,6 +327,73 @@ fn a_sync_that_nobody_waits_for_holds_its_caller_up_in_nothing() {
     assert_eq!(owner.wait(1), [Ok(log.end())]);
     assert_ne!(owner.told.lock()[0].1, thread::current().id());
     assert_eq!(log.sync_handle().unsynced_bytes(), 0);
+}
+
+/// For as good as ever, here: the first is synced at once, the second with whoever waits next.
+#[test]
+fn syncs_that_nobody_waits_for_are_put_off() {
+    let disk = gated();
+    let mut logs = logs(&disk, 4);
+    let rounds = Arc::new(Rounds::default());
+    let unawaited_interval = Duration::from_secs(1 << 20);
+    let config = SyncConfig {
+        unawaited_interval,
+        ..config(2, Duration::MAX)
+    };
+    let coordinator = SyncCoordinator::start(rounds.clone(), config).unwrap();
+    let owners: Vec<_> = logs.iter().map(Owner::new).collect();
+    for log in &mut logs {
+        append(log, batch(1, 10));
+    }
+    coordinator.sync_behind(targets(&owners[..1]));
+    assert_eq!(owners[0].wait(1), [Ok(logs[0].end())]);
+
+    coordinator.sync_behind(targets(&owners[1..2]));
+    // Alone, on this thread: what is put off stays so.
+    coordinator.sync(targets(&owners[2..3]));
+    assert_eq!(owners[2].told.lock().len(), 1);
+    assert_eq!(owners[1].told.lock().len(), 0);
+    // More than one go to the coordinator's thread, and take what waits along.
+    coordinator.sync(targets(&owners[2..]));
+    assert_eq!(owners[1].wait(1), [Ok(logs[1].end())]);
+    assert_eq!(owners[3].wait(1), [Ok(logs[3].end())]);
+
+    append(&mut logs[0], batch(1, 10));
+    coordinator.sync_behind(targets(&owners[..1]));
+    assert_eq!(owners[0].told.lock().len(), 1);
+    drop(coordinator);
+    assert_eq!(
+        owners[0].wait(2)[1],
+        Ok(logs[0].end()),
+        "not put off beyond the stop"
+    );
+}
+
+/// What hangs and asks again is no work for anybody, and must not pass for it.
+#[test]
+fn a_sync_that_nobody_waits_for_goes_on_beside_one_that_hangs() {
+    let disk = gated();
+    let mut logs = logs(&disk, 3);
+    let rounds = Arc::new(Rounds::default());
+    let coordinator =
+        SyncCoordinator::start(rounds.clone(), config(2, Duration::from_millis(1))).unwrap();
+    let owners: Vec<_> = logs.iter().map(Owner::new).collect();
+    append(&mut logs[0], batch(1, 10));
+    let hang = disk.disk.hang(OpFilter::op(DiskOp::Sync).on("log-0/"));
+    coordinator.sync_behind(targets(&owners[..1]));
+    hang.wait_until_one_hangs();
+    // Once this one is served, the coordinator has given up waiting for what hangs.
+    append(&mut logs[1], batch(1, 10));
+    coordinator.sync(targets(&owners[..2]));
+    owners[1].wait_for(logs[1].end());
+    for _ in 0..20 {
+        append(&mut logs[2], batch(1, 10));
+        coordinator.sync_behind(targets(&owners[2..]));
+        owners[2].wait_for(logs[2].end());
+    }
+    assert_eq!(owners[0].told.lock().len(), 0, "it hangs");
+    drop(hang);
+    owners[0].wait_for(logs[0].end());
 }
 
 #[test]
@@ -565,7 +642,7 @@ fn a_sync_that_hangs_holds_up_no_other_log() {
     let mut logs = logs(&disk, 6);
     let rounds = Arc::new(Rounds::default());
     let coordinator =
-        SyncCoordinator::start_with_patience(rounds.clone(), 2, Duration::from_millis(1)).unwrap();
+        SyncCoordinator::start(rounds.clone(), config(2, Duration::from_millis(1))).unwrap();
     let owners: Vec<_> = logs.iter().map(Owner::new).collect();
     thread::scope(|scope| {
         let mut hung = Vec::new();

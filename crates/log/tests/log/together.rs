@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tidelog_disk::{Disk, DiskOp};
-use tidelog_log::{Log, LogEnd, LogSync, Poisoned, RoundObserver, SyncCoordinator, SyncTarget};
+use tidelog_log::{Log, LogEnd, LogSync, Poisoned, SyncConfig, SyncCoordinator, SyncTarget};
 use tidelog_record::Offset;
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
@@ -14,16 +14,6 @@ use crate::common::*;
 
 /// As many as are surely synced together.
 const MANY: usize = 40;
-
-#[derive(Debug)]
-struct NoObserver;
-
-impl RoundObserver for NoObserver {
-    fn record(&self, _ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
-        Ok(())
-    }
-    fn finished(&self, _logs: usize, _took: Duration) {}
-}
 
 #[derive(Debug)]
 struct Owner {
@@ -90,8 +80,13 @@ impl Logs {
             })
         };
         let owners = logs.iter().map(owner).collect();
-        let coordinator =
-            SyncCoordinator::start_how(Arc::new(NoObserver), 4, file_system, patience).unwrap();
+        let config = SyncConfig {
+            threads_max: 4,
+            file_system,
+            patience,
+            ..SyncConfig::default()
+        };
+        let coordinator = SyncCoordinator::start(Arc::new(Unrecorded), config).unwrap();
         Self {
             disk,
             logs,
