@@ -307,10 +307,7 @@ fn an_old_segment_is_rolled_but_never_an_empty_one() {
 #[test]
 fn a_segment_full_of_internal_entries_still_takes_every_batch_that_can_fit() {
     let disk = disk();
-    let options = LogOptions {
-        segment_bytes: 1000,
-        ..small()
-    };
+    let options = with_segments(1000);
     let mut log = create(&disk, options);
     for n in 6..30 {
         log.begin_epoch(epoch(n)).unwrap();
@@ -710,10 +707,7 @@ fn what_is_appended_after_an_open_is_hot_at_once() {
 #[test]
 fn an_index_is_built_again_whatever_is_left_of_it() {
     let disk = disk();
-    let options = LogOptions {
-        segment_bytes: 4000,
-        ..small()
-    };
+    let options = with_segments(4000);
     let mut log = create(&disk, options);
     for n in 0..60 {
         append(&mut log, batch_of(&[(n, &[b'x'; 120])], Compression::None));
@@ -819,10 +813,7 @@ fn an_index_of_a_history_that_was_cut_is_not_believed() {
 
 #[test]
 fn the_same_on_the_real_disk() {
-    let options = LogOptions {
-        segment_bytes: 20_000,
-        ..small()
-    };
+    let options = with_segments(20_000);
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("topics").join("topic-0");
     let disk: std::sync::Arc<dyn Disk> = std::sync::Arc::new(tidelog_disk::OsDisk);

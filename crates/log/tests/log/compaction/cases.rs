@@ -1,19 +1,12 @@
 //! One thing at a time.
 
 use tidelog_disk::{Disk, DiskOp};
-use tidelog_log::LogOptions;
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 use super::*;
 
 fn log_with(disk: &SimDisk, batches: &[&[Keyed<'_>]], compression: Compression) -> Log {
-    let mut log = create(
-        disk,
-        LogOptions {
-            segment_bytes: 1 << 20,
-            ..small()
-        },
-    );
+    let mut log = create(disk, with_segments(1 << 20));
     log.begin_epoch(LeaderEpoch::new(6).unwrap()).unwrap();
     for records in batches {
         append(&mut log, keyed(records, compression));
@@ -136,13 +129,7 @@ fn tombstones_stay_for_their_time_and_go_after_it() {
 fn a_deleted_key_stays_deleted_whatever_its_time_was() {
     for append_time in [false, true] {
         let disk = disk();
-        let mut log = create(
-            &disk,
-            LogOptions {
-                segment_bytes: 1 << 20,
-                ..small()
-            },
-        );
+        let mut log = create(&disk, with_segments(1 << 20));
         let appended = |records: &[Keyed<'_>], now: i64| {
             let mut batch = keyed(records, Compression::None);
             if append_time {
@@ -173,13 +160,7 @@ fn a_deleted_key_stays_deleted_whatever_its_time_was() {
 #[test]
 fn wide_index_intervals_do_not_make_reads_of_compacted_segments_long() {
     let disk = disk();
-    let mut log = create(
-        &disk,
-        LogOptions {
-            segment_bytes: 8 << 20,
-            ..small()
-        },
-    );
+    let mut log = create(&disk, with_segments(8 << 20));
     let long = "v".repeat(3000);
     for n in 0..1000 {
         append(
@@ -203,13 +184,7 @@ fn wide_index_intervals_do_not_make_reads_of_compacted_segments_long() {
 #[test]
 fn what_is_young_or_not_committed_is_not_touched() {
     let disk = disk();
-    let mut log = create(
-        &disk,
-        LogOptions {
-            segment_bytes: 1 << 20,
-            ..small()
-        },
-    );
+    let mut log = create(&disk, with_segments(1 << 20));
     for time in [100, 200, 300] {
         append(&mut log, keyed(&[("a", Some("x"), 0)], Compression::None));
         log.roll(at(time)).unwrap();
@@ -324,13 +299,7 @@ fn readers_of_replaced_segments_go_on() {
 #[test]
 fn a_part_with_nothing_left_is_passed() {
     let disk = disk();
-    let mut log = create(
-        &disk,
-        LogOptions {
-            segment_bytes: 700,
-            ..small()
-        },
-    );
+    let mut log = create(&disk, with_segments(700));
     let long = "v".repeat(350);
     for _ in 0..5 {
         append(&mut log, keyed(&[("a", Some(&long), 0)], Compression::None));
@@ -368,13 +337,7 @@ fn records_without_a_key_go_and_are_counted() {
 #[test]
 fn epochs_and_their_table_outlive_compaction() {
     let disk = disk();
-    let mut log = create(
-        &disk,
-        LogOptions {
-            segment_bytes: 1 << 20,
-            ..small()
-        },
-    );
+    let mut log = create(&disk, with_segments(1 << 20));
     let mut expected = Vec::new();
     for epoch in 6..12 {
         log.begin_epoch(LeaderEpoch::new(epoch).unwrap()).unwrap();
