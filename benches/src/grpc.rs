@@ -22,12 +22,12 @@ use crate::figure::{Figure, Goal, in_turns, percentile};
 use crate::fixtures::{Bench, MIB, batch_of, float, now, timed};
 use crate::process::Server;
 
-/// HTTP/2 windows as the broker sets them.
+/// HTTP/2 windows of the clients and the bare server: at least what a broker and its clients have.
 pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
 /// The same for a connection.
 pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The longest frame, as the broker has it.
-pub(crate) const FRAME_MAX: u32 = 256 << 10;
+pub(crate) const FRAME_MAX: u32 = 64 << 10;
 
 const TOPIC: &str = "bench";
 /// Records of 1 KiB in a batch of 128 KiB, about.

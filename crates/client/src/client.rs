@@ -22,7 +22,7 @@ const PORT_DEFAULT: u16 = 9400;
 const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// The longest frame a broker may send: fewer and longer ones take less to read.
-const FRAME_BYTES_MAX: u32 = 256 * 1024;
+const FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// Where brokers are: `host:port[,host:port…]`, the port 9400 where it is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,9 +28,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// together. A stream that is held back, full of frames of 16 bytes, must stay below that, and so must
 /// five with the smallest batches.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
-/// The longest HTTP/2 frame a client may send. A batch in frames of 16 KiB, which is what it is
-/// without, is read in ten times as many pieces; a connection buffers one frame.
-const FRAME_MAX: u32 = 256 * 1024;
+/// The longest HTTP/2 frame a client may send: a batch in the usual frames of 16 KiB is read in four
+/// times as many pieces. A connection buffers one frame, before any budget counts it.
+const FRAME_MAX: u32 = 64 * 1024;
 /// The headers of one call, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 
