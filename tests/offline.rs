@@ -303,13 +303,12 @@ fn a_dump_shows_what_a_consumer_gets() {
 fn directories_that_are_none_and_damaged_state_files_have_their_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     for command in ["inspect", "verify", "dump", "repair"] {
-        assert_eq!(
-            code(&tidelog(&[command], &dir.path().join("nothing"))),
-            3,
-            "{command}"
-        );
-        let output = tidelog(&[command], dir.path());
-        assert_eq!(code(&output), 3, "{command}: {}", stderr(&output));
+        for no_log in [dir.path(), &dir.path().join("nothing")] {
+            let output = tidelog(&[command], no_log);
+            assert_eq!(code(&output), 3, "{command}: {}", stderr(&output));
+            let hint = "give it the directory of tidelog serve --data-dir";
+            assert!(stderr(&output).contains(hint), "{}", stderr(&output));
+        }
     }
     let data_dir = dir.path().join("data");
     assert!(filled(&data_dir).terminate().success());

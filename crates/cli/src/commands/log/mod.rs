@@ -54,6 +54,9 @@ enum Taken {
     Partition { data_dir: Option<PathBuf> },
 }
 
+/// What directory commands want.
+const WHAT_DIR: &str = "give it the directory of tidelog serve --data-dir, or one below it";
+
 /// A directory that commands work on.
 #[derive(Debug)]
 struct Target {
@@ -68,11 +71,11 @@ impl Target {
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
         // So that the directory above is known also for `.`.
         let dir = dir.canonicalize().map_err(|error| {
-            let exit = match error.kind() {
-                std::io::ErrorKind::NotFound => Exit::Refused,
-                _ => Exit::Failed,
-            };
-            Failure::new(exit, format!("{}: {error}", dir.display()))
+            let what = format!("{}: {error}", dir.display());
+            match error.kind() {
+                std::io::ErrorKind::NotFound => Failure::new(Exit::Refused, what).hint(WHAT_DIR),
+                _ => Failure::failed(what),
+            }
         })?;
         let taken = if offline::is_partition_dir(&*disk, &dir).map_err(disk_failed)? {
             let above = dir.parent().filter(|above| is_data_dir(&*disk, above));
@@ -83,8 +86,7 @@ impl Target {
             Taken::DataDir { partitions }
         } else {
             let what = format!("{} is no data directory and no partition's", dir.display());
-            return Err(Failure::new(Exit::Refused, what)
-                .hint("give it the directory of tidelog serve --data-dir, or one below it"));
+            return Err(Failure::new(Exit::Refused, what).hint(WHAT_DIR));
         };
         let target = Self { disk, dir, taken };
         target.say();
