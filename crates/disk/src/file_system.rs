@@ -14,7 +14,10 @@ pub(crate) fn open(
 #[cfg(target_os = "linux")]
 mod linux {
     use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
+
+    use rustix::fs::{Mode, OFlags};
 
     use crate::{DiskError, DiskOp, FileSystem};
 
@@ -32,8 +35,24 @@ mod linux {
         if !is_known || version_of(&release).is_none_or(|version| version < KERNEL_MIN) {
             return Ok(None);
         }
-        let path = dir.to_owned();
-        Ok(Some(Box::new(OsFileSystem { handle, path })))
+        // Without such a file there is no flush to be relied on.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let Ok(nameless) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) else {
+            return Ok(None);
+        };
+        let device = device_of(dir)?;
+        Ok(Some(Box::new(OsFileSystem {
+            handle,
+            nameless: nameless.into(),
+            device,
+            path: dir.to_owned(),
+        })))
+    }
+
+    fn device_of(dir: &Path) -> Result<u64, DiskError> {
+        let metadata = std::fs::metadata(dir);
+        let metadata = metadata.map_err(|e| DiskError::new(DiskOp::Stat, dir, e))?;
+        Ok(metadata.dev())
     }
 
     fn version_of(release: &str) -> Option<(u32, u32)> {
@@ -47,16 +66,25 @@ mod linux {
     #[derive(Debug)]
     struct OsFileSystem {
         handle: File,
+        /// A file of it without a name, which nobody writes to: see [`FileSystem::sync`].
+        nameless: File,
+        device: u64,
         path: PathBuf,
     }
 
     impl FileSystem for OsFileSystem {
+        fn holds(&self, dir: &Path) -> Result<bool, DiskError> {
+            Ok(device_of(dir)? == self.device)
+        }
+
         fn sync(&self) -> Result<(), DiskError> {
             let failed = |e| DiskError::new(DiskOp::SyncAll, &self.path, e);
             rustix::fs::syncfs(&self.handle).map_err(|e| failed(e.into()))?;
-            // ext4 without a journal flushes the device's cache before it has written the last of
-            // its own blocks; an fsync flushes once more.
-            self.handle.sync_all().map_err(failed)
+            // All is on its way to the device, but it may be in the device's cache yet: XFS flushes
+            // that only where it had something to log, and ext4 without a journal before it has
+            // written the last of its own blocks. The sync of a file always does; of a directory
+            // XFS does not.
+            self.nameless.sync_data().map_err(failed)
         }
     }
 

@@ -80,6 +80,9 @@ pub trait Disk: Debug + Send + Sync + 'static {
 
 /// A file system that can be synced with one call.
 pub trait FileSystem: Debug + Send + Sync + 'static {
+    /// Whether the files in `dir` are its own: another may be mounted there, or `dir` be a link.
+    fn holds(&self, dir: &Path) -> Result<bool, DiskError>;
+
     /// Makes every byte written to any of its files before this call, and the files' lengths,
     /// survive power loss: also those that other programs wrote, which it waits for.
     ///

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use tidelog_disk::{Disk, DiskError, DiskFile};
+use tidelog_disk::{Disk, DiskError, DiskFile, FileSystem};
 use tidelog_record::Offset;
 
 use crate::epochs::EpochTable;
@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     /// How often the durable end has moved.
     syncs: AtomicU64,
     poisoned: OnceLock<Poisoned>,
+    /// Whether the directory lies on the file system that rounds sync as a whole; asked once.
+    is_on_synced: OnceLock<bool>,
     pub(crate) cold_indexes: ColdIndexes,
 }
 
@@ -115,6 +117,7 @@ impl Shared {
             durable_offset: AtomicU64::new(durable.offset.get()),
             syncs: AtomicU64::new(0),
             poisoned: OnceLock::new(),
+            is_on_synced: OnceLock::new(),
             cold_indexes: ColdIndexes::default(),
         };
         file.freeze(u64::from(durable.position));
@@ -202,6 +205,16 @@ impl Shared {
                 dirty.finish(synced.map_err(|e| self.poison(e)))
             }
         }
+    }
+
+    /// Whether a sync of `file_system`, the one there is for the life of the log, covers it.
+    pub(crate) fn is_on(&self, file_system: &dyn FileSystem) -> bool {
+        *self.is_on_synced.get_or_init(|| {
+            file_system.holds(&self.dir).unwrap_or_else(|error| {
+                tracing::warn!(%error, "a log is synced by itself: it is not known where it lies");
+                false
+            })
+        })
     }
 
     /// Begins a sync that somebody else makes for many logs at once; `None` while another sync of

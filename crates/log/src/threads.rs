@@ -1,11 +1,22 @@
 //! Work shared out among a few threads.
 
+use std::thread::{Builder, ScopedJoinHandle};
+
 /// Does `work` for each of `items`, on up to `threads` threads that each take a part; gives the
 /// results in the order of the items. A panic of one is the caller's. With one thread, or nothing
-/// to share, it is the caller's own.
+/// to share, it is the caller's own; so is a part for which the system has no thread to give.
 pub fn share_out<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
+    share_out_to(items, threads, Builder::new, work)
+}
+
+fn share_out_to<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    thread: impl Fn() -> Builder,
     work: impl Fn(&T) -> R + Sync,
 ) -> Vec<R> {
     let threads = items.len().min(threads);
@@ -17,13 +28,17 @@ pub fn share_out<T: Sync, R: Send>(
     std::thread::scope(|scope| {
         let workers: Vec<_> = items
             .chunks(share)
-            .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Vec<_>>()))
+            .map(|chunk| {
+                let part = move || chunk.iter().map(work).collect::<Vec<_>>();
+                let spawned = thread().spawn_scoped(scope, part);
+                spawned.map_err(|_no_thread| part())
+            })
             .collect();
         workers
             .into_iter()
-            .flat_map(|worker| match worker.join() {
-                Ok(results) => results,
-                Err(panic) => std::panic::resume_unwind(panic),
+            .flat_map(|worker| match worker.map(ScopedJoinHandle::join) {
+                Ok(Ok(results)) | Err(results) => results,
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
             })
             .collect()
     })
@@ -48,6 +63,16 @@ mod tests {
                 assert!(used.len() <= threads.max(1));
             }
         }
+    }
+
+    #[test]
+    fn without_threads_the_work_is_done_here() {
+        let too_large = || Builder::new().stack_size(1 << 60);
+        let here = std::thread::current().id();
+        let done = share_out_to(&[1, 2, 3, 4], 4, too_large, |n| {
+            (*n, std::thread::current().id())
+        });
+        assert_eq!(done, [1, 2, 3, 4].map(|n| (n, here)));
     }
 
     #[test]

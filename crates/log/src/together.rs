@@ -4,7 +4,8 @@
 //! the file system flushes it once. But it says only that *something* failed, and says so once:
 //! whoever was not told could take a later success for its own. So there is one such call at a time,
 //! and after the first failure of any sync of a round no log is synced this way any more: each
-//! file's own sync still tells what was lost of that file.
+//! file's own sync still tells what was lost of that file. Nor is a log that lies on another file
+//! system, because one is mounted at its directory or that is a link.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,8 +49,12 @@ impl Together {
     /// Syncs the logs with one call, in the order of the results; `None` when they are too few, or
     /// have to be synced by themselves.
     pub(crate) fn sync(&self, logs: &[&Shared]) -> Option<Vec<Result<LogEnd, SyncError>>> {
-        let file_system = self.file_system.as_ref()?;
+        let file_system = self.file_system.as_deref()?;
         if logs.len() < LOGS_MIN {
+            return None;
+        }
+        let is_held: Vec<_> = logs.iter().map(|log| log.is_on(file_system)).collect();
+        if is_held.iter().filter(|is_held| **is_held).count() < LOGS_MIN {
             return None;
         }
         // Beside a round whose call hangs.
@@ -59,7 +64,11 @@ impl Together {
         }
         // Where each log ends is noted before the call, which covers what was written before it. No
         // other sync and no roll of these logs gets in between.
-        let begun: Vec<_> = logs.iter().map(|log| log.begin_sync()).collect();
+        let begun: Vec<_> = logs
+            .iter()
+            .zip(&is_held)
+            .map(|(log, is_held)| is_held.then(|| log.begin_sync()).flatten())
+            .collect();
         let is_any_dirty = begun
             .iter()
             .any(|begun| matches!(begun, Some(Begun::Dirty(_))));
@@ -81,7 +90,8 @@ impl Together {
                 })
             })
             .collect();
-        // Those that somebody else was just syncing, now that nothing of the others is held.
+        // Those that somebody else was just syncing, and those that lie elsewhere, now that nothing of
+        // the others is held.
         let results = finished
             .into_iter()
             .zip(logs)

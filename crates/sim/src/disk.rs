@@ -110,7 +110,11 @@ impl Disk for SimDisk {
                 }
                 Some(ino) if state.names.is_dir(ino) => return Err(ErrorKind::IsADirectory.into()),
                 Some(ino) => ino,
-                None if creates => state.create_file(name),
+                None if creates => {
+                    let ino = state.create_file(name);
+                    state.file(ino).is_elsewhere = state.is_elsewhere(path);
+                    ino
+                }
                 None => return Err(ErrorKind::NotFound.into()),
             };
             Ok((ino, state.file(ino).opened.clone(), state.incarnation))

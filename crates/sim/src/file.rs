@@ -26,6 +26,8 @@ pub(crate) struct FileState {
     reserved: u64,
     /// Whether it has a name, so that its space counts as used.
     pub(crate) is_named: bool,
+    /// Whether it was created on another file system than the rest.
+    pub(crate) is_elsewhere: bool,
     /// Every open handle holds a clone.
     pub(crate) opened: Arc<()>,
 }
@@ -47,6 +49,7 @@ impl FileState {
     pub(crate) fn new() -> Self {
         Self {
             is_named: true,
+            is_elsewhere: false,
             ..Self::default()
         }
     }

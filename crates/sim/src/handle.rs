@@ -237,6 +237,11 @@ impl SimFileSystem {
 }
 
 impl FileSystem for SimFileSystem {
+    fn holds(&self, dir: &Path) -> Result<bool, DiskError> {
+        let state = self.disk.state();
+        Ok(state.is_elsewhere(dir) == state.is_elsewhere(&self.path))
+    }
+
     fn sync(&self) -> Result<(), DiskError> {
         let call = Call {
             op: DiskOp::SyncAll,
@@ -247,7 +252,7 @@ impl FileSystem for SimFileSystem {
         let mut state = self.disk.state();
         let result = if state.incarnation == self.incarnation {
             let failed = state.faults.count(&call);
-            state.sync_all(failed)
+            state.sync_all(&self.path, failed)
         } else {
             Err(io::Error::other(
                 "the simulated process that opened this file system is gone",

@@ -41,6 +41,12 @@ impl SimDisk {
         self.holds.clear();
     }
 
+    /// Mounts another file system at `dir`: what is created there from now on is not synced with
+    /// the rest.
+    pub fn mount(&self, dir: &Path) {
+        self.state().mount = Some(dir.to_owned());
+    }
+
     /// Makes all bytes and names durable, without counting as a call: a quiet minute. What a
     /// failed sync has lost stays lost.
     pub fn sync_all(&self) {
@@ -76,6 +82,7 @@ impl SimDisk {
                 .collect(),
             locks: Default::default(),
             faults: Default::default(),
+            mount: state.mount.clone(),
             free: state.free,
         };
         copy.forget_unknown();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::SimRng;
@@ -21,6 +21,8 @@ pub(crate) struct State {
     pub(crate) files: BTreeMap<Ino, FileState>,
     pub(crate) locks: BTreeSet<Ino>,
     pub(crate) faults: Faults,
+    /// The directory below which another file system lies, if there is one.
+    pub(crate) mount: Option<PathBuf>,
     /// Bytes of space left, if that is limited. Below zero never: what does not fit is refused.
     pub(crate) free: Option<u64>,
 }
@@ -34,6 +36,7 @@ impl State {
             files: BTreeMap::new(),
             locks: BTreeSet::new(),
             faults: Faults::default(),
+            mount: None,
             free: None,
         }
     }
@@ -259,9 +262,17 @@ impl State {
         }
     }
 
-    /// Syncs every file, or loses any part of what each of them was to write.
-    pub(crate) fn sync_all(&mut self, failed: Option<io::Error>) -> io::Result<()> {
-        for file in self.files.values_mut() {
+    /// Whether `path` lies on another file system than the rest.
+    pub(crate) fn is_elsewhere(&self, path: &Path) -> bool {
+        self.mount.as_ref().is_some_and(|dir| path.starts_with(dir))
+    }
+
+    /// Syncs every file of the file system that holds what lies below `dir`, or loses any part of
+    /// what each of them was to write.
+    pub(crate) fn sync_all(&mut self, dir: &Path, failed: Option<io::Error>) -> io::Result<()> {
+        let is_elsewhere = self.is_elsewhere(dir);
+        let of_it = |file: &&mut FileState| file.is_elsewhere == is_elsewhere;
+        for file in self.files.values_mut().filter(of_it) {
             if failed.is_some() {
                 file.fail_sync(&mut self.rng);
             } else {

@@ -61,9 +61,15 @@ impl Logs {
     }
 
     fn with_patience(count: usize, patience: Duration) -> Self {
+        Self::with(count, patience, |_| {})
+    }
+
+    /// `prepare` is done to the disk before the logs are made.
+    fn with(count: usize, patience: Duration, prepare: impl Fn(&SimDisk)) -> Self {
         let disk = disk();
         disk.create_dir_all(Path::new("/data")).unwrap();
         disk.sync_dir(Path::new("/")).unwrap();
+        prepare(&disk);
         let file_system = disk.file_system(Path::new("/data")).unwrap();
         assert!(file_system.is_some());
         let logs: Vec<_> = (0..count)
@@ -261,4 +267,26 @@ fn nothing_is_synced_where_nothing_was_written() {
     all.disk
         .fail_nth(filter, 1, InjectedError::Io, FailMode::Forever);
     assert_eq!(all.sync(0..MANY), all.ends());
+}
+
+/// One partition's directory may be a mount point, or a link to another disk.
+#[test]
+fn a_log_on_another_file_system_is_synced_too() {
+    let mut all = Logs::with(MANY, Duration::from_secs(60), |disk| disk.mount(&dir_of(3)));
+    all.append(MANY);
+    let told = all.sync(0..MANY);
+    assert_eq!(told, all.ends());
+    all.disk.crash();
+    for (n, end) in all.ends().into_iter().enumerate() {
+        let end = end.unwrap();
+        let (log, _) = Log::open(
+            dynamic(&all.disk),
+            &dir_of(n),
+            identity(),
+            large(),
+            Some(end),
+        )
+        .unwrap();
+        assert_eq!(log.end(), end, "log {n} was acknowledged up to there");
+    }
 }
