@@ -223,6 +223,32 @@ fn topics_from_birth_to_death() {
 }
 
 #[test]
+fn offsets_are_not_called_records_for_compaction_leaves_gaps() {
+    let (_dir, broker) = started();
+    broker.ok(&[
+        "topic",
+        "create",
+        "t",
+        "-c",
+        "cleanup.policy=compact,delete",
+    ]);
+    broker.ok_with_input(&["produce", "t", "--key", "k"], b"a\nb\nc\n");
+    for args in [&["offsets", "t"][..], &["topic", "describe", "t"]] {
+        let table = broker.ok(args);
+        assert!(table.contains("OFFSETS"), "{table}");
+        assert!(!table.contains("RECORDS"), "{table}");
+    }
+    let dry_run = |args: &[&str]| stderr(&broker.run(&[args, &["--dry-run"]].concat()));
+    let said = dry_run(&["topic", "delete", "t"]);
+    assert!(said.contains("with 1 partition, 3 offsets and "), "{said}");
+    let said = dry_run(&["topic", "trim", "t", "--before", "2"]);
+    assert!(
+        said.contains("2 offsets of topic t would be dropped"),
+        "{said}"
+    );
+}
+
+#[test]
 fn everything_is_there_after_a_clean_stop() {
     let (dir, broker) = started();
     broker.ok(&["topic", "create", "t", "--partitions", "2"]);

@@ -48,7 +48,7 @@ async fn show_ends(client: &Client, args: &OffsetsArgs) -> Result<String, Failur
     let latest = client
         .list_offsets(&args.topic, &look(OffsetSpec::Latest))
         .await?;
-    let mut table = Table::new(&["PARTITION", "EARLIEST", "LATEST", "RECORDS"]);
+    let mut table = Table::new(&["PARTITION", "EARLIEST", "LATEST", "OFFSETS"]);
     let mut lines = String::new();
     for (earliest, latest) in earliest.iter().zip(&latest) {
         let (first, end) = (earliest.offset, latest.offset);

@@ -217,7 +217,8 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     let name = &args.name;
     // Also so that nobody is asked about a topic that does not exist.
     let described = client.describe_topic(name, false).await?;
-    let records: u64 = described
+    // Compaction leaves gaps: that many records at most.
+    let offsets: u64 = described
         .partitions
         .iter()
         .map(|partition| {
@@ -235,7 +236,7 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     let what = format!(
         "topic {name} with {}, {} and {} bytes",
         counted(count, "partition"),
-        counted(records, "record"),
+        counted(offsets, "offset"),
         grouped(bytes)
     );
     if args.dry_run {
