@@ -112,6 +112,13 @@ fn code_2_is_for_a_wrong_command_line() {
         let output = run(args, &[("TIDELOG_BROKER", &nobody())], b"");
         assert_eq!(code(&output), 2, "{args:?}: {}", stderr(&output));
     }
+    // What is wrong for `serve` is wrong for `config explain`, which is no help then.
+    for command in [&["serve"][..], &["config", "explain"]] {
+        let output = run(&[command, &["--grpc-addr", "nowhere"]].concat(), &[], b"");
+        let said = stderr(&output);
+        let hint = "\n  see what is allowed with: tidelog serve --help\n";
+        assert!(said.contains(hint), "{said}");
+    }
     let (_dir, broker) = started();
     broker.ok(&["topic", "create", "t"]);
     let args = ["bench", "latency", "--size", "15"];
