@@ -59,6 +59,10 @@ pub(super) fn run(args: &RepairArgs) -> Result<(), Failure> {
         }
         say(&mut printing, args, &plan);
         remaining += plan.remaining;
+        if !args.yes {
+            // The log is as damaged as before, and scripts go by the exit code.
+            remaining += plan.cut.map_or(0, |cut| cut.damaged);
+        }
         todo += plan.actions.len();
         if args.yes && !plan.actions.is_empty() {
             apply_repair(&target.disk, &plan, target.data_dir()).map_err(failed)?;
