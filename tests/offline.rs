@@ -301,6 +301,14 @@ fn a_dump_shows_what_a_consumer_gets() {
     );
     let text = stdout(&tidelog(&["dump", "--max", "1"], &small));
     assert_eq!(text.lines().count(), 1, "{text}");
+    let inspected = stdout(&tidelog(&["inspect"], &small));
+    assert!(inspected.contains(" not written yet\n"), "{inspected}");
+    // When it was made, and its largest timestamp.
+    let row = inspected.lines().find(|line| line.contains(" active "));
+    let is_time =
+        |cell: &&str| cell.len() == "2018-02-04T00:00:00.000Z".len() && cell.ends_with('Z');
+    let times = row.unwrap().split_whitespace().filter(is_time);
+    assert_eq!(times.count(), 2, "{inspected}");
     let inspected = json_lines(&tidelog(&["inspect", "-o", "json"], &small));
     assert_eq!(inspected[0]["segments"][0]["records"], 2);
     assert_eq!(inspected[0]["log_end"]["offset"], 2);

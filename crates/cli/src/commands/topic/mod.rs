@@ -6,6 +6,7 @@ mod trim;
 use serde_json::{Map, Value, json};
 use tidelog_client::proto::TopicSummary;
 use tidelog_client::{AdminOptions, BrokerAddresses, Client, TopicName};
+use tidelog_record::TopicId;
 
 use super::confirm::confirm;
 use crate::args::{OutputArgs, OutputForm};
@@ -264,13 +265,10 @@ fn told(message: &str, topic: &TopicSummary, output: OutputArgs) -> Result<(), F
     }
 }
 
-/// `{"topic","id","partitions","internal","settings":{…}}`. A topic that was not made has no id.
+/// `{"topic","id","partitions","internal","settings":{…}}`, the id as `log inspect` and the names of
+/// deleted directories have it. A topic that was not made has none.
 fn summary(topic: &TopicSummary) -> Value {
-    let id: String = topic
-        .topic_id
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let id = <[u8; 16]>::try_from(&topic.topic_id[..]).ok();
     let mut names: Vec<_> = topic.settings.iter().collect();
     names.sort();
     let settings: Map<String, Value> = names
@@ -279,7 +277,7 @@ fn summary(topic: &TopicSummary) -> Value {
         .collect();
     json!({
         "topic": topic.name,
-        "id": (!id.is_empty()).then_some(id),
+        "id": id.map(|id| TopicId::from_bytes(id).to_string()),
         "partitions": topic.partitions,
         "internal": topic.internal,
         "settings": settings,
@@ -319,7 +317,7 @@ mod tests {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let topic = TopicSummary {
             name: "t".to_owned(),
-            topic_id: vec![0x0a, 0xff].into(),
+            topic_id: (0..16).collect::<Vec<u8>>().into(),
             partitions: 6,
             settings: [pair("b", "2"), pair("a", "1")].into(),
             internal: false,
@@ -327,7 +325,7 @@ mod tests {
         assert_eq!(settings(&topic), "a=1 b=2");
         assert_eq!(
             summary(&topic).to_string(),
-            r#"{"topic":"t","id":"0aff","partitions":6,"internal":false,"settings":{"a":"1","b":"2"}}"#
+            r#"{"topic":"t","id":"00010203-0405-0607-0809-0a0b0c0d0e0f","partitions":6,"internal":false,"settings":{"a":"1","b":"2"}}"#
         );
     }
 }
