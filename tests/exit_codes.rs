@@ -192,6 +192,17 @@ fn code_3_is_for_what_is_not_there_or_refused() {
         "cannot look up offsets of partition 7",
     );
 
+    ends(&broker, &["offsets", "t", "--at", "2"], b"", 0, "");
+    for (offset, part) in [
+        (
+            "0",
+            "offset 0 is not in partition 0 of topic t, which has 1 to 2",
+        ),
+        ("3", "see what there is with: tidelog offsets t\n"),
+    ] {
+        ends(&broker, &["offsets", "t", "--at", offset], b"", 3, part);
+    }
+
     let mut lines = b"fits\n".to_vec();
     lines.resize(5000, b'x');
     ends(&broker, &["produce", "t"], &lines, 3, "line 2: record of");

@@ -145,6 +145,10 @@ fn next_step(error: &ClientError) -> Option<String> {
         }
         "INTERNAL_TOPIC" => Some("use another topic; if this one is there, it can be read".into()),
         "OFFSET_OUT_OF_RANGE" => Some(format!("see what there is with: tidelog offsets {topic}")),
+        // One of several faults with this reason, and the only one that the command line can mend.
+        "INVALID_BATCH" if broker.message.contains("it has no key") => {
+            Some("give records keys with --key-delimiter, --key-field or --key".into())
+        }
         "BATCH_TOO_LARGE" => Some(format!(
             "raise the limit with: tidelog topic alter {topic} -c max.message.bytes=N"
         )),

@@ -63,7 +63,7 @@ pub(crate) struct ProduceArgs {
     #[arg(long, value_name = "P")]
     partition: Option<u32>,
     /// What an acknowledgement promises.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, allow_hyphen_values = true)]
     acks: AcksArg,
     /// How batches are compressed: none, gzip, snappy, lz4 or zstd.
     #[arg(long, value_name = "KIND", default_value_t = Compression::None)]

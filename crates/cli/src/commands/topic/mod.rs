@@ -9,7 +9,7 @@ use tidelog_client::{AdminOptions, BrokerAddresses, Client, TopicName};
 use tidelog_record::TopicId;
 
 use super::confirm::confirm;
-use crate::args::{OutputArgs, OutputForm};
+use crate::args::{OutputArgs, OutputForm, partition_count};
 use crate::connect::with_client;
 use crate::failure::{Exit, Failure};
 use crate::output::numbers::{counted, grouped};
@@ -56,8 +56,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "NAME")]
     name: TopicName,
     /// How many partitions it shall have.
-    #[arg(long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = partition_count())]
     partitions: u32,
     /// A setting, such as retention.ms=-1; can be given several times.
     #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair)]
@@ -103,7 +102,7 @@ pub(crate) struct AddPartitionsArgs {
     #[arg(value_name = "NAME")]
     name: TopicName,
     /// How many partitions it shall have in all.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = partition_count())]
     partitions: u32,
     #[command(flatten)]
     output: OutputArgs,
