@@ -233,7 +233,17 @@ fn code_3_is_for_what_is_not_there_or_refused() {
         .stderr(std::process::Stdio::piped())
         .output()
         .unwrap();
-    assert_eq!(code(&second), 3, "{}", stderr(&second));
+    let said = stderr(&second);
+    assert_eq!(code(&second), 3, "{said}");
+    // As every other command says it, and nothing else.
+    assert!(
+        said.starts_with("error: the data directory is in use"),
+        "{said}"
+    );
+    assert!(
+        said.contains("\n  stop that broker (its pid is in addresses.json"),
+        "{said}"
+    );
 }
 
 #[test]
