@@ -106,6 +106,11 @@ fn a_compacted_topic_says_what_it_takes_and_what_not() {
         "{}",
         stderr(&keyless)
     );
+    assert!(
+        stderr(&keyless).contains("--key-delimiter, --key-field or --key\n"),
+        "{}",
+        stderr(&keyless)
+    );
     broker.ok_with_input(&["produce", "t", "--key-delimiter", ":"], b"a:1\n");
     let trim = broker.run(&["topic", "trim", "t", "--before", "latest", "--yes"]);
     assert_eq!(code(&trim), 3, "{}", stderr(&trim));

@@ -8,6 +8,8 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader, Write};
+
 use serde_json::Value;
 use support::{Broker, TIDELOG, code, run, serve, stderr};
 
@@ -112,6 +114,13 @@ fn code_2_is_for_a_wrong_command_line() {
         let output = run(args, &[("TIDELOG_BROKER", &nobody())], b"");
         assert_eq!(code(&output), 2, "{args:?}: {}", stderr(&output));
     }
+    // What is wrong for `serve` is wrong for `config explain`, which is no help then.
+    for command in [&["serve"][..], &["config", "explain"]] {
+        let output = run(&[command, &["--grpc-addr", "nowhere"]].concat(), &[], b"");
+        let said = stderr(&output);
+        let hint = "\n  see what is allowed with: tidelog serve --help\n";
+        assert!(said.contains(hint), "{said}");
+    }
     let (_dir, broker) = started();
     broker.ok(&["topic", "create", "t"]);
     let args = ["bench", "latency", "--size", "15"];
@@ -185,6 +194,17 @@ fn code_3_is_for_what_is_not_there_or_refused() {
         "cannot look up offsets of partition 7",
     );
 
+    ends(&broker, &["offsets", "t", "--at", "2"], b"", 0, "");
+    for (offset, part) in [
+        (
+            "0",
+            "offset 0 is not in partition 0 of topic t, which has 1 to 2",
+        ),
+        ("3", "see what there is with: tidelog offsets t\n"),
+    ] {
+        ends(&broker, &["offsets", "t", "--at", offset], b"", 3, part);
+    }
+
     let mut lines = b"fits\n".to_vec();
     lines.resize(5000, b'x');
     ends(&broker, &["produce", "t"], &lines, 3, "line 2: record of");
@@ -215,7 +235,17 @@ fn code_3_is_for_what_is_not_there_or_refused() {
         .stderr(std::process::Stdio::piped())
         .output()
         .unwrap();
-    assert_eq!(code(&second), 3, "{}", stderr(&second));
+    let said = stderr(&second);
+    assert_eq!(code(&second), 3, "{said}");
+    // As every other command says it, and nothing else.
+    assert!(
+        said.starts_with("error: the data directory is in use"),
+        "{said}"
+    );
+    assert!(
+        said.contains("\n  stop that broker (its pid is in addresses.json"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -235,6 +265,78 @@ fn code_4_is_for_brokers_that_are_not_there() {
         assert!(said.contains(&address), "{args:?}: {said}");
         assert!(said.contains("tidelog serve"), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn code_4_is_for_the_wrong_port_of_a_broker_at_once() {
+    let (_dir, broker) = started();
+    for args in [
+        &["topic", "list"][..],
+        &["produce", "t"],
+        &["consume", "t"],
+        &["consume", "t", "--partition", "0"],
+        &["offsets", "t"],
+    ] {
+        let output = run(args, &[("TIDELOG_BROKER", &broker.http)], b"x\n");
+        let said = stderr(&output);
+        assert_eq!(code(&output), 4, "{args:?}: {said}");
+        for part in [
+            broker.http.as_str(),
+            "is this the gRPC address (grpc_addr, 9400",
+        ] {
+            assert!(said.contains(part), "{args:?}: {part:?} is not in {said}");
+        }
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_broker_is_told_so() {
+    // As a broker that stops and starts again: nobody can tell.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    for (command, until) in [("consume", 60), ("produce", 120)] {
+        let mut child = std::process::Command::new(TIDELOG)
+            .args([command, "t", "--broker", &address])
+            .stdin(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        lines.read_line(&mut said).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let expected = format!("waiting for an answer from {address}, for up to {until} s\n");
+        assert_eq!(said, expected);
+    }
+}
+
+#[test]
+fn whoever_waits_for_acknowledgements_is_told_so() {
+    use std::process::Stdio;
+    let (_dir, broker) = started();
+    broker.ok(&["topic", "create", "t"]);
+    let mut child = std::process::Command::new(TIDELOG)
+        .args(["produce", "t", "--broker", &broker.grpc])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"one\n").unwrap();
+    while broker.ok(&["consume", "t"]).is_empty() {}
+    broker.kill();
+    stdin.write_all(b"two\n").unwrap();
+    let mut said = String::new();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    lines.read_line(&mut said).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        said.starts_with("waiting for acknowledgements: the broker is gone or slow;"),
+        "{said}"
+    );
 }
 
 #[test]

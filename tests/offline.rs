@@ -201,10 +201,18 @@ fn damage_is_named_and_cut_only_when_asked_and_every_byte_is_kept() {
         stderr(&output)
     );
     let output = tidelog(&["repair", "--cut-at-damage"], &data_dir);
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(code(&output), 5, "it is only said: {}", stderr(&output));
+    assert!(
+        stderr(&output).contains("2 damaged places of"),
+        "{}",
+        stderr(&output)
+    );
     let said = stdout(&output);
     assert!(
-        said.contains(&format!("is cut at offset {cut_at}")),
+        said.replace(',', "").contains(&format!(
+            "is cut at offset {cut_at}: {} offsets up to offset 4000",
+            4000 - cut_at
+        )),
         "{said}"
     );
     assert!(stderr(&output).contains("add --yes"), "{}", stderr(&output));
@@ -293,6 +301,14 @@ fn a_dump_shows_what_a_consumer_gets() {
     );
     let text = stdout(&tidelog(&["dump", "--max", "1"], &small));
     assert_eq!(text.lines().count(), 1, "{text}");
+    let inspected = stdout(&tidelog(&["inspect"], &small));
+    assert!(inspected.contains(" not written yet\n"), "{inspected}");
+    // When it was made, and its largest timestamp.
+    let row = inspected.lines().find(|line| line.contains(" active "));
+    let is_time =
+        |cell: &&str| cell.len() == "2018-02-04T00:00:00.000Z".len() && cell.ends_with('Z');
+    let times = row.unwrap().split_whitespace().filter(is_time);
+    assert_eq!(times.count(), 2, "{inspected}");
     let inspected = json_lines(&tidelog(&["inspect", "-o", "json"], &small));
     assert_eq!(inspected[0]["segments"][0]["records"], 2);
     assert_eq!(inspected[0]["log_end"]["offset"], 2);
@@ -303,7 +319,14 @@ fn a_dump_shows_what_a_consumer_gets() {
 fn directories_that_are_none_and_damaged_state_files_have_their_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     for command in ["inspect", "verify", "dump", "repair"] {
-        for no_log in [dir.path(), &dir.path().join("nothing")] {
+        let file = dir.path().join("file");
+        fs::write(&file, "no directory").unwrap();
+        for no_log in [
+            dir.path(),
+            &dir.path().join("nothing"),
+            &file,
+            &file.join("below"),
+        ] {
             let output = tidelog(&[command], no_log);
             assert_eq!(code(&output), 3, "{command}: {}", stderr(&output));
             let hint = "give it the directory of tidelog serve --data-dir";
@@ -312,7 +335,13 @@ fn directories_that_are_none_and_damaged_state_files_have_their_exit_codes() {
     }
     let data_dir = dir.path().join("data");
     assert!(filled(&data_dir).terminate().success());
-    assert_eq!(code(&tidelog(&["dump"], &data_dir)), 2);
+    let output = tidelog(&["dump"], &data_dir);
+    assert_eq!(code(&output), 2);
+    let inspect = format!(
+        "tidelog log inspect {}\n",
+        data_dir.canonicalize().unwrap().display()
+    );
+    assert!(stderr(&output).contains(&inspect), "{}", stderr(&output));
     // Neither generation can be read.
     for snapshot in files(&data_dir.join("state"), "snapshot") {
         flip(&snapshot, 20);

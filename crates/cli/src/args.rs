@@ -1,7 +1,9 @@
 //! The command line.
 
+use clap::builder::RangedI64ValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use tidelog_client::BrokerAddresses;
+use tidelog_controller::PARTITIONS_MAX;
 use tidelog_server::ServeArgs;
 
 use crate::commands::{bench, config, consume, log, offsets, produce, topic};
@@ -117,7 +119,8 @@ pub(crate) struct OutputArgs {
 pub(crate) enum AcksArg {
     /// Synced to the disks of a majority of the replicas.
     #[default]
-    #[value(name = "all")]
+    // Kafka's number for it.
+    #[value(name = "all", alias = "-1")]
     All,
     /// Written by the leader; lost if it loses power now.
     #[value(name = "1")]
@@ -125,6 +128,11 @@ pub(crate) enum AcksArg {
     /// Nothing: no answer, and errors are not told.
     #[value(name = "0")]
     None,
+}
+
+/// How many partitions a topic may have.
+pub(crate) fn partition_count() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(PARTITIONS_MAX))
 }
 
 impl AcksArg {
@@ -176,6 +184,9 @@ mod tests {
             "tidelog topic trim t --before @-1h --partition 0 --partition 1 --dry-run",
             "tidelog topic delete t --dry-run",
             "tidelog produce t --input f --key-field k --timestamp-field time --header a=b",
+            "tidelog produce t --acks -1",
+            "tidelog bench produce --acks -1",
+            "tidelog topic create t --partitions 10000",
             "tidelog produce t --key k --partition 1 --acks 1 --compression zstd --input -",
             "tidelog consume t --from -5 --to @2018-02-04 --partition 0 --partition 1 -n 10",
             "tidelog consume t --from earliest --to -1 --follow -o raw",
@@ -199,6 +210,26 @@ mod tests {
             "tidelog bench latency --broker a:1",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn kafkas_number_for_all_acks_is_taken() {
+        let cli = parse("tidelog produce t --acks -1").unwrap();
+        let said = format!("{:?}", cli.command);
+        assert!(said.contains("acks: All"), "{said}");
+    }
+
+    #[test]
+    fn refused_partition_counts_say_the_limit_there_is() {
+        for line in [
+            "tidelog topic create t --partitions 0",
+            "tidelog topic create t --partitions 10001",
+            "tidelog topic add-partitions t --partitions 10001",
+            "tidelog bench produce --partitions 10001",
+        ] {
+            let said = parse(line).expect_err(line).to_string();
+            assert!(said.contains("1..=10000"), "{said}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! Connecting to the broker that the command line names.
 
+use std::time::Duration;
+
 use tidelog_client::{BrokerAddresses, Client, ClientConfig};
 
 use crate::failure::Failure;
@@ -13,6 +15,33 @@ pub(crate) fn with_client<T>(
         let client = Client::connect_with(ClientConfig::new(brokers.clone())).await?;
         command(client).await
     })
+}
+
+/// How long a broker may be silent before it is said that it is.
+const SAID_AFTER: Duration = Duration::from_secs(2);
+
+/// Waits for a broker, and says so on stderr once it takes long.
+pub(crate) async fn waiting_aloud<T>(
+    for_what: impl FnOnce() -> String,
+    waited_for: impl Future<Output = T>,
+) -> T {
+    let mut waited_for = std::pin::pin!(waited_for);
+    if let Ok(done) = tokio::time::timeout(SAID_AFTER, &mut waited_for).await {
+        return done;
+    }
+    eprintln!("waiting for {}", for_what());
+    waited_for.await
+}
+
+/// Waits for what a command asks first: where no broker answers, its address may be wrong.
+pub(crate) async fn first_answer<T>(
+    client: &Client,
+    until: Duration,
+    answer: impl Future<Output = T>,
+) -> T {
+    let brokers = &client.config().brokers;
+    let for_what = || format!("an answer from {brokers}, for up to {} s", until.as_secs());
+    waiting_aloud(for_what, answer).await
 }
 
 /// Runs a future to its end.

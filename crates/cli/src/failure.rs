@@ -116,6 +116,20 @@ fn next_step(error: &ClientError) -> Option<String> {
             "start one with: tidelog serve; or name another with --broker or TIDELOG_BROKER".into(),
         );
     }
+    if let ClientError::NotGrpc { .. } = error {
+        return Some(
+            "is this the gRPC address (grpc_addr, 9400 by default), not the HTTP one (http_addr, \
+             9401)?"
+                .into(),
+        );
+    }
+    if let ClientError::Disconnected { .. } | ClientError::TimedOut { .. } = error {
+        return Some(
+            "see whether the broker runs, and whether --broker names its gRPC address (grpc_addr, \
+             9400 by default)"
+                .into(),
+        );
+    }
     if let ClientError::OutcomeUnknown { .. } = error {
         return Some("look whether it is there before sending it again".into());
     }
@@ -128,6 +142,13 @@ fn next_step(error: &ClientError) -> Option<String> {
     }
     if let ClientError::Damaged { .. } = error {
         return Some("the broker's log and disk tell more; read on behind it with --from".into());
+    }
+    if let ClientError::NotDelivered {
+        last: Some(last), ..
+    } = error
+        && last.broker().is_none()
+    {
+        return next_step(last);
     }
     let broker = error.broker()?;
     let topic = broker.facts.get("topic").map_or(TOPIC, String::as_str);
@@ -145,6 +166,10 @@ fn next_step(error: &ClientError) -> Option<String> {
         }
         "INTERNAL_TOPIC" => Some("use another topic; if this one is there, it can be read".into()),
         "OFFSET_OUT_OF_RANGE" => Some(format!("see what there is with: tidelog offsets {topic}")),
+        // One of several faults with this reason, and the only one that the command line can mend.
+        "INVALID_BATCH" if broker.message.contains("it has no key") => {
+            Some("give records keys with --key-delimiter, --key-field or --key".into())
+        }
         "BATCH_TOO_LARGE" => Some(format!(
             "raise the limit with: tidelog topic alter {topic} -c max.message.bytes=N"
         )),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use tonic::{Response, Status};
 
 use crate::ClientError;
 use crate::error::{is_connect_failure, root_cause};
+use crate::probe::not_http_2;
 
 /// The port of `host` without one.
 const PORT_DEFAULT: u16 = 9400;
@@ -23,6 +25,9 @@ const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// The longest frame a broker may send: fewer and longer ones take less to read.
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
+
+/// How long to find out what listens where the connection broke.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where brokers are: `host:port[,host:port…]`, the port 9400 where it is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +141,8 @@ struct Inner {
     config: ClientConfig,
     endpoints: Vec<Endpoint>,
     current: Mutex<Current>,
+    /// Whether a broker ever answered.
+    has_answered: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -203,6 +210,7 @@ impl Client {
                 config,
                 endpoints,
                 current,
+                has_answered: AtomicBool::new(false),
             }),
         })
     }
@@ -287,13 +295,21 @@ impl Client {
             tries_left -= 1;
             let route = self.route();
             let status = match tokio::time::timeout(after, call(&route)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Ok(response)) => {
+                    self.answered();
+                    return Ok(response.into_inner());
+                }
                 Ok(Err(status)) => status,
                 Err(_) => return Err(ClientError::TimedOut { operation, after }),
             };
             let error = self.error_over(&route, &status);
-            // Nothing was sent, so that trying elsewhere cannot do it twice.
-            if !matches!(error, ClientError::Unreachable { .. }) || tries_left == 0 {
+            let error = self.explained(&route, error).await;
+            // No broker got it, so that trying elsewhere cannot do it twice.
+            let is_elsewhere = matches!(
+                error,
+                ClientError::Unreachable { .. } | ClientError::NotGrpc { .. }
+            );
+            if !is_elsewhere || tries_left == 0 {
                 return Err(error);
             }
         }
@@ -307,7 +323,36 @@ impl Client {
                 self.route_failed(route);
                 self.unreachable(cause)
             }
+            ClientError::Broker(error) => {
+                self.answered();
+                ClientError::Broker(error)
+            }
             error => error,
+        }
+    }
+
+    /// Notes that a broker answered: there is one at the address, whatever breaks later.
+    pub(crate) fn answered(&self) {
+        self.inner.has_answered.store(true, Ordering::Relaxed);
+    }
+
+    /// The error of a call or stream over `route`, with what is wrong instead where no broker ever
+    /// answered and none is there: trying again is no help then.
+    pub(crate) async fn explained(&self, route: &Route, error: ClientError) -> ClientError {
+        let is_new = !self.inner.has_answered.load(Ordering::Relaxed);
+        if !is_new || !matches!(error, ClientError::Disconnected { .. }) {
+            return error;
+        }
+        let address = &self.inner.config.brokers.0[route.broker];
+        match tokio::time::timeout(PROBE_TIMEOUT, not_http_2(address)).await {
+            Ok(Some(found)) => {
+                self.route_failed(route);
+                ClientError::NotGrpc {
+                    address: address.clone(),
+                    found,
+                }
+            }
+            Ok(None) | Err(_) => error,
         }
     }
 

@@ -29,6 +29,14 @@ pub enum ClientError {
         /// What happened with the last of them.
         cause: String,
     },
+    /// What listens at the address is not the gRPC of a broker. Nothing was done.
+    #[error("what listens at {address} does not speak gRPC, but {found}")]
+    NotGrpc {
+        /// The address.
+        address: String,
+        /// What it speaks.
+        found: &'static str,
+    },
     /// The connection broke, or something between here and the broker answered for it. What was
     /// asked may have been done.
     #[error("the connection to the broker broke: {cause}")]
@@ -203,6 +211,7 @@ impl ClientError {
             Self::Broker(error) => class_of(error.code),
             Self::RecordTooLarge { .. } | Self::Build(_) => ErrorClass::Refused,
             Self::Unreachable { .. }
+            | Self::NotGrpc { .. }
             | Self::Disconnected { .. }
             | Self::TimedOut { .. }
             | Self::NotDelivered { .. }

@@ -1,7 +1,8 @@
 //! An async client of Tidelog's gRPC API: a producer, a reader, and administration of topics.
 //!
 //! * [`Client`] (`client.rs`) is a connection to one of several brokers, cheap to clone, made again
-//!   by itself when it breaks. `admin.rs` has its calls on topics and offsets.
+//!   by itself when it breaks. `admin.rs` has its calls on topics and offsets; `probe.rs` tells what
+//!   listens where no broker answers.
 //! * A record goes [`Producer::send`] (`producer/mod.rs`) → the open batch of its partition
 //!   (`producer/accumulator.rs`) → the driver task, which builds batches and sends them over one
 //!   `Produce` stream (`producer/driver.rs`, `producer/link.rs`) → its [`DeliveryFuture`]
@@ -29,6 +30,7 @@ mod clock;
 mod error;
 #[doc = include_str!("../../../docs/client.md")]
 pub mod guide {}
+mod probe;
 mod producer;
 mod reader;
 

@@ -1,19 +1,20 @@
 //! The process of `tidelog serve`: start, say so, serve, stop.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tidelog_broker::{Broker, BrokerConfig, Seams, StartError};
-use tidelog_disk::Disk;
+use tidelog_disk::{Disk, DiskOp};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Resolved;
 use crate::listen::{BindError, Listeners};
 use crate::ready::Ready;
 use crate::server::{Server, ServerError, Waiting};
-use crate::{Config, logging};
+use crate::{Config, LogFormat, logging};
 
 /// How long the listeners of a forced stop, and tasks that block, get to end.
 const FORCED_STOP: Duration = Duration::from_millis(100);
@@ -74,6 +75,30 @@ impl RunError {
             _ => Exit::Failed,
         }
     }
+
+    /// What to do about it, where the error alone does not say so.
+    fn next_step(&self, data_dir: &Path) -> Option<&'static str> {
+        let Self::Start(error) = self else {
+            return None;
+        };
+        match error {
+            StartError::Locked(_) => Some(
+                "stop that broker (its pid is in addresses.json there), or give another --data-dir",
+            ),
+            StartError::Disk(error) if error.op == DiskOp::CreateDir && data_dir.is_file() => {
+                Some("data_dir is a file; it must be a directory: give another --data-dir")
+            }
+            StartError::Disk(error)
+                if error.op == DiskOp::CreateDir && error.path == absolute(data_dir) =>
+            {
+                Some("give a --data-dir that can be created")
+            }
+            StartError::Disk(error) if error.source.kind() == ErrorKind::PermissionDenied => {
+                Some("let the user who runs the broker write there, or give another --data-dir")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Runs a broker until SIGTERM or SIGINT. Logs go to stderr; once it is ready, one JSON line to
@@ -89,9 +114,20 @@ pub fn run(resolved: &Resolved) -> Exit {
     match serve(&resolved.config) {
         Ok(()) => Exit::Clean,
         Err(error) => {
-            tracing::error!(error = %error, "the broker ended");
+            say_failed(&error, &resolved.config);
             error.exit()
         }
+    }
+}
+
+/// Says why the broker ended: to people as every other command does, and to programs that read the
+/// logs as one of these.
+fn say_failed(error: &RunError, config: &Config) {
+    let next_step = error.next_step(&config.data_dir);
+    match (config.log_format, next_step) {
+        (LogFormat::Json, _) => tracing::error!(error = %error, next_step, "the broker ended"),
+        (LogFormat::Text, Some(next_step)) => eprintln!("error: {error}\n  {next_step}"),
+        (LogFormat::Text, None) => eprintln!("error: {error}"),
     }
 }
 

@@ -181,6 +181,10 @@ fn a_second_broker_on_the_directory_is_refused() {
     let (code, logs) = Process::start(dir.path(), &[]).end();
     assert_eq!(code, Some(3), "{logs}");
     assert!(logs.contains("in use"), "{logs}");
+    assert!(
+        logs.contains("its pid is in addresses.json there"),
+        "{logs}"
+    );
     // The first goes on, and so does its file.
     create_topic(&ready, "t");
     assert!(dir.path().join("addresses.json").exists());
@@ -213,6 +217,7 @@ fn a_directory_that_cannot_be_written_is_told() {
     let (code, logs) = Process::start(Path::new("/proc/tidelog-data"), &[]).end();
     assert_eq!(code, Some(1), "{logs}");
     assert!(logs.contains("/proc/tidelog-data"), "{logs}");
+    assert!(logs.contains("a --data-dir that can be created"), "{logs}");
 
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
@@ -220,6 +225,10 @@ fn a_directory_that_cannot_be_written_is_told() {
     let (code, logs) = Process::start(&file, &[]).end();
     assert_eq!(code, Some(1), "{logs}");
     assert!(logs.contains(&file.display().to_string()), "{logs}");
+    assert!(
+        logs.contains("data_dir is a file; it must be a directory"),
+        "{logs}"
+    );
 }
 
 #[test]

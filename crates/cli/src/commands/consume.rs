@@ -8,7 +8,7 @@ use tidelog_client::{
 };
 use tokio::sync::watch;
 
-use crate::connect::with_client;
+use crate::connect::{first_answer, waiting_aloud, with_client};
 use crate::failure::{Exit, Failure};
 use crate::output::record_json::write_record;
 use crate::output::sink::{self, Sink};
@@ -78,7 +78,9 @@ async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
         follow: args.follow,
         ..ReaderConfig::new(args.topic.clone())
     };
-    let mut reader = Reader::open(client, reader).await?;
+    let until = reader.retry_timeout;
+    let opening = Reader::open(client.clone(), reader);
+    let mut reader = first_answer(&client, until, opening).await?;
     let printer = Printer::new(&args);
     let mut sink = Sink::stdout();
     let mut failure = None;
@@ -90,10 +92,19 @@ async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
                 if sink.flush()? == sink::Reader::Gone {
                     return Ok(());
                 }
+                let next = async {
+                    if args.follow {
+                        // Nothing to come is as usual there.
+                        return reader.next().await;
+                    }
+                    let until = until.as_secs();
+                    let for_what = || format!("the broker, which may be gone, for up to {until} s");
+                    waiting_aloud(for_what, reader.next()).await
+                };
                 tokio::select! {
                     biased;
                     _ = interrupted.wait_for(|it_is| *it_is) => break,
-                    record = reader.next() => match record {
+                    record = next => match record {
                         Some(record) => record,
                         None => break,
                     },

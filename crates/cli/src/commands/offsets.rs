@@ -1,12 +1,12 @@
 //! `tidelog offsets`.
 
 use serde_json::json;
-use tidelog_client::{BrokerAddresses, Client, OffsetSpec, TopicName};
+use tidelog_client::{BrokerAddresses, Client, ListedOffset, Offset, OffsetSpec, TopicName};
 
 use super::partitions::partitions_of;
 use crate::args::{OutputArgs, OutputForm};
 use crate::connect::with_client;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output::numbers::grouped;
 use crate::output::sink::print;
 use crate::output::table::Table;
@@ -48,7 +48,7 @@ async fn show_ends(client: &Client, args: &OffsetsArgs) -> Result<String, Failur
     let latest = client
         .list_offsets(&args.topic, &look(OffsetSpec::Latest))
         .await?;
-    let mut table = Table::new(&["PARTITION", "EARLIEST", "LATEST", "RECORDS"]);
+    let mut table = Table::new(&["PARTITION", "EARLIEST", "LATEST", "OFFSETS"]);
     let mut lines = String::new();
     for (earliest, latest) in earliest.iter().zip(&latest) {
         let (first, end) = (earliest.offset, latest.offset);
@@ -75,9 +75,14 @@ async fn show_at(client: &Client, args: &OffsetsArgs, at: OffsetSpec) -> Result<
         .into_iter()
         .map(|partition| (partition, at))
         .collect();
+    let listed = client.list_offsets(&args.topic, &asked).await?;
+    if let OffsetSpec::Offset(offset) = at {
+        // What was asked for comes back as it is, whether or not it is there.
+        refuse_outside(client, args, offset, &listed).await?;
+    }
     let mut table = Table::new(&["PARTITION", "OFFSET", "TIMESTAMP"]);
     let mut lines = String::new();
-    for found in client.list_offsets(&args.topic, &asked).await? {
+    for found in listed {
         let time = found.timestamp.map_or_else(|| "-".to_owned(), show_time);
         table.row([found.partition.to_string(), found.offset.to_string(), time]);
         let line = json!({
@@ -89,6 +94,39 @@ async fn show_at(client: &Client, args: &OffsetsArgs, at: OffsetSpec) -> Result<
         lines.push_str(&format!("{line}\n"));
     }
     Ok(in_form(args.output.form, &table, lines))
+}
+
+/// Refuses an offset that a partition does not have, as reading from there would.
+async fn refuse_outside(
+    client: &Client,
+    args: &OffsetsArgs,
+    offset: Offset,
+    listed: &[ListedOffset],
+) -> Result<(), Failure> {
+    let look = |spec| {
+        listed
+            .iter()
+            .map(|one| (one.partition, spec))
+            .collect::<Vec<_>>()
+    };
+    let starts = client
+        .list_offsets(&args.topic, &look(OffsetSpec::Earliest))
+        .await?;
+    let ends = client
+        .list_offsets(&args.topic, &look(OffsetSpec::Latest))
+        .await?;
+    for (start, end) in starts.iter().zip(&ends) {
+        if offset < start.offset || end.offset < offset {
+            let (topic, partition) = (&args.topic, start.partition);
+            let what = format!(
+                "offset {offset} is not in partition {partition} of topic {topic}, which has {} to {}",
+                start.offset, end.offset
+            );
+            return Err(Failure::new(Exit::Refused, what)
+                .hint(format!("see what there is with: tidelog offsets {topic}")));
+        }
+    }
+    Ok(())
 }
 
 fn in_form(form: OutputForm, table: &Table, lines: String) -> String {

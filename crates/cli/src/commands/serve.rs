@@ -16,7 +16,8 @@ pub(crate) fn resolve(args: &ServeArgs) -> Result<config::Resolved, Failure> {
     let dir = std::env::current_dir()
         .map_err(|error| Failure::failed(format!("cannot tell the working directory: {error}")))?;
     config::resolve(args, std::env::vars_os(), &dir).map_err(|error| {
+        // Also `config explain` ends with this very error.
         Failure::new(Exit::Usage, error.to_string())
-            .hint("see all settings and their origin with: tidelog config explain")
+            .hint("see what is allowed with: tidelog serve --help")
     })
 }

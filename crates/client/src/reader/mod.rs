@@ -214,8 +214,14 @@ impl Reader {
         let after = self.client.config().request_timeout;
         let opening = tokio::time::timeout(after, log.read(ReceiverStream::new(requests)));
         let answers = match opening.await {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(self.client.error_over(&route, &status)),
+            Ok(Ok(response)) => {
+                self.client.answered();
+                response.into_inner()
+            }
+            Ok(Err(status)) => {
+                let error = self.client.error_over(&route, &status);
+                return Err(self.client.explained(&route, error).await);
+            }
             Err(_) => {
                 return Err(ClientError::TimedOut {
                     operation: "Read",

@@ -1,10 +1,12 @@
 //! Calls on topics and offsets.
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use tidelog_client::{
-    AdminOptions, Client, ClientConfig, ClientError, ErrorClass, OffsetSpec, PartitionId, TopicName,
+    AdminOptions, Client, ClientConfig, ClientError, ErrorClass, OffsetSpec, PartitionId, Producer,
+    ProducerConfig, Reader, ReaderConfig, TopicName,
 };
 
 use crate::fake::Fake;
@@ -123,6 +125,77 @@ async fn the_next_broker_of_the_list_answers() {
     let config = ClientConfig::new(brokers.parse().unwrap());
     let client = Client::lazy(config).unwrap();
     assert_eq!(client.list_topics(false).await.unwrap().len(), 1);
+}
+
+/// Something that is no broker: to the preface of HTTP/2 it says `to_http_2`, to anything else
+/// `to_http_1`, and closes the connection.
+fn no_broker(to_http_2: &'static [u8], to_http_1: &'static [u8]) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut begins = [0; 3];
+            if stream.read_exact(&mut begins).is_ok() {
+                let answer = if &begins == b"PRI" {
+                    to_http_2
+                } else {
+                    to_http_1
+                };
+                // Who asked may be gone.
+                drop(stream.write_all(answer));
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_is_no_broker_is_told_at_once() {
+    let bad: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\r\n";
+    for (to_http_2, to_http_1, spoken) in [
+        (bad, bad, "HTTP/1"),
+        (b"", bad, "HTTP/1"),
+        (
+            b"SSH-2.0-OpenSSH_9.9\r\n",
+            b"",
+            "something that is not HTTP/2",
+        ),
+    ] {
+        let wrong = no_broker(to_http_2, to_http_1);
+        let client = Client::connect(&wrong).await.unwrap();
+        let error = client.list_topics(false).await.unwrap_err();
+        let ClientError::NotGrpc { address, found } = &error else {
+            panic!("unexpected {error:?}");
+        };
+        assert_eq!((address, *found), (&wrong, spoken));
+        assert!(!error.is_retryable() && !error.is_outcome_unknown());
+        assert_eq!(error.class(), ErrorClass::Unavailable);
+        for partitions in [vec![], vec![PartitionId::new(0).into()]] {
+            let config = ReaderConfig {
+                partitions,
+                ..ReaderConfig::new(topic("t"))
+            };
+            let error = Reader::open(client.clone(), config).await.unwrap_err();
+            assert!(matches!(error, ClientError::NotGrpc { .. }), "{error:?}");
+        }
+        let producer = Producer::new(client, ProducerConfig::default());
+        let error = producer.topic_facts(&topic("t")).await.unwrap_err();
+        assert!(matches!(error, ClientError::NotGrpc { .. }), "{error:?}");
+
+        let fake = Fake::start(1).await;
+        let client = Client::connect(&format!("{wrong},{}", fake.address)).await;
+        let topics = client.unwrap().list_topics(false).await.unwrap();
+        assert_eq!(topics.len(), 1, "the next of the list answers");
+    }
+    // A broker that is stopping closes connections too, and may come back.
+    let client = Client::connect(&no_broker(b"", b"")).await.unwrap();
+    let error = client.list_topics(false).await.unwrap_err();
+    assert!(
+        matches!(error, ClientError::Disconnected { .. }),
+        "{error:?}"
+    );
+    assert!(error.is_retryable());
 }
 
 #[tokio::test]

@@ -72,8 +72,21 @@ pub struct CutPlan {
     pub from: Offset,
     /// The offset behind the last that was.
     pub to: Offset,
+    /// Where the log started before the cut: offsets below it were not served any more. The log
+    /// starts at `from` behind the cut where that is less.
+    pub log_start: Offset,
     /// Bytes of segments that are put aside.
     pub bytes: u64,
+    /// Damaged places that go with it.
+    pub damaged: u64,
+}
+
+impl CutPlan {
+    /// How many offsets were served and are not any more. After compaction not each of them has a
+    /// record.
+    pub fn offsets(&self) -> u64 {
+        self.to.records_since(self.from.max(self.log_start))
+    }
 }
 
 /// What is to be done about a partition.
@@ -322,7 +335,9 @@ fn cut(
     Ok(Ok(CutPlan {
         from: good.offset,
         to: found_end.fold(known_end, Offset::max).max(good.offset),
+        log_start: report.log_start,
         bytes,
+        damaged: report.damaged,
     }))
 }
 

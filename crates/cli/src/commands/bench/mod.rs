@@ -18,7 +18,7 @@ use tidelog_client::{
 use tidelog_record::BatchBuilder;
 use tokio::time::Instant;
 
-use crate::args::{AcksArg, OutputArgs};
+use crate::args::{AcksArg, OutputArgs, partition_count};
 use crate::clock::cpu_time;
 use crate::connect::with_client;
 use crate::failure::{Exit, Failure, TOPIC};
@@ -86,11 +86,10 @@ pub(crate) struct SendingArgs {
     #[arg(long, value_name = "BYTES", default_value = "1024", value_parser = size_arg)]
     size: usize,
     /// How many partitions the topic gets if it is made.
-    #[arg(long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = partition_count())]
     partitions: u32,
     /// What an acknowledgement promises.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, allow_hyphen_values = true)]
     acks: AcksArg,
     /// Records a second [default: as many as are taken].
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..))]

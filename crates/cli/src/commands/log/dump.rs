@@ -58,9 +58,10 @@ pub(super) fn run(args: &DumpArgs) -> Result<(), Failure> {
     let target = Target::open(&args.dir)?;
     if let Taken::DataDir { .. } = target.taken {
         let what = "dump takes the directory of one partition";
-        return Err(
-            Failure::new(Exit::Usage, what).hint("see which there are with: tidelog log inspect")
-        );
+        let dir = target.dir.display();
+        return Err(Failure::new(Exit::Usage, what).hint(format!(
+            "see which there are with: tidelog log inspect {dir}"
+        )));
     }
     target.say_if_in_use();
     let mut ignored: Vec<Problem> = Vec::new();

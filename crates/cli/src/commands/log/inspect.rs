@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use tidelog_log::LogEnd;
-use tidelog_log::offline::{Depth, PartitionReport, Problem, SegmentReport, check_partition};
+use tidelog_log::offline::{
+    Depth, PartitionReport, Problem, SegmentReport, SidecarReport, check_partition,
+};
 
 use super::{Counts, Target, disk_failed, name_of, problem_json};
 use crate::args::{OutputArgs, OutputForm};
@@ -13,6 +15,7 @@ use crate::failure::Failure;
 use crate::output::numbers::grouped;
 use crate::output::sink::print;
 use crate::output::table::Table;
+use crate::parse::time::show_time;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
@@ -126,19 +129,25 @@ fn table(report: &PartitionReport) -> String {
                 segment
                     .header
                     .as_ref()
-                    .map(|header| header.created_at.to_string()),
+                    .map(|header| show_time(header.created_at)),
             ),
-            or_dash(segment.max_timestamp.map(|time| time.to_string())),
-            format!(
-                "{} ({})",
-                segment.index.name(),
-                grouped(segment.index_entries as u64)
-            ),
+            or_dash(segment.max_timestamp.map(show_time)),
+            index_of(segment),
         ]);
     }
     text.push_str(&table.text());
     text.push('\n');
     text
+}
+
+/// The index of the segment that is appended to is written a piece at a time: as long as nothing is
+/// due, none of it is missing.
+fn index_of(segment: &SegmentReport) -> String {
+    if segment.index == SidecarReport::Missing && !segment.sealed {
+        return "not written yet".to_owned();
+    }
+    let entries = grouped(segment.index_entries as u64);
+    format!("{} ({entries})", segment.index.name())
 }
 
 /// With the clean end of a compacted one, where that is not its end.

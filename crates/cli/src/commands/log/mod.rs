@@ -5,6 +5,7 @@ mod inspect;
 mod repair;
 mod verify;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,10 +74,16 @@ impl Target {
         let dir = dir.canonicalize().map_err(|error| {
             let what = format!("{}: {error}", dir.display());
             match error.kind() {
-                std::io::ErrorKind::NotFound => Failure::new(Exit::Refused, what).hint(WHAT_DIR),
+                ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                    Failure::new(Exit::Refused, what).hint(WHAT_DIR)
+                }
                 _ => Failure::failed(what),
             }
         })?;
+        if !dir.is_dir() {
+            let what = format!("{} is a file and no directory", dir.display());
+            return Err(Failure::new(Exit::Refused, what).hint(WHAT_DIR));
+        }
         let taken = if offline::is_partition_dir(&*disk, &dir).map_err(disk_failed)? {
             let above = dir.parent().filter(|above| is_data_dir(&*disk, above));
             let data_dir = above.map(Path::to_owned);

@@ -59,6 +59,10 @@ pub(super) fn run(args: &RepairArgs) -> Result<(), Failure> {
         }
         say(&mut printing, args, &plan);
         remaining += plan.remaining;
+        if !args.yes {
+            // The log is as damaged as before, and scripts go by the exit code.
+            remaining += plan.cut.map_or(0, |cut| cut.damaged);
+        }
         todo += plan.actions.len();
         if args.yes && !plan.actions.is_empty() {
             apply_repair(&target.disk, &plan, target.data_dir()).map_err(failed)?;
@@ -140,14 +144,19 @@ fn say(printing: &mut Printing, args: &RepairArgs, plan: &RepairPlan) {
     }
     let name = name_of(&plan.dir);
     if let Some(cut) = &plan.cut {
-        let records = cut.to.records_since(cut.from);
         printing.line(&format!(
             "{name}: is cut at offset {}: {}, up to offset {}, in {} bytes, are not served any more",
             cut.from,
-            counted(records, "record"),
+            counted(cut.offsets(), "offset"),
             cut.to,
             grouped(cut.bytes)
         ));
+        if cut.from < cut.log_start {
+            printing.line(&format!(
+                "{name}: the log start goes back to offset {}, from {}",
+                cut.from, cut.log_start
+            ));
+        }
     }
     for action in &plan.actions {
         let file = |path: &Path| name_of(path);
@@ -200,7 +209,10 @@ fn plan_json(args: &RepairArgs, plan: &RepairPlan) -> serde_json::Value {
         json!({
             "from": cut.from.get(),
             "to": cut.to.get(),
+            "offsets": cut.offsets(),
             "bytes": cut.bytes,
+            "log_start_offset_before": cut.log_start.get(),
+            "log_start_offset": cut.log_start.min(cut.from).get(),
         })
     });
     json!({

@@ -1,9 +1,13 @@
 //! Waiting for acknowledgements while lines go on being sent.
 
+use std::time::Duration;
+
 use indicatif::ProgressBar;
 use tidelog_client::{ClientError, DeliveryFuture};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+
+use crate::connect::waiting_aloud;
 
 /// Records that are handed over at a time.
 const CHUNK_RECORDS: usize = 1024;
@@ -30,10 +34,11 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    pub(super) fn start(progress: ProgressBar) -> Self {
+    /// No record is waited for longer than `until`.
+    pub(super) fn start(progress: ProgressBar, until: Duration) -> Self {
         let (chunks, chunks_out) = mpsc::channel(CHUNKS_MAX);
         let (failed_in, failed) = watch::channel(false);
-        let task = tokio::spawn(collect(chunks_out, failed_in, progress));
+        let task = tokio::spawn(collect(chunks_out, failed_in, progress, until));
         Self {
             pending: Vec::new(),
             chunks,
@@ -77,11 +82,16 @@ async fn collect(
     mut chunks: mpsc::Receiver<Vec<(u64, DeliveryFuture)>>,
     failed: watch::Sender<bool>,
     progress: ProgressBar,
+    until: Duration,
 ) -> Outcome {
+    let for_what = || {
+        let until = until.as_secs();
+        format!("acknowledgements: the broker is gone or slow; each record has {until} s")
+    };
     let mut outcome = Outcome::default();
     while let Some(chunk) = chunks.recv().await {
         for (number, future) in chunk {
-            match future.await {
+            match waiting_aloud(for_what, future).await {
                 Ok(_) => outcome.acknowledged += 1,
                 Err(error) => {
                     outcome.failed += 1;

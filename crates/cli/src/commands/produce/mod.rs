@@ -19,7 +19,7 @@ use tidelog_client::{
 use self::acks::Collector;
 use self::lines::Line;
 use crate::args::AcksArg;
-use crate::connect::with_client;
+use crate::connect::{first_answer, with_client};
 use crate::failure::Failure;
 use crate::fields::Wanted;
 use crate::output::numbers::{counted, grouped};
@@ -63,7 +63,7 @@ pub(crate) struct ProduceArgs {
     #[arg(long, value_name = "P")]
     partition: Option<u32>,
     /// What an acknowledgement promises.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, allow_hyphen_values = true)]
     acks: AcksArg,
     /// How batches are compressed: none, gzip, snappy, lz4 or zstd.
     #[arg(long, value_name = "KIND", default_value_t = Compression::None)]
@@ -93,13 +93,14 @@ async fn produce(
         compression: args.compression,
         ..ProducerConfig::default()
     };
-    let producer = Producer::new(client, config);
+    let until = config.delivery_timeout;
+    let producer = Producer::new(client.clone(), config);
     // A topic that does not exist is told before any line is read.
-    producer.topic_facts(&args.topic).await?;
+    first_answer(&client, until, producer.topic_facts(&args.topic)).await?;
     let mut chunks = lines::spawn(input)
         .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
     let maker = RecordMaker::new(&args);
-    let mut collector = Collector::start(progress(&args.input));
+    let mut collector = Collector::start(progress(&args.input), until);
     let mut failed = collector.failed();
 
     let sending = async {

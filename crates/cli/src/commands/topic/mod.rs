@@ -6,9 +6,10 @@ mod trim;
 use serde_json::{Map, Value, json};
 use tidelog_client::proto::TopicSummary;
 use tidelog_client::{AdminOptions, BrokerAddresses, Client, TopicName};
+use tidelog_record::TopicId;
 
 use super::confirm::confirm;
-use crate::args::{OutputArgs, OutputForm};
+use crate::args::{OutputArgs, OutputForm, partition_count};
 use crate::connect::with_client;
 use crate::failure::{Exit, Failure};
 use crate::output::numbers::{counted, grouped};
@@ -55,8 +56,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "NAME")]
     name: TopicName,
     /// How many partitions it shall have.
-    #[arg(long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = partition_count())]
     partitions: u32,
     /// A setting, such as retention.ms=-1; can be given several times.
     #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair)]
@@ -102,7 +102,7 @@ pub(crate) struct AddPartitionsArgs {
     #[arg(value_name = "NAME")]
     name: TopicName,
     /// How many partitions it shall have in all.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = partition_count())]
     partitions: u32,
     #[command(flatten)]
     output: OutputArgs,
@@ -217,7 +217,8 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     let name = &args.name;
     // Also so that nobody is asked about a topic that does not exist.
     let described = client.describe_topic(name, false).await?;
-    let records: u64 = described
+    // Compaction leaves gaps: that many records at most.
+    let offsets: u64 = described
         .partitions
         .iter()
         .map(|partition| {
@@ -235,7 +236,7 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
     let what = format!(
         "topic {name} with {}, {} and {} bytes",
         counted(count, "partition"),
-        counted(records, "record"),
+        counted(offsets, "offset"),
         grouped(bytes)
     );
     if args.dry_run {
@@ -263,13 +264,10 @@ fn told(message: &str, topic: &TopicSummary, output: OutputArgs) -> Result<(), F
     }
 }
 
-/// `{"topic","id","partitions","internal","settings":{…}}`. A topic that was not made has no id.
+/// `{"topic","id","partitions","internal","settings":{…}}`, the id as `log inspect` and the names of
+/// deleted directories have it. A topic that was not made has none.
 fn summary(topic: &TopicSummary) -> Value {
-    let id: String = topic
-        .topic_id
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let id = <[u8; 16]>::try_from(&topic.topic_id[..]).ok();
     let mut names: Vec<_> = topic.settings.iter().collect();
     names.sort();
     let settings: Map<String, Value> = names
@@ -278,7 +276,7 @@ fn summary(topic: &TopicSummary) -> Value {
         .collect();
     json!({
         "topic": topic.name,
-        "id": (!id.is_empty()).then_some(id),
+        "id": id.map(|id| TopicId::from_bytes(id).to_string()),
         "partitions": topic.partitions,
         "internal": topic.internal,
         "settings": settings,
@@ -318,7 +316,7 @@ mod tests {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let topic = TopicSummary {
             name: "t".to_owned(),
-            topic_id: vec![0x0a, 0xff].into(),
+            topic_id: (0..16).collect::<Vec<u8>>().into(),
             partitions: 6,
             settings: [pair("b", "2"), pair("a", "1")].into(),
             internal: false,
@@ -326,7 +324,7 @@ mod tests {
         assert_eq!(settings(&topic), "a=1 b=2");
         assert_eq!(
             summary(&topic).to_string(),
-            r#"{"topic":"t","id":"0aff","partitions":6,"internal":false,"settings":{"a":"1","b":"2"}}"#
+            r#"{"topic":"t","id":"00010203-0405-0607-0809-0a0b0c0d0e0f","partitions":6,"internal":false,"settings":{"a":"1","b":"2"}}"#
         );
     }
 }

@@ -52,6 +52,7 @@ pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure>
         .zip(&wanted)
         .map(|(start, wanted)| wanted.offset.records_since(start.offset))
         .collect();
+    // Compaction leaves gaps: that many records at most.
     let dropped: u64 = drops.iter().sum();
 
     let after: Vec<_> = if args.dry_run {
@@ -64,7 +65,7 @@ pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure>
     } else {
         let what = format!(
             "drops {} of topic {}",
-            counted(dropped, "record"),
+            counted(dropped, "offset"),
             args.name
         );
         confirm(&what, args.name.as_str(), args.yes)?;
@@ -112,7 +113,7 @@ pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure>
     };
     eprintln!(
         "{} of topic {} {verb}",
-        counted(dropped, "record"),
+        counted(dropped, "offset"),
         args.name
     );
     print(&match args.output.form {

@@ -88,6 +88,31 @@ fn a_trimmed_log_is_cut_and_still_knows_where_it_starts() {
 }
 
 #[test]
+fn a_cut_below_the_log_start_counts_only_what_was_served() {
+    let (disk, _) = filled(true);
+    let checkpoint = state(&disk).unwrap().groups[&key()].checkpoint;
+    let mut log = open_here(&disk, checkpoint);
+    // Still in the first segment, whose beginning is damaged below.
+    log.trim(offset(4), offset(80)).unwrap();
+    let end = log.close().unwrap();
+    let state_file = StateFile::open(dynamic(&disk), &data_dir().join("state")).unwrap();
+    state_file
+        .record(&[StateRecord::Checkpoint(key(), end)], true)
+        .unwrap();
+    drop(state_file);
+    disk.kill();
+    disk.flip_bit(&file(0, "log"), borders(&disk, &file(0, "log"))[1] + 30, 1);
+    let plan = plan(&disk, true);
+    let cut = plan.cut.unwrap();
+    assert_eq!((cut.from, cut.log_start), (offset(0), offset(4)));
+    assert_eq!((cut.to, cut.offsets()), (offset(80), 76));
+    assert_eq!(cut.damaged, 1);
+    apply(&disk, &plan);
+    let checkpoint = state(&disk).unwrap().groups[&key()].checkpoint;
+    assert_eq!(checkpoint.unwrap().log_start, offset(0));
+}
+
+#[test]
 fn a_repair_that_is_cut_off_anywhere_can_be_done_again() {
     let (disk, bases) = filled(true);
     disk.sync_all();
