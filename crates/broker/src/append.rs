@@ -1,4 +1,4 @@
-//! Appending: check, choose the partition, admit by bytes, hand to the shard, wait.
+//! Appending: admit by bytes, choose the partition, check, hand to the shard, wait.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -33,7 +33,8 @@ const STICKY_BYTES: u64 = 1 << 20;
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acks {
-    /// Durable on a majority of the replicas.
+    /// Synced to the disk before the answer (of a majority of the replicas, once there are
+    /// several).
     All,
     /// Written by the leader.
     Leader,

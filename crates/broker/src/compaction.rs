@@ -1,5 +1,5 @@
 //! Compaction: a thread that compacts the logs of topics with `cleanup.policy=compact`, the one
-//! with the largest dirty part first.
+//! with the largest dirty share first.
 
 use std::collections::HashMap;
 use std::io;
@@ -110,7 +110,7 @@ fn after(now: Timestamp, time: Duration) -> Timestamp {
     Timestamp::from_millis(now.millis().saturating_add(millis))
 }
 
-/// The partition with the largest dirty part of those that are due.
+/// The partition with the largest dirty share of those that are due.
 fn dirtiest(
     inner: &Inner,
     now: Timestamp,

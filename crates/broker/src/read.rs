@@ -141,8 +141,9 @@ impl PartitionHandle {
     }
 
     /// Reads whole batches from the one that holds `from` on, about `bytes_max` of them; none at
-    /// the high watermark, and none where compaction has left nothing below it. Does not wait for new records, but may wait for the disk. What was
-    /// written lately comes as slices of a map, without a copy.
+    /// the high watermark, and none where compaction has left nothing below it. Does not wait for new
+    /// records, but may wait for the disk. What was written lately comes as slices of a map, without a
+    /// copy.
     ///
     /// # Errors
     /// [`ReadError::OutOfRange`] below the log start or above the high watermark; the topic may be

@@ -127,11 +127,13 @@ pub enum CompactionError {
 /// What a run did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompactionStats {
-    /// Records that a newer one of their key, or an expired tombstone's time, made superfluous.
+    /// All records that are gone: those with a newer one of their key, tombstones whose time was over,
+    /// records without a key, and those below the log start.
     pub records_removed: u64,
-    /// Of these, tombstones whose time was over.
+    /// Of `records_removed`, tombstones whose time was over.
     pub tombstones_removed: u64,
-    /// Of these, records without a key, which no newer record can replace.
+    /// Of `records_removed`, records without a key, which no newer record can replace; not those below
+    /// the log start.
     pub keyless_removed: u64,
     /// Bytes of the segments whose groups were gone through.
     pub bytes_before: u64,
