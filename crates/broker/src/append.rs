@@ -90,9 +90,9 @@ const HEADER_OVERHEAD: usize = 64;
 
 /// Compressed batches above this many bytes are not checked on the threads that serve connections:
 /// they may become more than a thousand times as large.
-const DECOMPRESSED_INLINE_MAX: usize = 1024;
+const DECOMPRESS_INLINE_MAX: usize = 1024;
 /// The same for records above this many bytes that are to be compressed.
-const COMPRESSED_INLINE_MAX: usize = 16 * 1024;
+const COMPRESS_INLINE_MAX: usize = 16 * 1024;
 
 impl Payload {
     /// What it takes in memory, in bytes, about.
@@ -115,13 +115,13 @@ impl Payload {
     fn is_heavy(&self) -> bool {
         match self {
             Self::Batch(bytes) => {
-                bytes.len() > DECOMPRESSED_INLINE_MAX
+                bytes.len() > DECOMPRESS_INLINE_MAX
                     && BatchHeader::decode(bytes, bytes.len())
                         .and_then(|header| header.attributes.compression())
                         .is_ok_and(|compression| compression != Compression::None)
             }
             Self::Records { compression, .. } => {
-                *compression != Compression::None && self.len_bytes() > COMPRESSED_INLINE_MAX
+                *compression != Compression::None && self.len_bytes() > COMPRESS_INLINE_MAX
             }
         }
     }
@@ -268,7 +268,7 @@ impl Broker {
         acks: Acks,
         room: Arc<OwnedSemaphorePermit>,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
-        #[allow(
+        #[expect(
             clippy::disallowed_methods,
             reason = "measured for people, decides nothing"
         )]
@@ -323,11 +323,11 @@ impl Broker {
         if !request.payload.is_heavy() {
             return self.parts(request);
         }
-        let turn = self.inner().heavy_checks.clone().acquire_owned().await;
-        let turn = turn.map_err(|_| AppendError::Stopping)?;
+        let permit = self.inner().heavy_checks.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| AppendError::Stopping)?;
         let broker = self.clone();
         let check = move || {
-            let _turn = turn;
+            let _permit = permit;
             broker.parts(request)
         };
         match tokio::task::spawn_blocking(check).await {

@@ -229,9 +229,12 @@ impl State {
     }
 }
 
-/// Decides nothing but how soon what nobody waits for is synced; the rest is measured for people.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "decides nothing but how soon what nobody waits for is synced; the rest is measured for \
+              people"
+)]
 fn now() -> Instant {
-    #[allow(clippy::disallowed_methods, reason = "see above")]
     Instant::now()
 }
 
