@@ -321,7 +321,7 @@ impl Shard {
             return false;
         };
         let now = self.clock.now();
-        partition.appended_at(now);
+        partition.note_append(now);
         let mut batches = Vec::with_capacity(appends.len());
         let mut rest = Vec::with_capacity(appends.len());
         for mut append in appends {

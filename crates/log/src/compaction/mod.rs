@@ -285,7 +285,7 @@ impl Compaction {
         let mut left = Vec::with_capacity(count);
         for record in records {
             let offset = record.offset(base).unwrap_or(Offset::MAX);
-            if self.is_kept(&record, offset, is_over) {
+            if self.keep_or_count(&record, offset, is_over) {
                 has_tombstone |= record.value.is_none();
                 left.push(record);
             }
@@ -318,7 +318,8 @@ impl Compaction {
         }
     }
 
-    fn is_kept(&mut self, record: &Record, offset: Offset, is_over: bool) -> bool {
+    /// Whether the record stays; counts it if not.
+    fn keep_or_count(&mut self, record: &Record, offset: Offset, is_over: bool) -> bool {
         if offset >= self.covered {
             return true;
         }
@@ -418,7 +419,7 @@ fn base_of(header: &BatchHeader) -> Offset {
 
 /// Whether an internal entry is kept: an epoch's beginning is, and whatever is not known here; the
 /// log start is told by the segments behind.
-fn keeps(header: &BatchHeader, bytes: &Bytes) -> bool {
+fn keeps_internal(header: &BatchHeader, bytes: &Bytes) -> bool {
     let body = &bytes[tidelog_record::BATCH_HEADER_LEN..];
     let kind = InternalEntry::decode(header, body).map(|entry| entry.kind);
     !matches!(kind, Ok(InternalKind::LogStart(_)))

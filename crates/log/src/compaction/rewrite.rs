@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
 use tidelog_record::{BATCH_HEADER_LEN, BatchHeader};
 
-use super::{Compaction, CompactionError, Left, Pace, Scan, keeps};
+use super::{Compaction, CompactionError, Left, Pace, Scan, keeps_internal};
 use crate::append::index_entry;
 use crate::header::{COMPACTED_HEADER_LEN, CompactedSegment, SegmentHeader};
 use crate::index::SegmentIndex;
@@ -103,7 +103,7 @@ fn write(
         let mut scan = Scan::new(&*file, segment);
         while let Some((header, bytes)) = scan.next(pace)? {
             if header.attributes.is_control() {
-                if keeps(&header, &bytes) {
+                if keeps_internal(&header, &bytes) {
                     out.push(&header, &bytes, pace)?;
                 }
                 continue;
