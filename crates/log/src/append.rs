@@ -7,7 +7,7 @@ use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, ProducedBatch, RaftI
 
 use crate::error::{AppendError, Poisoned};
 use crate::header::SEGMENT_HEADER_LEN;
-use crate::index::{IndexEntry, SegmentIndex};
+use crate::index::SegmentIndex;
 use crate::internal::InternalKind;
 use crate::log::Log;
 use crate::producers::{StoredBatch, Verdict};
@@ -214,12 +214,8 @@ impl Log {
     fn note_in_index(&mut self, end: &LogEnd) {
         let mut index = self.active.index.write();
         let Some(index) = &mut *index else { return };
-        let last = index
-            .last()
-            .map_or(self.active.header_len, |entry| entry.position);
-        if end.position.saturating_sub(last) >= self.options.index_interval_bytes {
-            index.push(index_entry(end));
-        }
+        let interval = self.options.index_interval_bytes;
+        index.push_if_due(end, self.active.header_len, interval);
     }
 
     fn write_index_if_due(&mut self) {
@@ -232,17 +228,6 @@ impl Log {
         if unwritten >= INDEX_ENTRIES_PER_WRITE {
             self.write_index(false);
         }
-    }
-}
-
-pub(crate) fn index_entry(end: &LogEnd) -> IndexEntry {
-    IndexEntry {
-        offset: end.offset,
-        index: end.index,
-        position: end.position,
-        chain: end.chain,
-        max_timestamp: end.max_timestamp,
-        is_end: false,
     }
 }
 

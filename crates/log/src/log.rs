@@ -8,11 +8,10 @@ use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 
 use crate::ahead::SyncPace;
-use crate::append::index_entry;
 use crate::epochs::{self, EpochStart};
 use crate::error::{AppendError, Poisoned, TrimError};
 use crate::header::LogIdentity;
-use crate::index;
+use crate::index::{self, IndexEntry};
 use crate::internal::{InternalEntry, InternalKind};
 use crate::options::LogOptions;
 use crate::producers::ProducerTable;
@@ -64,13 +63,8 @@ pub struct RemovedFile {
 
 impl RemovedFile {
     /// The length of the segment, in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn len_bytes(&self) -> u64 {
         self.len
-    }
-
-    /// Whether there is nothing to give back.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
@@ -298,7 +292,7 @@ impl Log {
             let mut index = self.active.index.write();
             let Some(index) = &mut *index else { return };
             if complete {
-                index.push_end(index_entry(&self.end));
+                index.push_end(IndexEntry::at(&self.end));
             }
             index.pending()
         };

@@ -218,7 +218,7 @@ impl Compaction {
             self.stats.bytes_before += before;
             match compacted {
                 Some(compacted) => {
-                    self.stats.bytes_after += compacted.len();
+                    self.stats.bytes_after += compacted.len_bytes();
                     return Ok(Some(compacted));
                 }
                 None => self.stats.bytes_after += before,
@@ -248,7 +248,7 @@ impl Compaction {
                     continue;
                 }
                 let base = base_of(&header);
-                for record in scan.records(&header, bytes)? {
+                for record in scan.records(bytes)? {
                     let offset = record.offset(base).unwrap_or(Offset::MAX);
                     if offset < self.covered {
                         continue;
@@ -279,7 +279,7 @@ impl Compaction {
         }
         let horizon = header.attributes.has_delete_horizon();
         let is_over = horizon && header.base_timestamp <= self.options.now.millis();
-        let records = scan.records(header, bytes)?;
+        let records = scan.records(bytes)?;
         let count = records.len();
         let mut has_tombstone = false;
         let mut left = Vec::with_capacity(count);
@@ -401,14 +401,13 @@ impl<'a> Scan<'a> {
         Ok(Some((header, bytes)))
     }
 
-    /// The records of the batch that was given last.
-    fn records(&self, header: &BatchHeader, bytes: Bytes) -> Result<Vec<Record>, Corruption> {
+    /// The records of the batch that was given last, which is no internal entry.
+    fn records(&self, bytes: Bytes) -> Result<Vec<Record>, Corruption> {
         let records = Batch::check(bytes, BATCH_BYTES_LIMIT).and_then(|batch| {
             batch
                 .records(&STORED_LIMITS)?
                 .collect::<Result<Vec<_>, _>>()
         });
-        debug_assert!(!header.attributes.is_control());
         records.map_err(|e| corruption(&self.segment.path, &self.before, e.into()))
     }
 }
