@@ -1,7 +1,7 @@
 //! The writer's half of a log.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
@@ -50,9 +50,11 @@ pub struct Log {
     pub(crate) recent_snapshots: VecDeque<Offset>,
     /// Files of removed segments that nobody has taken yet.
     pub(crate) removed: Vec<RemovedFile>,
+    /// Files of segments below the log start that could not be removed, oldest first.
+    pub(crate) unremoved: Vec<PathBuf>,
 }
 
-/// The file of a segment that was removed: its name is gone, its space is given back when this is
+/// A file of a segment that was removed: its name is gone, its space is given back when this is
 /// dropped and no reader holds a slice of it any more. That can take a file system long, a second
 /// and more a GiB: drop it where nobody waits.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ pub struct RemovedFile {
 }
 
 impl RemovedFile {
-    /// The length of the segment, in bytes.
+    /// The length of the file, in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.len
     }
@@ -200,8 +202,8 @@ impl Log {
         std::mem::take(&mut self.removed)
     }
 
-    /// Removes segments below the log start, oldest first. What cannot be removed now is removed
-    /// at the next trim or start.
+    /// Removes segments below the log start, oldest first, after those that could not be removed
+    /// before. What cannot be removed now is removed at the next trim or start.
     fn remove_below_start(&mut self) {
         let segments = self.shared.segments();
         // The durable one: what is removed must never be asked for again.
@@ -210,30 +212,41 @@ impl Log {
             .windows(2)
             .take_while(|pair| pair[1].header.base_offset <= start)
             .count();
-        if keep_from == 0 {
+        if keep_from == 0 && self.unremoved.is_empty() {
             return;
         }
-        self.shared.set_segments(segments[keep_from..].to_vec());
+        for path in std::mem::take(&mut self.unremoved) {
+            let file = self.disk().open(&path, OpenHow::Read).ok();
+            self.remove_or_note(path, file);
+        }
+        if keep_from > 0 {
+            self.shared.set_segments(segments[keep_from..].to_vec());
+        }
         for segment in &segments[..keep_from] {
-            // While it is held, the name is all that the removal takes.
-            let file = segment.open_file();
-            let file = file.map_or_else(|| self.disk().open(&segment.path, OpenHow::Read), Ok);
-            let removed = self.disk().remove_file(&segment.path).and_then(|()| {
-                remove_if_there(
-                    self.disk(),
-                    &index_path(self.dir(), segment.header.base_offset),
-                )
-            });
-            if let Err(e) = removed {
-                tracing::warn!(error = %e, "a segment below the log start was not removed");
-            } else if let Ok(file) = file {
-                let len = segment.sealed_end().map_or(0, |end| u64::from(end.len));
-                self.removed.push(RemovedFile { _file: file, len });
-            }
+            let open = || self.disk().open(&segment.path, OpenHow::Read).ok();
+            let file = segment.open_file().or_else(open);
+            self.remove_or_note(segment.path.clone(), file);
+            let index = index_path(self.dir(), segment.header.base_offset);
+            self.remove_or_note(index, None);
         }
         self.remove_stale_producers();
         if let Err(e) = self.disk().sync_dir(self.dir()) {
             tracing::warn!(error = %e, "removed segments may be there again after power loss");
+        }
+    }
+
+    /// Removes a file of a segment that is no longer the log's. While it is held as `file`, the name
+    /// is all that this takes.
+    fn remove_or_note(&mut self, path: PathBuf, file: Option<Arc<dyn DiskFile>>) {
+        match remove_if_there(self.disk(), &path) {
+            Ok(()) => self.removed.extend(file.map(|file| RemovedFile {
+                len: file.len().unwrap_or(0),
+                _file: file,
+            })),
+            Err(e) => {
+                tracing::warn!(error = %e, "a file below the log start was not removed");
+                self.unremoved.push(path);
+            }
         }
     }
 

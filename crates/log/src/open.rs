@@ -102,6 +102,7 @@ impl Log {
             sync_pace: SyncPace::default(),
             recent_snapshots: VecDeque::new(),
             removed: Vec::new(),
+            unremoved: Vec::new(),
         })
     }
 
@@ -276,6 +277,7 @@ impl Opening<'_> {
             sync_pace: SyncPace::default(),
             recent_snapshots: VecDeque::new(),
             removed: Vec::new(),
+            unremoved: Vec::new(),
         };
         log.write_durable_epochs();
         Ok((log, recovery))
