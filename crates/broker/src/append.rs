@@ -340,6 +340,7 @@ impl Broker {
 
     fn parts(&self, request: AppendRequest) -> Result<Vec<Part>, AppendError> {
         let count = self.partitions_of(&request.topic)?;
+        let count = NonZeroU32::new(count).expect("a topic has one partition or more");
         match request.payload {
             Payload::Batch(bytes) => {
                 let number = match request.partition {
@@ -375,35 +376,30 @@ impl Broker {
                         "there are no records to append".to_owned(),
                     ));
                 }
-                let len = records
-                    .iter()
-                    .map(|record| record.value.as_ref().map_or(0, Bytes::len));
-                let len = len.sum();
-                let numbers: Vec<u32> = match (request.partition, NonZeroU32::new(count)) {
-                    (Some(number), _) => vec![number; records.len()],
-                    (None, Some(count)) => {
-                        let by_key = |record: &NewRecord| {
-                            record
-                                .key
-                                .as_ref()
-                                .map(|key| partition_for_key(key, count).get())
-                        };
-                        let keyless = records.iter().any(|record| record.key.is_none());
-                        let sticky = if keyless {
-                            self.sticky(&request.topic, count.get(), len)
-                        } else {
-                            0
-                        };
-                        records
-                            .iter()
-                            .map(|record| by_key(record).unwrap_or(sticky))
-                            .collect()
-                    }
-                    (None, None) => vec![0; records.len()],
+                let numbers = match request.partition {
+                    Some(number) => vec![number; records.len()],
+                    None => self.spread(&request.topic, count, &records),
                 };
                 self.parts_of_records(&request.topic, &records, &numbers, compression, producer)
             }
         }
+    }
+
+    /// The partition of each record: by its key, or the sticky one.
+    fn spread(&self, topic: &str, count: NonZeroU32, records: &[NewRecord]) -> Vec<u32> {
+        let choose = || {
+            let lens = records
+                .iter()
+                .map(|record| record.value.as_ref().map_or(0, Bytes::len));
+            self.sticky(topic, count, lens.sum())
+        };
+        // Chosen once, and only where something has no key: choosing counts.
+        let mut sticky = None;
+        let number_of = |record: &NewRecord| match &record.key {
+            Some(key) => partition_for_key(key, count).get(),
+            None => *sticky.get_or_insert_with(choose),
+        };
+        records.iter().map(number_of).collect()
     }
 
     fn parts_of_records(
@@ -457,12 +453,13 @@ impl Broker {
 
     /// The partition for what has no key: the same one for [`STICKY_BYTES`], then the next that
     /// serves.
-    fn sticky(&self, topic: &str, count: u32, len: usize) -> u32 {
+    fn sticky(&self, topic: &str, count: NonZeroU32, len: usize) -> u32 {
+        let count = count.get();
         let sent = self
             .inner()
             .sticky_bytes(topic)
             .fetch_add(len as u64, Ordering::Relaxed);
-        let first = u32::try_from((sent / STICKY_BYTES) % u64::from(count.max(1))).unwrap_or(0);
+        let first = u32::try_from((sent / STICKY_BYTES) % u64::from(count)).unwrap_or(0);
         (0..count)
             .map(|step| (first + step) % count)
             .find(|number| {
