@@ -44,10 +44,12 @@ impl Log {
     /// the stamped headers; bodies go to the file as they are.
     ///
     /// # Errors
-    /// With [`AppendError::Full`], [`AppendError::OutOfFiles`] and [`AppendError::TooLarge`] nothing happened, but that an epoch
-    /// that waited for space may have begun; nor with [`AppendError::Producer`], which is about the
-    /// first batch alone. With
-    /// [`AppendError::Poisoned`] it is not known whether the batches will be there after the next
+    /// With [`AppendError::WriteFailed`] it is not known whether the batches will be there after the
+    /// next open. With all others they surely will not: nothing of them was written, though an epoch
+    /// that waited for space may have begun and a segment been sealed. After
+    /// [`AppendError::Full`] and [`AppendError::OutOfFiles`] the log takes more once there is space or
+    /// a file; [`AppendError::Producer`] and [`AppendError::TooLarge`] are about the first batch
+    /// alone; [`AppendError::Exhausted`] stays, and so does [`AppendError::Poisoned`] until the next
     /// open.
     ///
     /// # Panics
@@ -99,7 +101,7 @@ impl Log {
         for (header, body) in &stamped {
             slices.extend([IoSlice::new(header), IoSlice::new(body)]);
         }
-        self.write(&slices)?;
+        self.write(&slices).map_err(AppendError::WriteFailed)?;
 
         let mut end = self.end;
         for (batch, (header, body)) in batches[..count].iter().zip(&stamped) {

@@ -118,8 +118,9 @@ impl Log {
     /// Begins the leader epoch `epoch` with Raft's empty entry. Not yet durable.
     ///
     /// # Errors
-    /// As for [`Log::append`]. After [`AppendError::Full`] the epoch begins with the next append
-    /// or trim that finds space; until then these are refused, and reads go on.
+    /// As for [`Log::append`], but that after [`AppendError::Poisoned`] it is not known whether the
+    /// epoch will have begun after the next open. After [`AppendError::Full`] it begins with the next
+    /// append or trim that finds space; until then these are refused, and reads go on.
     ///
     /// # Panics
     /// When `epoch` is not newer than the last one.
@@ -174,7 +175,8 @@ impl Log {
     ///
     /// # Errors
     /// [`TrimError::OutOfRange`] unless `to` lies between the log start and `end_max`, which is the
-    /// high watermark; the errors of [`Log::append`] when the new log start could not be written.
+    /// high watermark; the errors of [`Log::begin_epoch`] when the new log start could not be
+    /// written.
     pub fn trim(&mut self, to: Offset, end_max: Offset) -> Result<(), TrimError> {
         self.shared.check().map_err(AppendError::from)?;
         let start = self.end.log_start;
