@@ -491,7 +491,7 @@ async fn check_prepared(broker: &Broker) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_newest_slot_of_the_state_file_spoilt_the_other_serves() {
+async fn with_the_newest_generation_of_the_state_file_spoilt_the_other_serves() {
     let dir = tempfile::tempdir().unwrap();
     let data_dir = dir.path().join("data");
     prepared(&data_dir).await;

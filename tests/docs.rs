@@ -49,7 +49,8 @@ fn every_test_in_the_table_of_faults_exists() {
     assert!(rows >= 10, "the table has {rows} rows that name a test");
 }
 
-/// Each fault of the standard list that is about disks and clocks has a row, in order, with a test.
+/// Each fault of disks and clocks has a row with a test, in the order of the numbers. A fault keeps its
+/// number; those between are faults of processes and networks, whose rows come with the code for them.
 #[test]
 fn every_fault_of_disks_and_clocks_has_a_row_with_a_test() {
     let table = read(&root().join("docs/faults.md"));

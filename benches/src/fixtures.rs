@@ -90,7 +90,7 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Resu
 }
 
 pub(crate) fn now() -> Instant {
-    #[allow(clippy::disallowed_methods, reason = "this is a benchmark")]
+    #[expect(clippy::disallowed_methods, reason = "this is a benchmark")]
     Instant::now()
 }
 

@@ -1,4 +1,4 @@
-//! Appending: check, choose the partition, admit by bytes, hand to the shard, wait.
+//! Appending: admit by bytes, choose the partition, check, hand to the shard, wait.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -33,7 +33,8 @@ const STICKY_BYTES: u64 = 1 << 20;
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acks {
-    /// Durable on a majority of the replicas.
+    /// Synced to the disk before the answer (of a majority of the replicas, once there are
+    /// several).
     All,
     /// Written by the leader.
     Leader,
@@ -89,9 +90,9 @@ const HEADER_OVERHEAD: usize = 64;
 
 /// Compressed batches above this many bytes are not checked on the threads that serve connections:
 /// they may become more than a thousand times as large.
-const DECOMPRESSED_INLINE_MAX: usize = 1024;
+const DECOMPRESS_INLINE_MAX: usize = 1024;
 /// The same for records above this many bytes that are to be compressed.
-const COMPRESSED_INLINE_MAX: usize = 16 * 1024;
+const COMPRESS_INLINE_MAX: usize = 16 * 1024;
 
 impl Payload {
     /// What it takes in memory, in bytes, about.
@@ -114,13 +115,13 @@ impl Payload {
     fn is_heavy(&self) -> bool {
         match self {
             Self::Batch(bytes) => {
-                bytes.len() > DECOMPRESSED_INLINE_MAX
+                bytes.len() > DECOMPRESS_INLINE_MAX
                     && BatchHeader::decode(bytes, bytes.len())
                         .and_then(|header| header.attributes.compression())
                         .is_ok_and(|compression| compression != Compression::None)
             }
             Self::Records { compression, .. } => {
-                *compression != Compression::None && self.len_bytes() > COMPRESSED_INLINE_MAX
+                *compression != Compression::None && self.len_bytes() > COMPRESS_INLINE_MAX
             }
         }
     }
@@ -267,7 +268,7 @@ impl Broker {
         acks: Acks,
         room: Arc<OwnedSemaphorePermit>,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
-        #[allow(
+        #[expect(
             clippy::disallowed_methods,
             reason = "measured for people, decides nothing"
         )]
@@ -322,11 +323,11 @@ impl Broker {
         if !request.payload.is_heavy() {
             return self.parts(request);
         }
-        let turn = self.inner().heavy_checks.clone().acquire_owned().await;
-        let turn = turn.map_err(|_| AppendError::Stopping)?;
+        let permit = self.inner().heavy_checks.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| AppendError::Stopping)?;
         let broker = self.clone();
         let check = move || {
-            let _turn = turn;
+            let _permit = permit;
             broker.parts(request)
         };
         match tokio::task::spawn_blocking(check).await {
@@ -339,6 +340,7 @@ impl Broker {
 
     fn parts(&self, request: AppendRequest) -> Result<Vec<Part>, AppendError> {
         let count = self.partitions_of(&request.topic)?;
+        let count = NonZeroU32::new(count).expect("a topic has one partition or more");
         match request.payload {
             Payload::Batch(bytes) => {
                 let number = match request.partition {
@@ -374,35 +376,30 @@ impl Broker {
                         "there are no records to append".to_owned(),
                     ));
                 }
-                let len = records
-                    .iter()
-                    .map(|record| record.value.as_ref().map_or(0, Bytes::len));
-                let len = len.sum();
-                let numbers: Vec<u32> = match (request.partition, NonZeroU32::new(count)) {
-                    (Some(number), _) => vec![number; records.len()],
-                    (None, Some(count)) => {
-                        let by_key = |record: &NewRecord| {
-                            record
-                                .key
-                                .as_ref()
-                                .map(|key| partition_for_key(key, count).get())
-                        };
-                        let keyless = records.iter().any(|record| record.key.is_none());
-                        let sticky = if keyless {
-                            self.sticky(&request.topic, count.get(), len)
-                        } else {
-                            0
-                        };
-                        records
-                            .iter()
-                            .map(|record| by_key(record).unwrap_or(sticky))
-                            .collect()
-                    }
-                    (None, None) => vec![0; records.len()],
+                let numbers = match request.partition {
+                    Some(number) => vec![number; records.len()],
+                    None => self.spread(&request.topic, count, &records),
                 };
                 self.parts_of_records(&request.topic, &records, &numbers, compression, producer)
             }
         }
+    }
+
+    /// The partition of each record: by its key, or the sticky one.
+    fn spread(&self, topic: &str, count: NonZeroU32, records: &[NewRecord]) -> Vec<u32> {
+        let choose = || {
+            let lens = records
+                .iter()
+                .map(|record| record.value.as_ref().map_or(0, Bytes::len));
+            self.sticky(topic, count, lens.sum())
+        };
+        // Chosen once, and only where something has no key: choosing counts.
+        let mut sticky = None;
+        let number_of = |record: &NewRecord| match &record.key {
+            Some(key) => partition_for_key(key, count).get(),
+            None => *sticky.get_or_insert_with(choose),
+        };
+        records.iter().map(number_of).collect()
     }
 
     fn parts_of_records(
@@ -456,12 +453,13 @@ impl Broker {
 
     /// The partition for what has no key: the same one for [`STICKY_BYTES`], then the next that
     /// serves.
-    fn sticky(&self, topic: &str, count: u32, len: usize) -> u32 {
+    fn sticky(&self, topic: &str, count: NonZeroU32, len: usize) -> u32 {
+        let count = count.get();
         let sent = self
             .inner()
             .sticky_bytes(topic)
             .fetch_add(len as u64, Ordering::Relaxed);
-        let first = u32::try_from((sent / STICKY_BYTES) % u64::from(count.max(1))).unwrap_or(0);
+        let first = u32::try_from((sent / STICKY_BYTES) % u64::from(count)).unwrap_or(0);
         (0..count)
             .map(|step| (first + step) % count)
             .find(|number| {

@@ -1,7 +1,7 @@
 //! Compaction: a thread that compacts the logs of topics with `cleanup.policy=compact`, the one
-//! with the largest dirty part first.
+//! with the largest dirty share first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -24,6 +24,9 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// When a partition whose compaction failed may be tried again, by the broker's clock.
 type Failures = HashMap<GroupKey, Timestamp>;
+
+/// The partitions that had their turn.
+type Done = HashSet<GroupKey>;
 
 impl Broker {
     pub(crate) fn start_compaction(&self) -> io::Result<()> {
@@ -79,13 +82,13 @@ fn compact_all(
     // A clock that went back must not keep a partition from being tried for ever.
     let longest = after(now, AFTER_FAILURE);
     failures.retain(|_, until| *until > now && *until <= longest);
-    let mut done = Failures::new();
+    let mut done = Done::new();
     while let Some(partition) = dirtiest(inner, now, failures, &done) {
         if waits.is_stopping() {
             return Err(BrokerStops);
         }
         // Once a turn: what is dirty again by then was appended meanwhile.
-        done.insert(partition.key, now);
+        done.insert(partition.key);
         match compact(inner, &partition, now, waits, bytes_per_second) {
             Ok(()) => {}
             Err(CompactionError::Stopped(_)) if waits.is_stopping() => return Err(BrokerStops),
@@ -110,12 +113,12 @@ fn after(now: Timestamp, time: Duration) -> Timestamp {
     Timestamp::from_millis(now.millis().saturating_add(millis))
 }
 
-/// The partition with the largest dirty part of those that are due.
+/// The partition with the largest dirty share of those that are due.
 fn dirtiest(
     inner: &Inner,
     now: Timestamp,
     failures: &Failures,
-    done: &Failures,
+    done: &Done,
 ) -> Option<Arc<Partition>> {
     let routes: Vec<_> = inner.routes.read().values().cloned().collect();
     let slots = routes.iter().flat_map(|route| &route.slots);
@@ -123,7 +126,7 @@ fn dirtiest(
         let Slot::Serving(partition) = slot else {
             return None;
         };
-        let is_out = failures.contains_key(&partition.key) || done.contains_key(&partition.key);
+        let is_out = failures.contains_key(&partition.key) || done.contains(&partition.key);
         if is_out || partition.is_closed() || partition.fault().is_some() {
             return None;
         }

@@ -199,7 +199,7 @@ impl Broker {
             Arc::new(topic.settings.clone()),
             inner.metrics.clone(),
         );
-        partition.appended_at(now);
+        partition.note_append(now);
         Ok((Arc::new(partition), log))
     }
 

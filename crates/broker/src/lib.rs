@@ -4,11 +4,11 @@
 //!
 //! # How data flows
 //!
-//! *Append*: [`Broker::submit`] (`append.rs`) checks a batch, chooses its partition, takes room in the
-//! broker's budget, and sends it to the partition's shard (`shard.rs`), a thread that owns many logs.
-//! The shard writes what waits and asks the sync coordinator of the `log` crate for a round; when
-//! the batch is durable, `partition.rs` raises the high watermark and answers. Near the end of the
-//! disk's space (`space.rs`) it refuses instead. A panic in a log's code stops that log alone.
+//! *Append*: [`Broker::submit`] (`append.rs`) takes room in the broker's budget, chooses a batch's
+//! partition, checks the batch, and sends it to the partition's shard (`shard.rs`), a thread that owns
+//! many logs. The shard writes what waits and asks the sync coordinator of the `log` crate for a round;
+//! when the batch is durable, `partition.rs` raises the high watermark and answers. Near the end of
+//! the disk's space (`space.rs`) it refuses instead. A panic in a log's code stops that log alone.
 //!
 //! *Read*: [`PartitionHandle::read`] and [`Broker::fetch`] (`read.rs`) give slices of the log below
 //! the high watermark; what is not in memory is fetched on threads that may wait.

@@ -98,7 +98,7 @@ impl Partition {
     }
 
     /// Something is appended now. Called by the shard only, and when the log was opened.
-    pub(crate) fn appended_at(&self, now: Timestamp) {
+    pub(crate) fn note_append(&self, now: Timestamp) {
         self.last_append.store(now.millis(), Ordering::Relaxed);
     }
 

@@ -141,14 +141,15 @@ impl PartitionHandle {
     }
 
     /// Reads whole batches from the one that holds `from` on, about `bytes_max` of them; none at
-    /// the high watermark, and none where compaction has left nothing below it. Does not wait for new records, but may wait for the disk. What was
-    /// written lately comes as slices of a map, without a copy.
+    /// the high watermark, and none where compaction has left nothing below it. Does not wait for new
+    /// records, but may wait for the disk. What was written lately comes as slices of a map, without a
+    /// copy.
     ///
     /// # Errors
     /// [`ReadError::OutOfRange`] below the log start or above the high watermark; the topic may be
     /// gone; the bytes may be damaged.
     pub async fn read(&self, from: Offset, bytes_max: usize) -> Result<PartitionData, ReadError> {
-        #[allow(
+        #[expect(
             clippy::disallowed_methods,
             reason = "measured for people, decides nothing"
         )]
@@ -192,11 +193,11 @@ impl PartitionHandle {
                 let inner = self.broker.inner();
                 inner.metrics.cold_reads.inc();
                 let read_turns = inner.read_turns.clone();
-                let turn = inner.cold_reads.clone().acquire_owned().await;
-                let turn = turn.map_err(|_| ReadError::Stopping)?;
+                let permit = inner.cold_reads.clone().acquire_owned().await;
+                let permit = permit.map_err(|_| ReadError::Stopping)?;
                 let run = move || {
                     // Kept by the read, which goes on when nobody waits for it any more.
-                    let _turn = turn;
+                    let _permit = permit;
                     cold.run_beside(&read_turns)
                 };
                 let read = tokio::task::spawn_blocking(run).await;
@@ -235,11 +236,11 @@ impl PartitionHandle {
             ),
             OffsetSpec::Timestamp(timestamp) => {
                 let cold_reads = self.broker.inner().cold_reads.clone();
-                let turn = cold_reads.acquire_owned().await;
-                let turn = turn.map_err(|_| ReadError::Stopping)?;
+                let permit = cold_reads.acquire_owned().await;
+                let permit = permit.map_err(|_| ReadError::Stopping)?;
                 let reader = self.partition.reader.clone();
                 let find = move || {
-                    let _turn = turn;
+                    let _permit = permit;
                     reader.find_timestamp(timestamp, ends.high_watermark)
                 };
                 let found = tokio::task::spawn_blocking(find).await;

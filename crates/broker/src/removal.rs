@@ -42,7 +42,7 @@ impl Remover {
 
     pub(crate) fn take(&self, removed: Vec<RemovedFile>) {
         for file in removed {
-            let len = gauge(file.len());
+            let len = gauge(file.len_bytes());
             self.metrics.removal_pending_bytes.add(len);
             if let Err(TrySendError::Full(file) | TrySendError::Disconnected(file)) =
                 self.files.try_send(file)
@@ -62,8 +62,8 @@ fn run(
 ) {
     let mut waits = Waits::new(stopping, "removal");
     while let Ok(file) = waiting.recv() {
-        let len = gauge(file.len());
-        let pause = rate.pass(file.len());
+        let len = gauge(file.len_bytes());
+        let pause = rate.pass(file.len_bytes());
         drop(file);
         note_removed(metrics, len);
         if let (Some(pause), Some(waits)) = (pause, &mut waits) {

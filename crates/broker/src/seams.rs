@@ -36,11 +36,14 @@ pub struct Seams {
 impl Seams {
     /// Those of the operating system.
     pub fn os() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the one door to the monotonic clock"
+        )]
+        let began = Instant::now();
         Self {
             disk: Arc::new(OsDisk),
-            clock: Arc::new(OsClock {
-                began: Instant::now(),
-            }),
+            clock: Arc::new(OsClock { began }),
             random: Arc::new(OsRandom),
         }
     }

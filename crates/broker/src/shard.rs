@@ -5,7 +5,7 @@
 //! sync of every log it wrote to. What arrives meanwhile is in the next turn: the busier the disk,
 //! the more appends share a write and a sync.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -321,75 +321,27 @@ impl Shard {
             return false;
         };
         let now = self.clock.now();
-        partition.appended_at(now);
+        partition.note_append(now);
         let mut batches = Vec::with_capacity(appends.len());
-        let mut rest = Vec::with_capacity(appends.len());
+        let mut unanswered = VecDeque::with_capacity(appends.len());
         for mut append in appends {
             if append.log_append_time {
                 append.batch.set_log_append_time(now);
             }
             batches.push(append.batch.clone());
-            rest.push(append);
+            unanswered.push_back(append);
         }
 
-        let mut rest = rest.into_iter();
-        let mut written = 0;
         let mut stored = false;
-        while written < batches.len() {
-            let sound_before = partition.reader.poisoned().is_none();
-            let appended = match log.append(&mut batches[written..], now) {
-                Ok(appended) => appended,
-                Err(e) => {
-                    let e = match append_error(partition, e) {
-                        // The write itself failed: any part of it may be found at the next start.
-                        AppendError::Poisoned { fault, .. } if sound_before => {
-                            AppendError::OutcomeUnknown { cause: fault }
-                        }
-                        e => e,
-                    };
-                    // Of a batch too long for a segment, or out of its producer's order, only that
-                    // batch is at fault.
-                    let one = matches!(
-                        e,
-                        AppendError::TooLarge { .. } | AppendError::Producer { .. }
-                    );
-                    let refused = if one { 1 } else { usize::MAX };
-                    for append in rest.by_ref().take(refused) {
-                        refuse(append, &e);
-                        written += 1;
-                    }
-                    continue;
+        while !unanswered.is_empty() {
+            let answered = batches.len() - unanswered.len();
+            match log.append(&mut batches[answered..], now) {
+                Ok(appended) => {
+                    let taken = unanswered.drain(..appended.batches);
+                    stored |= answer_taken(partition, taken, &appended, now, &self.metrics);
                 }
-            };
-            if let Some(before) = appended.duplicate {
-                if let Some(append) = rest.next() {
-                    self.metrics.append_duplicates.inc();
-                    stored |= answer_duplicate(partition, append, &before, &self.metrics);
-                }
-                written += 1;
-                continue;
+                Err(e) => refuse_front(&mut unanswered, &append_error(partition, e)),
             }
-            let mut base = appended.base_offset;
-            for append in rest.by_ref().take(appended.batches) {
-                let records = u64::from(append.batch.record_count());
-                let end = base
-                    .checked_add(records)
-                    .expect("the log gave these offsets");
-                self.metrics.append_batches.inc();
-                self.metrics.append_records.inc_by(records);
-                self.metrics
-                    .append_bytes
-                    .inc_by(append.batch.total_len() as u64);
-                let appended = Appended {
-                    base_offset: base,
-                    log_append_time: append.log_append_time.then_some(now),
-                    duplicate: false,
-                };
-                accept(partition, append, appended, end, &self.metrics);
-                base = end;
-            }
-            written += appended.batches;
-            stored = true;
         }
         // Not only when the log is dirty: a round that is under way may have made these appends
         // durable before they were among the waiters, and somebody must answer them.
@@ -516,6 +468,53 @@ fn give_up(log: &LogSync) {
     });
 }
 
+/// Answers those that one call of [`Log::append`] took. Says whether a sync has to come to that.
+fn answer_taken(
+    partition: &Arc<Partition>,
+    taken: impl Iterator<Item = Append>,
+    appended: &tidelog_log::Appended,
+    now: Timestamp,
+    metrics: &Metrics,
+) -> bool {
+    let mut base = appended.base_offset;
+    let mut stored = false;
+    for append in taken {
+        if let Some(before) = &appended.duplicate {
+            metrics.append_duplicates.inc();
+            stored |= answer_duplicate(partition, append, before, metrics);
+            continue;
+        }
+        let records = u64::from(append.batch.record_count());
+        let end = base
+            .checked_add(records)
+            .expect("the log gave these offsets");
+        metrics.append_batches.inc();
+        metrics.append_records.inc_by(records);
+        metrics.append_bytes.inc_by(append.batch.total_len() as u64);
+        let appended = Appended {
+            base_offset: base,
+            log_append_time: append.log_append_time.then_some(now),
+            duplicate: false,
+        };
+        accept(partition, append, appended, end, metrics);
+        base = end;
+        stored = true;
+    }
+    stored
+}
+
+/// Refuses the first of those that were not taken, or all where the error is not of its batch alone.
+fn refuse_front(unanswered: &mut VecDeque<Append>, error: &AppendError) {
+    let is_of_one = matches!(
+        error,
+        AppendError::TooLarge { .. } | AppendError::Producer { .. }
+    );
+    let count = if is_of_one { 1 } else { unanswered.len() };
+    for append in unanswered.drain(..count) {
+        refuse(append, error);
+    }
+}
+
 /// Answers now or at the sync, as the append asks for.
 fn accept(
     partition: &Arc<Partition>,
@@ -596,5 +595,9 @@ pub(crate) fn append_error(partition: &Partition, error: tidelog_log::AppendErro
             error,
         },
         Log::Exhausted | Log::Poisoned(_) => poisoned(error.to_string()),
+        // Any part of it may be found at the next start.
+        Log::WriteFailed(_) => AppendError::OutcomeUnknown {
+            cause: error.to_string(),
+        },
     }
 }

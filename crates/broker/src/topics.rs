@@ -265,7 +265,7 @@ impl Broker {
         // Not from the broker's budget: a change of topics is small, and must not wait for clients.
         let room = Arc::new(Semaphore::new(1)).try_acquire_owned();
         let (reply, replied) = oneshot::channel();
-        #[allow(
+        #[expect(
             clippy::disallowed_methods,
             reason = "measured for people, decides nothing"
         )]

@@ -155,6 +155,28 @@ async fn a_failed_or_short_write_stops_its_partition_alone_until_the_next_start(
     }
 }
 
+/// The sync that seals a segment comes before the append is written, which surely is not there then.
+#[tokio::test]
+async fn an_append_whose_roll_failed_is_told_to_be_not_written() {
+    let disk = SimDisk::new(4);
+    let broker = open(&disk);
+    let small = [("segment.bytes", "1048576")];
+    let topic = new_topic("t", 1, &small);
+    broker.create_topic(topic).await.unwrap();
+    let value = "x".repeat(400_000);
+    for _ in 0..2 {
+        append(&broker, "t", &value).await.unwrap();
+    }
+    let syncs = OpFilter::op(DiskOp::Sync).on("t-0/00000000000000000000.log");
+    disk.fail_nth(syncs, 1, InjectedError::Io, FailMode::Once);
+    let e = append(&broker, "t", &value).await.unwrap_err();
+    assert_eq!(e.reason(), "PARTITION_FAULTED", "{e}");
+    disk.kill();
+    drop(broker);
+    let broker = open(&disk);
+    assert_eq!(read_all(&broker, "t", 0).await.unwrap().len(), 2);
+}
+
 /// A new segment needs an open file. That there is none stops nothing for good.
 #[tokio::test]
 async fn a_roll_without_an_open_file_is_refused_and_heals_without_a_restart() {

@@ -117,7 +117,8 @@ pub(crate) struct OutputArgs {
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AcksArg {
-    /// Synced to the disks of a majority of the replicas.
+    /// Synced to the disk before the answer (of a majority of the replicas, once there are
+    /// several).
     #[default]
     // Kafka's number for it.
     #[value(name = "all", alias = "-1")]

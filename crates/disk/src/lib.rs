@@ -9,7 +9,7 @@
 //! bytes will never change, and [`DiskFile::slice`] hands them out as slices of a map, without a
 //! copy. New names survive only after [`Disk::sync_dir`].
 //!
-//! This is the only crate with `unsafe` code: one expression, in `os.rs`, that reads frozen bytes
+//! This is the only crate with `unsafe` code: one function, in `os.rs`, that reads frozen bytes
 //! through the map. The promise it needs is checked at run time for each open file: its handle
 //! refuses to write or cut below what was frozen. A file must therefore not be opened a second time
 //! for writing while slices of it may be held.

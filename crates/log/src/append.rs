@@ -7,7 +7,7 @@ use tidelog_record::{BATCH_HEADER_LEN, LeaderEpoch, Offset, ProducedBatch, RaftI
 
 use crate::error::{AppendError, Poisoned};
 use crate::header::SEGMENT_HEADER_LEN;
-use crate::index::{IndexEntry, SegmentIndex};
+use crate::index::SegmentIndex;
 use crate::internal::InternalKind;
 use crate::log::Log;
 use crate::producers::{StoredBatch, Verdict};
@@ -44,10 +44,12 @@ impl Log {
     /// the stamped headers; bodies go to the file as they are.
     ///
     /// # Errors
-    /// With [`AppendError::Full`], [`AppendError::OutOfFiles`] and [`AppendError::TooLarge`] nothing happened, but that an epoch
-    /// that waited for space may have begun; nor with [`AppendError::Producer`], which is about the
-    /// first batch alone. With
-    /// [`AppendError::Poisoned`] it is not known whether the batches will be there after the next
+    /// With [`AppendError::WriteFailed`] it is not known whether the batches will be there after the
+    /// next open. With all others they surely will not: nothing of them was written, though an epoch
+    /// that waited for space may have begun and a segment been sealed. After
+    /// [`AppendError::Full`] and [`AppendError::OutOfFiles`] the log takes more once there is space or
+    /// a file; [`AppendError::Producer`] and [`AppendError::TooLarge`] are about the first batch
+    /// alone; [`AppendError::Exhausted`] stays, and so does [`AppendError::Poisoned`] until the next
     /// open.
     ///
     /// # Panics
@@ -99,7 +101,7 @@ impl Log {
         for (header, body) in &stamped {
             slices.extend([IoSlice::new(header), IoSlice::new(body)]);
         }
-        self.write(&slices)?;
+        self.write(&slices).map_err(AppendError::WriteFailed)?;
 
         let mut end = self.end;
         for (batch, (header, body)) in batches[..count].iter().zip(&stamped) {
@@ -214,12 +216,8 @@ impl Log {
     fn note_in_index(&mut self, end: &LogEnd) {
         let mut index = self.active.index.write();
         let Some(index) = &mut *index else { return };
-        let last = index
-            .last()
-            .map_or(self.active.header_len, |entry| entry.position);
-        if end.position.saturating_sub(last) >= self.options.index_interval_bytes {
-            index.push(index_entry(end));
-        }
+        let interval = self.options.index_interval_bytes;
+        index.push_if_due(end, self.active.header_len, interval);
     }
 
     fn write_index_if_due(&mut self) {
@@ -232,17 +230,6 @@ impl Log {
         if unwritten >= INDEX_ENTRIES_PER_WRITE {
             self.write_index(false);
         }
-    }
-}
-
-pub(crate) fn index_entry(end: &LogEnd) -> IndexEntry {
-    IndexEntry {
-        offset: end.offset,
-        index: end.index,
-        position: end.position,
-        chain: end.chain,
-        max_timestamp: end.max_timestamp,
-        is_end: false,
     }
 }
 

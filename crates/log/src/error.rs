@@ -119,7 +119,7 @@ pub enum OpenError {
     Disk(#[from] DiskError),
 }
 
-/// Why nothing was appended.
+/// Why nothing was appended, or, with [`AppendError::WriteFailed`] alone, perhaps nothing.
 #[derive(Debug, Error)]
 pub enum AppendError {
     /// The disk is full. Nothing was written; appends work again once there is space.
@@ -151,9 +151,14 @@ pub enum AppendError {
     /// The log has no more offsets, Raft indexes or epochs to give.
     #[error("the log has no more offsets to give")]
     Exhausted,
-    /// An earlier write or sync failed: the log takes no more until it is opened again.
+    /// A write or sync failed, earlier or on the way: the log takes no more until it is opened again.
+    /// Nothing of the batches was written.
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
+    /// The write of the batches failed: it is not known whether they will be there after the next
+    /// open. The log takes no more until then.
+    #[error("{0}")]
+    WriteFailed(Poisoned),
 }
 
 /// A write or sync failed, and the log takes no more writes until it is opened again.

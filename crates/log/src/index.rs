@@ -16,6 +16,7 @@ use std::path::Path;
 use tidelog_disk::{Disk, DiskError};
 use tidelog_record::{Offset, RaftIndex, Timestamp};
 
+use crate::segment::LogEnd;
 use crate::sidecar;
 use crate::wire::Fields;
 
@@ -42,6 +43,20 @@ pub struct IndexEntry {
     pub max_timestamp: Timestamp,
     /// Whether the segment ended here when this was written.
     pub is_end: bool,
+}
+
+impl IndexEntry {
+    /// The border at `end`.
+    pub(crate) fn at(end: &LogEnd) -> Self {
+        Self {
+            offset: end.offset,
+            index: end.index,
+            position: end.position,
+            chain: end.chain,
+            max_timestamp: end.max_timestamp,
+            is_end: false,
+        }
+    }
 }
 
 /// Which segment an index file belongs to; a file of another one is not believed.
@@ -152,6 +167,15 @@ impl SegmentIndex {
             .is_none_or(|last| last.position < entry.position)
         {
             self.entries.push(entry);
+        }
+    }
+
+    /// Adds an entry for the border at `end` when it is `interval` bytes or more behind the last one,
+    /// or behind the segment's header.
+    pub(crate) fn push_if_due(&mut self, end: &LogEnd, header_len: u32, interval: u32) {
+        let last = self.last().map_or(header_len, |entry| entry.position);
+        if end.position.saturating_sub(last) >= interval {
+            self.push(IndexEntry::at(end));
         }
     }
 

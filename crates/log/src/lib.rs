@@ -28,8 +28,9 @@
 //!
 //! One owner writes: [`Log`] takes `&mut self`. [`LogReader`]s and [`LogSync`]s may be used from
 //! any thread. Everything blocks, [`LogReader::read`] only where the system has dropped a page
-//! that was written lately; nothing here knows an async runtime, a clock or a random number, so a
-//! simulated disk and a seed replay any run.
+//! that was written lately; nothing here knows an async runtime or a random number. Of a clock only
+//! `sync.rs` and `turns.rs` know, and only how long to wait: a log that is driven without them is
+//! replayed by a simulated disk and a seed.
 //!
 //! # Formats
 #![doc = include_str!("../FORMAT.md")]

@@ -1,18 +1,17 @@
 //! The writer's half of a log.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 
 use crate::ahead::SyncPace;
-use crate::append::index_entry;
 use crate::epochs::{self, EpochStart};
 use crate::error::{AppendError, Poisoned, TrimError};
 use crate::header::LogIdentity;
-use crate::index;
+use crate::index::{self, IndexEntry};
 use crate::internal::{InternalEntry, InternalKind};
 use crate::options::LogOptions;
 use crate::producers::ProducerTable;
@@ -51,9 +50,11 @@ pub struct Log {
     pub(crate) recent_snapshots: VecDeque<Offset>,
     /// Files of removed segments that nobody has taken yet.
     pub(crate) removed: Vec<RemovedFile>,
+    /// Files of segments below the log start that could not be removed, oldest first.
+    pub(crate) unremoved: Vec<PathBuf>,
 }
 
-/// The file of a segment that was removed: its name is gone, its space is given back when this is
+/// A file of a segment that was removed: its name is gone, its space is given back when this is
 /// dropped and no reader holds a slice of it any more. That can take a file system long, a second
 /// and more a GiB: drop it where nobody waits.
 #[derive(Debug)]
@@ -63,14 +64,9 @@ pub struct RemovedFile {
 }
 
 impl RemovedFile {
-    /// The length of the segment, in bytes.
-    pub fn len(&self) -> u64 {
+    /// The length of the file, in bytes.
+    pub fn len_bytes(&self) -> u64 {
         self.len
-    }
-
-    /// Whether there is nothing to give back.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 }
 
@@ -122,8 +118,9 @@ impl Log {
     /// Begins the leader epoch `epoch` with Raft's empty entry. Not yet durable.
     ///
     /// # Errors
-    /// As for [`Log::append`]. After [`AppendError::Full`] the epoch begins with the next append
-    /// or trim that finds space; until then these are refused, and reads go on.
+    /// As for [`Log::append`], but that after [`AppendError::Poisoned`] it is not known whether the
+    /// epoch will have begun after the next open. After [`AppendError::Full`] it begins with the next
+    /// append or trim that finds space; until then these are refused, and reads go on.
     ///
     /// # Panics
     /// When `epoch` is not newer than the last one.
@@ -178,7 +175,8 @@ impl Log {
     ///
     /// # Errors
     /// [`TrimError::OutOfRange`] unless `to` lies between the log start and `end_max`, which is the
-    /// high watermark; the errors of [`Log::append`] when the new log start could not be written.
+    /// high watermark; the errors of [`Log::begin_epoch`] when the new log start could not be
+    /// written.
     pub fn trim(&mut self, to: Offset, end_max: Offset) -> Result<(), TrimError> {
         self.shared.check().map_err(AppendError::from)?;
         let start = self.end.log_start;
@@ -206,8 +204,8 @@ impl Log {
         std::mem::take(&mut self.removed)
     }
 
-    /// Removes segments below the log start, oldest first. What cannot be removed now is removed
-    /// at the next trim or start.
+    /// Removes segments below the log start, oldest first, after those that could not be removed
+    /// before. What cannot be removed now is removed at the next trim or start.
     fn remove_below_start(&mut self) {
         let segments = self.shared.segments();
         // The durable one: what is removed must never be asked for again.
@@ -216,30 +214,41 @@ impl Log {
             .windows(2)
             .take_while(|pair| pair[1].header.base_offset <= start)
             .count();
-        if keep_from == 0 {
+        if keep_from == 0 && self.unremoved.is_empty() {
             return;
         }
-        self.shared.set_segments(segments[keep_from..].to_vec());
+        for path in std::mem::take(&mut self.unremoved) {
+            let file = self.disk().open(&path, OpenHow::Read).ok();
+            self.remove_or_note(path, file);
+        }
+        if keep_from > 0 {
+            self.shared.set_segments(segments[keep_from..].to_vec());
+        }
         for segment in &segments[..keep_from] {
-            // While it is held, the name is all that the removal takes.
-            let file = segment.open_file();
-            let file = file.map_or_else(|| self.disk().open(&segment.path, OpenHow::Read), Ok);
-            let removed = self.disk().remove_file(&segment.path).and_then(|()| {
-                remove_if_there(
-                    self.disk(),
-                    &index_path(self.dir(), segment.header.base_offset),
-                )
-            });
-            if let Err(e) = removed {
-                tracing::warn!(error = %e, "a segment below the log start was not removed");
-            } else if let Ok(file) = file {
-                let len = segment.sealed_end().map_or(0, |end| u64::from(end.len));
-                self.removed.push(RemovedFile { _file: file, len });
-            }
+            let open = || self.disk().open(&segment.path, OpenHow::Read).ok();
+            let file = segment.open_file().or_else(open);
+            self.remove_or_note(segment.path.clone(), file);
+            let index = index_path(self.dir(), segment.header.base_offset);
+            self.remove_or_note(index, None);
         }
         self.remove_stale_producers();
         if let Err(e) = self.disk().sync_dir(self.dir()) {
             tracing::warn!(error = %e, "removed segments may be there again after power loss");
+        }
+    }
+
+    /// Removes a file of a segment that is no longer the log's. While it is held as `file`, the name
+    /// is all that this takes.
+    fn remove_or_note(&mut self, path: PathBuf, file: Option<Arc<dyn DiskFile>>) {
+        match remove_if_there(self.disk(), &path) {
+            Ok(()) => self.removed.extend(file.map(|file| RemovedFile {
+                len: file.len().unwrap_or(0),
+                _file: file,
+            })),
+            Err(e) => {
+                tracing::warn!(error = %e, "a file below the log start was not removed");
+                self.unremoved.push(path);
+            }
         }
     }
 
@@ -298,7 +307,7 @@ impl Log {
             let mut index = self.active.index.write();
             let Some(index) = &mut *index else { return };
             if complete {
-                index.push_end(index_entry(&self.end));
+                index.push_end(IndexEntry::at(&self.end));
             }
             index.pending()
         };

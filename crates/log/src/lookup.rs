@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use tidelog_disk::DiskFile;
 use tidelog_record::{LeaderEpoch, Timestamp};
 
-use crate::append::index_entry;
 use crate::error::{Corruption, Damage, ReadError};
 use crate::index::{IndexEntry, SegmentIndex};
 use crate::options::LogOptions;
@@ -106,7 +105,7 @@ impl Shared {
             let interval = LogOptions::default().index_interval_bytes;
             let mut walk = start_walk(&*file, segment, &mut index, start_epoch);
             let walked = index_while_walking(&mut walk, &mut index, segment, limit, interval);
-            let end = index_entry(&walk.end);
+            let end = IndexEntry::at(&walk.end);
             match walked {
                 Ok(()) if is_end_of(&end, &sealed) => {
                     index.push_end(end);
@@ -233,12 +232,7 @@ pub(crate) fn index_while_walking(
     interval: u32,
 ) -> Result<(), WalkError> {
     while u64::from(walk.end.position) < limit {
-        let last = index
-            .last()
-            .map_or(segment.header_len, |entry| entry.position);
-        if walk.end.position.saturating_sub(last) >= interval {
-            index.push(index_entry(&walk.end));
-        }
+        index.push_if_due(&walk.end, segment.header_len, interval);
         walk.step(limit, Look::Headers)?;
     }
     Ok(())

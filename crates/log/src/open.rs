@@ -11,11 +11,11 @@ use tidelog_disk::{Disk, OpenHow};
 use tidelog_record::{LeaderEpoch, Offset, RaftIndex, Timestamp};
 
 use crate::ahead::SyncPace;
-use crate::append::index_entry;
 use crate::epochs::{EpochStart, EpochTable};
 use crate::error::{Corruption, CreateError, Damage, OpenError};
 use crate::found::{Candidate, Found};
 use crate::header::{LogIdentity, SegmentHeader};
+use crate::index::IndexEntry;
 use crate::log::{Log, create_dir_durably, remove_if_there};
 use crate::lookup::start_of;
 use crate::options::LogOptions;
@@ -102,6 +102,7 @@ impl Log {
             sync_pace: SyncPace::default(),
             recent_snapshots: VecDeque::new(),
             removed: Vec::new(),
+            unremoved: Vec::new(),
         })
     }
 
@@ -234,7 +235,7 @@ impl Opening<'_> {
         } = recovered;
         if end.position > newest.header_len {
             // So that what is appended now is read from here on, through the map.
-            index.push(index_entry(&end));
+            index.push(IndexEntry::at(&end));
         }
         let map_len = map_or_go_without(&*file, &self.options);
         let active = Arc::new(Segment::active(
@@ -276,6 +277,7 @@ impl Opening<'_> {
             sync_pace: SyncPace::default(),
             recent_snapshots: VecDeque::new(),
             removed: Vec::new(),
+            unremoved: Vec::new(),
         };
         log.write_durable_epochs();
         Ok((log, recovery))

@@ -11,7 +11,6 @@ use std::io::IoSlice;
 use tidelog_disk::{DiskError, DiskFile, OpenHow, read_up_to};
 use tidelog_record::{BATCH_HEADER_LEN, BatchHeader, LeaderEpoch};
 
-use crate::append::index_entry;
 use crate::epochs::EpochStart;
 use crate::error::{Corruption, Damage, OpenError};
 use crate::found::Candidate;
@@ -74,14 +73,7 @@ impl Opening<'_> {
         while !as_closed && u64::from(walk.end.position) < newest.len {
             let before = walk.end;
             match walk.step(newest.len, Look::Everything) {
-                Ok(_) => {
-                    let last = index
-                        .last()
-                        .map_or(newest.header_len, |entry| entry.position);
-                    if before.position.saturating_sub(last) >= interval {
-                        index.push(index_entry(&before));
-                    }
-                }
+                Ok(_) => index.push_if_due(&before, newest.header_len, interval),
                 // Whole and well, but beyond this version: that is not torn.
                 Err(e) if e.is_unknown() => return Err(e.at(&segment.path, &before)),
                 Err(WalkError::Damage(_)) => break,
@@ -248,10 +240,7 @@ impl Opening<'_> {
         }
         let len = usize::try_from((newest.len - position).min(TORN_BYTES_MAX)).expect("small");
         let bytes = read_up_to(file, position, len)?;
-        let used = bytes
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .map_or(0, |last| last + 1);
+        let used = last_used(&bytes).map_or(0, |last| last + 1);
         self.disk
             .open(&path, OpenHow::Create)?
             .write_at(0, &[IoSlice::new(&bytes[..used])])

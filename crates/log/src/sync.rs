@@ -6,10 +6,10 @@
 //! covered, however many appends that are: that is the group commit. Logs that ask while a round
 //! runs are in the next one.
 //!
-//! When nothing else is going on and somebody waits, the thread that asks runs the round itself:
-//! handing over to another thread would cost more than it saves. Where nobody waits, it would keep
-//! that thread from writing on, and the coordinator's runs it, a few milliseconds after the last one
-//! at the earliest: each sync has its price, however little it covers.
+//! When nothing else is going on and somebody waits for one log, the thread that asks runs the round
+//! itself: handing over to another thread would cost more than it saves. Where nobody waits, it would
+//! keep that thread from writing on, and the coordinator's runs it, a few milliseconds after the last
+//! one at the earliest: each sync has its price, however little it covers.
 //!
 //! A round that does not end, because one file hangs, holds up its own logs alone: after a while the
 //! others get a round beside it, and so on up to a bound. Rounds beside one that syncs the file
@@ -85,7 +85,7 @@ pub trait SyncTarget: Debug + Send + Sync + 'static {
     fn synced(&self, result: &Result<LogEnd, Poisoned>);
 }
 
-/// Told about each round before the owners are.
+/// Told about each round: of its ends before the owners are, and of its end after them.
 pub trait RoundObserver: Debug + Send + Sync + 'static {
     /// Records the durable ends of a round, so that they are known after a crash. An error poisons
     /// every log of the round.
@@ -94,7 +94,8 @@ pub trait RoundObserver: Debug + Send + Sync + 'static {
     /// Whatever makes it impossible to record more.
     fn record(&self, ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned>;
 
-    /// Called when the owners have been told, with how long the syncs took.
+    /// Called when the owners have been told, with how long it took to make the ends durable and
+    /// to record them.
     fn finished(&self, logs: usize, took: Duration);
 }
 
@@ -228,9 +229,12 @@ impl State {
     }
 }
 
-/// Decides nothing but how soon what nobody waits for is synced; the rest is measured for people.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "decides nothing but how soon what nobody waits for is synced; the rest is measured for \
+              people"
+)]
 fn now() -> Instant {
-    #[allow(clippy::disallowed_methods, reason = "see above")]
     Instant::now()
 }
 
@@ -302,8 +306,9 @@ impl SyncCoordinator {
         self.inner.turns.clone()
     }
 
-    /// Asks for a sync of each of `targets`. Each is told by [`SyncTarget::synced`], on this
-    /// thread before the call returns when nothing else is going on, or on the coordinator's.
+    /// Asks for a sync of each of `targets`. Each is told by [`SyncTarget::synced`]: on this thread
+    /// before the call returns when there is one and nothing else is going on, else on the
+    /// coordinator's.
     pub fn sync(&self, targets: Vec<Arc<dyn SyncTarget>>) {
         self.ask(targets, true);
     }

@@ -85,7 +85,7 @@ pub enum AppendError {
         "{0}; raise the limit of open files, or use fewer topics and connections; appends go on by themselves when there are some"
     )]
     OutOfFiles(String),
-    /// The partition takes no more appends until the broker is started again.
+    /// The partition takes no more appends until the broker is started again. Nothing was written.
     #[error("partition {partition} of topic {topic:?} takes no appends: {fault}")]
     Poisoned {
         /// The topic.

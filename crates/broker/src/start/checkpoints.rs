@@ -65,7 +65,7 @@ impl RoundObserver for Checkpoints {
 }
 
 fn now() -> Instant {
-    #[allow(
+    #[expect(
         clippy::disallowed_methods,
         reason = "paces a background sync, decides nothing"
     )]

@@ -115,7 +115,7 @@ impl Start {
             settings,
             self.metrics.clone(),
         );
-        partition.appended_at(self.seams.clock.now());
+        partition.note_append(self.seams.clock.now());
         Ok(Opened {
             partition: Arc::new(partition),
             log,

@@ -11,7 +11,8 @@ use crate::Backoff;
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Acks {
-    /// Synced to the disks of a majority of the replicas.
+    /// Synced to the disk before the answer (of a majority of the replicas, once there are
+    /// several).
     #[default]
     All,
     /// Written by the leader; lost if it loses power now.

@@ -127,11 +127,13 @@ pub enum CompactionError {
 /// What a run did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompactionStats {
-    /// Records that a newer one of their key, or an expired tombstone's time, made superfluous.
+    /// All records that are gone: those with a newer one of their key, tombstones whose time was over,
+    /// records without a key, and those below the log start.
     pub records_removed: u64,
-    /// Of these, tombstones whose time was over.
+    /// Of `records_removed`, tombstones whose time was over.
     pub tombstones_removed: u64,
-    /// Of these, records without a key, which no newer record can replace.
+    /// Of `records_removed`, records without a key, which no newer record can replace; not those below
+    /// the log start.
     pub keyless_removed: u64,
     /// Bytes of the segments whose groups were gone through.
     pub bytes_before: u64,
@@ -216,7 +218,7 @@ impl Compaction {
             self.stats.bytes_before += before;
             match compacted {
                 Some(compacted) => {
-                    self.stats.bytes_after += compacted.len();
+                    self.stats.bytes_after += compacted.len_bytes();
                     return Ok(Some(compacted));
                 }
                 None => self.stats.bytes_after += before,
@@ -246,7 +248,7 @@ impl Compaction {
                     continue;
                 }
                 let base = base_of(&header);
-                for record in scan.records(&header, bytes)? {
+                for record in scan.records(bytes)? {
                     let offset = record.offset(base).unwrap_or(Offset::MAX);
                     if offset < self.covered {
                         continue;
@@ -277,13 +279,13 @@ impl Compaction {
         }
         let horizon = header.attributes.has_delete_horizon();
         let is_over = horizon && header.base_timestamp <= self.options.now.millis();
-        let records = scan.records(header, bytes)?;
+        let records = scan.records(bytes)?;
         let count = records.len();
         let mut has_tombstone = false;
         let mut left = Vec::with_capacity(count);
         for record in records {
             let offset = record.offset(base).unwrap_or(Offset::MAX);
-            if self.is_kept(&record, offset, is_over) {
+            if self.keep_or_count(&record, offset, is_over) {
                 has_tombstone |= record.value.is_none();
                 left.push(record);
             }
@@ -316,7 +318,8 @@ impl Compaction {
         }
     }
 
-    fn is_kept(&mut self, record: &Record, offset: Offset, is_over: bool) -> bool {
+    /// Whether the record stays; counts it if not.
+    fn keep_or_count(&mut self, record: &Record, offset: Offset, is_over: bool) -> bool {
         if offset >= self.covered {
             return true;
         }
@@ -398,14 +401,13 @@ impl<'a> Scan<'a> {
         Ok(Some((header, bytes)))
     }
 
-    /// The records of the batch that was given last.
-    fn records(&self, header: &BatchHeader, bytes: Bytes) -> Result<Vec<Record>, Corruption> {
+    /// The records of the batch that was given last, which is no internal entry.
+    fn records(&self, bytes: Bytes) -> Result<Vec<Record>, Corruption> {
         let records = Batch::check(bytes, BATCH_BYTES_LIMIT).and_then(|batch| {
             batch
                 .records(&STORED_LIMITS)?
                 .collect::<Result<Vec<_>, _>>()
         });
-        debug_assert!(!header.attributes.is_control());
         records.map_err(|e| corruption(&self.segment.path, &self.before, e.into()))
     }
 }
@@ -416,7 +418,7 @@ fn base_of(header: &BatchHeader) -> Offset {
 
 /// Whether an internal entry is kept: an epoch's beginning is, and whatever is not known here; the
 /// log start is told by the segments behind.
-fn keeps(header: &BatchHeader, bytes: &Bytes) -> bool {
+fn keeps_internal(header: &BatchHeader, bytes: &Bytes) -> bool {
     let body = &bytes[tidelog_record::BATCH_HEADER_LEN..];
     let kind = InternalEntry::decode(header, body).map(|entry| entry.kind);
     !matches!(kind, Ok(InternalKind::LogStart(_)))

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use tidelog_disk::{Disk, DiskError, DiskFile, OpenHow};
 use tidelog_record::{BATCH_HEADER_LEN, BatchHeader};
 
-use super::{Compaction, CompactionError, Left, Pace, Scan, keeps};
-use crate::append::index_entry;
+use super::{Compaction, CompactionError, Left, Pace, Scan, keeps_internal};
 use crate::header::{COMPACTED_HEADER_LEN, CompactedSegment, SegmentHeader};
-use crate::index::SegmentIndex;
+use crate::index::{IndexEntry, SegmentIndex};
 use crate::log::remove_if_there;
 use crate::options::LogOptions;
 use crate::roll::encode_header;
@@ -30,18 +29,13 @@ pub struct Compacted {
 
 impl Compacted {
     /// The length of the file, in bytes.
-    pub fn len(&self) -> u64 {
+    pub fn len_bytes(&self) -> u64 {
         super::plan::len_of(&self.segment)
     }
 
     /// Where the file lies before it is installed; to be removed when it never is.
     pub fn beside(&self) -> &Path {
         &self.beside
-    }
-
-    /// Whether there is no file: never.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }
 
@@ -103,7 +97,7 @@ fn write(
         let mut scan = Scan::new(&*file, segment);
         while let Some((header, bytes)) = scan.next(pace)? {
             if header.attributes.is_control() {
-                if keeps(&header, &bytes) {
+                if keeps_internal(&header, &bytes) {
                     out.push(&header, &bytes, pace)?;
                 }
                 continue;
@@ -135,8 +129,7 @@ fn write(
     let (file, index) = out.finish(&header)?;
     let sealed = SealedEnd::of_compacted(&compacted, index.last().map_or(0, |end| end.position));
     let path = segment_path(&run.shared.dir, header.base_offset);
-    let header_len = u32::try_from(COMPACTED_HEADER_LEN).expect("a few hundred bytes");
-    let segment = Segment::sealed(path, header, header_len, sealed);
+    let segment = Segment::sealed(path, header, header_len(), sealed);
     // Until the rename its name leads elsewhere.
     segment.hold(file);
     Ok(Some(Compacted {
@@ -145,6 +138,11 @@ fn write(
         index,
         beside: beside.to_owned(),
     }))
+}
+
+/// Where the first batch of a compacted segment begins.
+fn header_len() -> u32 {
+    u32::try_from(COMPACTED_HEADER_LEN).expect("a few hundred bytes")
 }
 
 /// A compacted segment in the making. Its header comes last: without it the file is nothing.
@@ -191,14 +189,8 @@ impl<'a> Output<'a> {
         bytes: &[u8],
         pace: &mut dyn Pace,
     ) -> Result<(), CompactionError> {
-        let start = COMPACTED_HEADER_LEN as u64;
-        let last = self
-            .index
-            .last()
-            .map_or(start, |entry| u64::from(entry.position));
-        if u64::from(self.end.position) - last >= u64::from(self.interval) {
-            self.index.push(index_entry(&self.end));
-        }
+        self.index
+            .push_if_due(&self.end, header_len(), self.interval);
         let before = self.end;
         pass(
             &mut self.end,
@@ -245,7 +237,7 @@ impl<'a> Output<'a> {
         self.file.sync_data()?;
         let mut end = self.end;
         end.settle(header.compacted.as_ref());
-        self.index.push_end(index_entry(&end));
+        self.index.push_end(IndexEntry::at(&end));
         Ok((self.file, self.index))
     }
 }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use tidelog_disk::Disk;
+use tidelog_disk::{Disk, DiskOp};
 use tidelog_log::{
     AppendError, CreateError, Found, INITIAL_INDEX, Log, LogIdentity, LogOptions, OpenError,
-    ReadError, TrimError,
+    ReadError, RemovedFile, TrimError,
 };
 use tidelog_record::{Compression, LeaderEpoch, Offset, Timestamp, TopicId};
-use tidelog_sim::OpFilter;
+use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 use crate::common::*;
 
@@ -447,6 +447,49 @@ fn a_trim_removes_whole_segments_and_survives() {
     }
 }
 
+/// Without this the space is gone until the next start.
+#[test]
+fn what_a_trim_could_not_remove_the_next_one_does() {
+    for part in [".log", ".index"] {
+        let (mut left_over, mut given_back) = (0, 0);
+        // Of the removals that fail, some are done all the same.
+        for seed in 0..10 {
+            let disk = SimDisk::new(seed);
+            let mut log = create(&disk, small());
+            for _ in 0..50 {
+                append(&mut log, batch(2, 100));
+            }
+            log.sync().unwrap();
+            let before = log.reader().segments();
+            let removals = OpFilter::op(DiskOp::Remove).on(part);
+            disk.fail_nth(removals, 1, InjectedError::Io, FailMode::Forever);
+            log.trim(offset(37), offset(100)).unwrap();
+            let gone = before.len() - log.reader().segments().len();
+            assert!(gone > 1);
+            let left = || {
+                let files = disk.files();
+                let index = |path: &Path| path.with_extension("index");
+                let is_there = |path: &Path| {
+                    files.iter().any(|have| have == path) || files.contains(&index(path))
+                };
+                let paths = before[..gone].iter().map(|segment| segment.path.as_path());
+                paths.filter(|path| is_there(path)).count()
+            };
+            // It still cannot be done; and then it can.
+            log.trim(offset(37), offset(100)).unwrap();
+            left_over += left();
+            disk.stop_failing();
+            log.take_removed();
+            log.trim(offset(37), offset(100)).unwrap();
+            assert_eq!(left(), 0, "{part}, seed {seed}");
+            let removed = log.take_removed();
+            given_back += removed.iter().map(RemovedFile::len_bytes).sum::<u64>();
+            assert_eq!(read_all(&log.reader(), offset(37)).unwrap().len(), 32);
+        }
+        assert!(left_over > 0 && given_back > 0, "{part}");
+    }
+}
+
 #[test]
 fn a_cold_read_that_meets_a_trim_says_out_of_range() {
     let disk = disk();
@@ -604,10 +647,10 @@ fn opening_a_closed_log_reads_and_changes_next_to_nothing() {
     // However large the file is: a header that cannot be read does not matter.
     let borders = borders(&disk, &segment(0));
     disk.fail_nth(
-        OpFilter::op(tidelog_disk::DiskOp::Read).on(".log"),
+        OpFilter::op(DiskOp::Read).on(".log"),
         2,
-        tidelog_sim::InjectedError::Io,
-        tidelog_sim::FailMode::Forever,
+        InjectedError::Io,
+        FailMode::Forever,
     );
     disk.flip_bit(&segment(0), borders[1500], 0);
     open(&disk, large(), Some(end)).unwrap();
@@ -627,11 +670,10 @@ fn a_log_known_to_be_closed_is_opened_without_recovery() {
             append(&mut log, batch(3, 100));
         }
         let end = log.close().unwrap();
-        let open_closed = |disk: &tidelog_sim::SimDisk| {
-            Log::open_closed(dynamic(disk), &dir(), identity(), options, end)
-        };
+        let open_closed =
+            |disk: &SimDisk| Log::open_closed(dynamic(disk), &dir(), identity(), options, end);
         // As many reads as it takes to see that the end is the one that was recorded.
-        let calls = |disk: &tidelog_sim::SimDisk, is_closed: bool| {
+        let calls = |disk: &SimDisk, is_closed: bool| {
             let before = (disk.call_count(), disk.io_count());
             let opened = if is_closed {
                 open_closed(disk)
@@ -722,7 +764,7 @@ fn an_index_is_built_again_whatever_is_left_of_it() {
         bytes_of(&read_all(&log.reader(), Offset::ZERO).unwrap())
     };
     let newest = log_bases(&disk).pop().unwrap();
-    let check = |disk: &tidelog_sim::SimDisk, what: &str| {
+    let check = |disk: &SimDisk, what: &str| {
         let (log, _) = open(disk, options, Some(end)).unwrap();
         assert_eq!(
             bytes_of(&read_all(&log.reader(), Offset::ZERO).unwrap()),
@@ -763,7 +805,7 @@ fn an_index_is_built_again_whatever_is_left_of_it() {
 }
 
 /// The base offsets of all segments.
-fn log_bases(disk: &tidelog_sim::SimDisk) -> Vec<u64> {
+fn log_bases(disk: &SimDisk) -> Vec<u64> {
     disk.files()
         .iter()
         .filter(|path| path.extension().is_some_and(|e| e == "log"))

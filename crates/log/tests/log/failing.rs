@@ -222,7 +222,7 @@ impl World {
                 assert_eq!(named, dir());
                 self.seen.out_of_files += 1;
             }
-            AppendError::Poisoned(e) => {
+            AppendError::Poisoned(e) | AppendError::WriteFailed(e) => {
                 assert_eq!(self.armed, Armed::AnyCall, "too little is not broken: {e}");
                 return;
             }
@@ -248,7 +248,7 @@ impl World {
             let result = log.append(&mut [batch.clone()], at(0));
             // An epoch that waited for space began with it.
             let epoch = log.end().epoch.get();
-            if matches!(result, Ok(_) | Err(AppendError::Poisoned(_))) {
+            if matches!(result, Ok(_) | Err(AppendError::WriteFailed(_))) {
                 self.given.push(stamped(&batch, base, epoch));
             }
             assert_eq!(result?.base_offset, base);

@@ -97,7 +97,7 @@ impl Run {
             let appended = self.log().append(&mut [batch.clone()], at(0));
             // An epoch that waited for space began with it.
             let epoch = self.log().end().epoch;
-            if !matches!(appended, Err(AppendError::Full { .. })) {
+            if matches!(appended, Ok(_) | Err(AppendError::WriteFailed(_))) {
                 self.given.push(stamped(&batch, base, epoch.get()));
             }
             appended?;
@@ -216,7 +216,7 @@ fn check_failure(what: &str, mut run: Run, disk: SimDisk, result: Result<(), Sto
             run.appends(12).unwrap();
             run.sync().unwrap();
         }
-        Err(Stopped::Append(AppendError::Poisoned(first))) => {
+        Err(Stopped::Append(AppendError::Poisoned(first) | AppendError::WriteFailed(first))) => {
             if let Some(log) = &mut run.log {
                 let refused = log.append(&mut [batch(1, 1)], at(0)).unwrap_err();
                 let AppendError::Poisoned(again) = refused else {
@@ -583,4 +583,36 @@ fn unsynced_pages_that_land_in_any_order_leave_a_prefix() {
         kept_some += u64::from(whole > 0 && whole < given.len());
     }
     assert!(holes > 50 && kept_some > 50, "{holes}, {kept_some}");
+}
+
+/// Whoever sends a batch again wants to know whether it may be there already.
+#[test]
+fn an_append_whose_write_failed_is_told_from_one_that_wrote_nothing() {
+    let fail = |part: &str, op, append_again: bool| {
+        let disk = SimDisk::new(5);
+        let mut log = create(&disk, small());
+        while log.end().position < 1500 {
+            append(&mut log, batch(1, 300));
+        }
+        log.sync().unwrap();
+        let end = log.end();
+        let calls = OpFilter::op(op).on(part);
+        disk.fail_nth(calls, 1, InjectedError::Io, FailMode::Once);
+        // With another one of this length the segment is full.
+        let len = if append_again { 1 } else { 1000 };
+        let refused = log.append(&mut [batch(1, len)], at(0)).unwrap_err();
+        let again = log.append(&mut [batch(1, 1)], at(0)).unwrap_err();
+        assert!(matches!(again, AppendError::Poisoned(_)), "{again}");
+        disk.kill();
+        let (log, _) = open(&disk, small(), Some(end)).unwrap();
+        let found = log.end().offset.records_since(end.offset);
+        (refused, found)
+    };
+    let (refused, found) = fail(".log", DiskOp::Write, true);
+    assert!(matches!(refused, AppendError::WriteFailed(_)), "{refused}");
+    assert!(found <= 1);
+    // The roll before the write.
+    let (refused, found) = fail(".log", DiskOp::Sync, false);
+    assert!(matches!(refused, AppendError::Poisoned(_)), "{refused}");
+    assert_eq!(found, 0);
 }

@@ -287,8 +287,12 @@ impl World {
                     continue;
                 }
                 // Any of them may be on the disk.
-                Err(AppendError::Poisoned(_)) => batches.len(),
-                Err(AppendError::Full { .. } | AppendError::TooLarge { .. }) => 0,
+                Err(AppendError::WriteFailed(_)) => batches.len(),
+                Err(
+                    AppendError::Full { .. }
+                    | AppendError::TooLarge { .. }
+                    | AppendError::Poisoned(_),
+                ) => 0,
                 Err(e @ (AppendError::OutOfFiles { .. } | AppendError::Exhausted)) => panic!("{e}"),
             };
             let mut next = base;

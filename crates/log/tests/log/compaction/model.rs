@@ -212,7 +212,7 @@ impl World {
         let base = self.log().end().offset.get();
         let result = self.log().append(&mut [batch], now);
         // After a failed write any of them may be there.
-        if !matches!(result, Ok(_) | Err(AppendError::Poisoned(_))) {
+        if !matches!(result, Ok(_) | Err(AppendError::WriteFailed(_))) {
             return;
         }
         let epoch = self.log().end().epoch.get();
