@@ -37,8 +37,9 @@ const TURN_LEN_MAX: usize = 1024;
 /// Bytes of appends taken in one turn at most.
 const TURN_BYTES_MAX: usize = 8 << 20;
 
-/// Bytes of a log that may be written and not durable, with nobody waiting for them, before its shard
-/// waits for the disk: what power loss may take, and what whoever waits next has to wait for.
+/// Bytes of a log that may be written and not durable when more is answered before it is: then the
+/// shard waits for the disk first. What power loss may take, and what whoever waits next has to wait
+/// for.
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 
 /// One append on its way to a log.
@@ -279,10 +280,16 @@ impl Shard {
                 }
                 continue;
             }
+            // Answered without being durable: these do not wait in the budget of what is in flight.
+            let is_answered_early = appends.iter().any(|append| append.acks != Acks::All);
             let write = AssertUnwindSafe(|| self.write_partition(&partition, appends));
             match catch_unwind(write) {
                 Ok(false) => {}
                 Ok(true) => {
+                    if is_answered_early && partition.log().unsynced_bytes() > UNSYNCED_BYTES_MAX {
+                        // A failure poisons the log, of which the round tells.
+                        drop(partition.log().sync());
+                    }
                     somebody_waits |= partition.has_waiters();
                     dirty.push(partition);
                 }
@@ -297,12 +304,6 @@ impl Shard {
         if somebody_waits {
             self.coordinator.sync(dirty);
         } else {
-            for target in &dirty {
-                if target.log().unsynced_bytes() > UNSYNCED_BYTES_MAX {
-                    // A failure poisons the log, of which the round tells.
-                    drop(target.log().sync());
-                }
-            }
             self.coordinator.sync_behind(dirty);
         }
     }
@@ -556,7 +557,7 @@ fn answer_duplicate(
         .base_offset
         .checked_add(u64::from(stored.records))
         .expect("the log gave these offsets");
-    if append.acks == Acks::All && end > partition.reader.durable_offset() {
+    if append.acks == Acks::All && end > partition.high_watermark() {
         accept(partition, append, appended, end, metrics);
         return true;
     }

@@ -459,3 +459,42 @@ async fn appends_that_do_not_wait_for_the_disk_go_on_while_it_hangs() {
     assert_eq!(soon(append(&broker, "t", "last")).await.unwrap().get(), 20);
     assert_eq!(read_all(&broker, "t", 0).await.unwrap().len(), 21);
 }
+
+/// What was answered before it is durable is bounded, also where somebody waits for the same disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_append_that_waits_for_the_disk_lifts_no_bound_for_those_that_do_not() {
+    let disk = SimDisk::new(1);
+    let config = BrokerConfig {
+        in_flight_bytes_max: 4 << 20,
+        ..config()
+    };
+    let broker = Broker::open(config, seams(&disk)).unwrap();
+    create(&broker, "t", 1).await.unwrap();
+    let hang = disk.hang(OpFilter::op(DiskOp::Sync).on("t-0/"));
+    let value = "x".repeat(900 << 10);
+    let write = |acks| submit(&broker, "t", Some(0), acks, vec![record(None, &value)]);
+    let first = soon(write(Acks::Leader)).await.unwrap();
+    assert!(soon(first).await[0].result.is_ok());
+    let hang = tokio::task::spawn_blocking(move || {
+        hang.wait_until_one_hangs();
+        hang
+    });
+    let hang = soon(hang).await.unwrap();
+    let waits = soon(write(Acks::All)).await.unwrap();
+    let mut sent = Vec::new();
+    // Those that are not answered hold the budget, until there is no room for one more.
+    let refused = loop {
+        match write(Acks::Leader).await {
+            Ok(pending) => sent.push(pending),
+            Err(refused) => break refused,
+        }
+        assert!(sent.len() < 80, "nothing is held back");
+    };
+    assert_eq!(refused.reason(), "OVERLOADED");
+    assert!(sent.len() >= 30, "{} were taken before", sent.len());
+    drop(hang);
+    assert!(soon(waits).await[0].result.is_ok());
+    for pending in sent {
+        assert!(soon(pending).await[0].result.is_ok());
+    }
+}
