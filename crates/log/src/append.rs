@@ -67,7 +67,7 @@ impl Log {
                 duplicate: Some(stored),
             });
         }
-        self.check_fits(batches)?;
+        self.check_len(batches[0].total_len() as u64)?;
         self.begin_pending_epoch()?;
         self.roll_if_due(batches[0].total_len() as u64, now)?;
         self.write_durable_epochs();
@@ -118,9 +118,7 @@ impl Log {
         self.since_snapshot += u64::from(end.position - self.end.position);
         self.advance(end);
         self.write_index_if_due();
-        if self.since_snapshot >= SNAPSHOT_INTERVAL.max(8 * self.snapshot_len) {
-            self.write_producers_between();
-        }
+        self.write_producers_if_due();
         Ok(Appended {
             batches: count,
             base_offset,
@@ -166,9 +164,8 @@ impl Log {
         Ok(())
     }
 
-    /// Checks that the first batch fits a segment behind its header.
-    fn check_fits(&self, batches: &[ProducedBatch]) -> Result<(), AppendError> {
-        let len = batches[0].total_len() as u64;
+    /// Checks that a batch of `len` bytes fits a segment behind its header.
+    pub(crate) fn check_len(&self, len: u64) -> Result<(), AppendError> {
         let max = u64::from(self.options.segment_bytes_max());
         if len + SEGMENT_HEADER_LEN as u64 > max {
             return Err(AppendError::TooLarge {
@@ -199,7 +196,13 @@ impl Log {
         (count, len)
     }
 
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> Result<(), Poisoned> {
+    pub(crate) fn write_producers_if_due(&mut self) {
+        if self.since_snapshot >= SNAPSHOT_INTERVAL.max(8 * self.snapshot_len) {
+            self.write_producers_between();
+        }
+    }
+
+    pub(crate) fn write(&mut self, slices: &[IoSlice<'_>]) -> Result<(), Poisoned> {
         // After a failure any part may be on disk, to be found valid by the next open: only not
         // writing on keeps "failed" from turning into "acknowledged as something else".
         self.file
@@ -207,20 +210,20 @@ impl Log {
             .map_err(|e| self.shared.poison(e))
     }
 
-    fn advance(&mut self, end: LogEnd) {
+    pub(crate) fn advance(&mut self, end: LogEnd) {
         self.end = end;
         self.shared.set_written(end, &self.file);
     }
 
     /// Adds an index entry for the border at `end` when the last one is far enough behind.
-    fn note_in_index(&mut self, end: &LogEnd) {
+    pub(crate) fn note_in_index(&mut self, end: &LogEnd) {
         let mut index = self.active.index.write();
         let Some(index) = &mut *index else { return };
         let interval = self.options.index_interval_bytes;
         index.push_if_due(end, self.active.header_len, interval);
     }
 
-    fn write_index_if_due(&mut self) {
+    pub(crate) fn write_index_if_due(&mut self) {
         let unwritten = self
             .active
             .index
@@ -233,7 +236,7 @@ impl Log {
     }
 }
 
-fn next_index(index: RaftIndex, entries: u64) -> Result<RaftIndex, AppendError> {
+pub(crate) fn next_index(index: RaftIndex, entries: u64) -> Result<RaftIndex, AppendError> {
     index.checked_add(entries).ok_or(AppendError::Exhausted)
 }
 

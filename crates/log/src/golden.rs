@@ -1,6 +1,7 @@
 //! The formats against the golden files, which were computed by hand, not by this code; and the
 //! decoders against everything else.
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use tidelog_record::{
     BATCH_HEADER_LEN, BatchError, BatchHeader, LeaderEpoch, Offset, PartitionId, RaftIndex,
@@ -132,6 +133,16 @@ fn internal_entries_are_as_the_golden_files_say() {
         (
             "raft-empty_v1_begin",
             entry(17, 42, InternalKind::RaftEmpty),
+        ),
+        (
+            "raft-conf-change_v1_joint",
+            entry(
+                99,
+                2000,
+                InternalKind::RaftConfChange(Bytes::from_static(
+                    b"\x08\x02\x12\x02\x10\x03\x12\x05\x08\x01\x10\xac\x02",
+                )),
+            ),
         ),
         (
             "log-start_v1_at-1000",
@@ -410,11 +421,13 @@ proptest! {
         epoch in 0..=i32::MAX.unsigned_abs(),
         next in 0..=i64::MAX.unsigned_abs(),
         start in 0..=i64::MAX.unsigned_abs(),
-        kind in 0..3,
+        kind in 0..4,
+        change in proptest::collection::vec(any::<u8>(), 0..100),
     ) {
         let kind = match kind {
             0 => InternalKind::RaftEmpty,
             1 => InternalKind::LogStart(offset(start)),
+            2 => InternalKind::RaftConfChange(change.into()),
             _ => InternalKind::Skippable(200),
         };
         let entry = InternalEntry {

@@ -206,6 +206,12 @@ impl SegmentIndex {
         after.checked_sub(1).map(|at| self.entries[at])
     }
 
+    /// The last entry at or before the Raft entry `index`.
+    pub(crate) fn before_index(&self, index: RaftIndex) -> Option<IndexEntry> {
+        let after = self.entries.partition_point(|entry| entry.index <= index);
+        after.checked_sub(1).map(|at| self.entries[at])
+    }
+
     /// The first entry at or after a position, else the last.
     pub(crate) fn at_or_after(&self, position: u64) -> Option<IndexEntry> {
         let at = self

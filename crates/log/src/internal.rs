@@ -4,6 +4,7 @@
 //! one parser walks a segment. It takes a Raft index (the segment header does not) but no offset;
 //! reads skip it. The layout is in `FORMAT.md`.
 
+use bytes::Bytes;
 use thiserror::Error;
 use tidelog_record::{
     Attributes, BATCH_HEADER_LEN, BATCH_PREFIX_LEN, BatchHeader, LeaderEpoch, Offset, RaftIndex,
@@ -31,6 +32,8 @@ pub enum InternalKind {
     SegmentHeader(Box<SegmentHeader>),
     /// The empty entry a new leader writes; it begins a leader epoch.
     RaftEmpty,
+    /// A change of the group's members, as Raft encodes it.
+    RaftConfChange(Bytes),
     /// Nothing below this offset is read again.
     LogStart(Offset),
     /// A kind this version does not know, and need not.
@@ -74,7 +77,7 @@ impl InternalEntry {
         let (kind, must_understand, content) = match &self.kind {
             InternalKind::SegmentHeader(header) => (1, true, header.encode()),
             InternalKind::RaftEmpty => (2, true, Vec::new()),
-            // 3 is a Raft configuration change.
+            InternalKind::RaftConfChange(change) => (3, true, change.to_vec()),
             InternalKind::LogStart(offset) => (4, true, offset.get().to_be_bytes().to_vec()),
             InternalKind::Skippable(kind) => (*kind, false, Vec::new()),
         };
@@ -153,6 +156,9 @@ impl InternalEntry {
             }
             (2, VERSION) if content.is_empty() => Some(InternalKind::RaftEmpty),
             (2, VERSION) => return Err(Malformed("an empty entry has content")),
+            (3, VERSION) => Some(InternalKind::RaftConfChange(Bytes::copy_from_slice(
+                content,
+            ))),
             (4, VERSION) => {
                 let offset = content
                     .try_into()

@@ -20,6 +20,11 @@
 //! *Open*: [`Log::open`] (`open.rs`, `found.rs`, `recover.rs`) starts at the last sync checkpoint,
 //! keeps what verifies, cuts a torn tail, refuses damage.
 //!
+//! *Replicate*: where Raft decides what goes in, a log is made by [`Log::create_replica`]; entries go in
+//! by [`Log::append_entries`] (`replicate.rs`), become readable by [`Log::commit_to`], and those that
+//! are not committed (`tail.rs`) go out again by [`Log::truncate`]; [`Log::entries`] reads them by
+//! Raft index (`entries.rs`).
+//!
 //! *Compact*: a [`Compaction`] (`compaction/`) writes beside sealed segments one with what is left
 //! of them, on any thread; [`Log::install`] puts it into their place.
 //!
@@ -39,6 +44,8 @@ mod ahead;
 mod append;
 mod cold;
 mod compaction;
+mod entries;
+mod entry;
 mod epochs;
 mod error;
 mod found;
@@ -57,6 +64,7 @@ mod options;
 mod producers;
 mod reader;
 mod recover;
+mod replicate;
 mod retention;
 mod roll;
 mod segment;
@@ -64,6 +72,7 @@ mod shared;
 mod sidecar;
 pub mod state;
 mod sync;
+mod tail;
 mod threads;
 mod time;
 mod together;
@@ -77,6 +86,8 @@ pub use compaction::{
     Compactable, Compacted, Compaction, CompactionError, CompactionOptions, CompactionStats,
     InstallError, Pace, Stopped,
 };
+pub use entries::EntriesError;
+pub use entry::{EntryError, EntryInfo, EntryKind, LogEntry};
 pub use epochs::{EpochStart, EpochTable};
 pub use error::{
     AppendError, Corruption, CreateError, Damage, OpenError, Poisoned, ReadError, TrimError,
@@ -89,6 +100,7 @@ pub use open::{INITIAL_EPOCH, INITIAL_INDEX, Recovery};
 pub use options::LogOptions;
 pub use producers::{PRODUCER_BATCHES, PRODUCERS_MAX, ProducerError, StoredBatch, sequence_after};
 pub use reader::{Batches, Found, LogReader, SegmentInfo};
+pub use replicate::{ReplicateError, TruncateError};
 pub use segment::{LogEnd, SEGMENT_BYTES_LIMIT};
 pub use sync::{LogSync, RoundObserver, SyncConfig, SyncCoordinator, SyncTarget};
 pub use threads::share_out;

@@ -19,6 +19,7 @@ use crate::reader::LogReader;
 use crate::segment::{LogEnd, Segment, epochs_path, index_path};
 use crate::shared::Shared;
 use crate::sync::LogSync;
+use crate::tail::Tail;
 
 /// One partition's log, as its single writer holds it.
 ///
@@ -48,6 +49,8 @@ pub struct Log {
     pub(crate) sync_pace: SyncPace,
     /// The snapshots of producers written since the last look at the directory, oldest first.
     pub(crate) recent_snapshots: VecDeque<Offset>,
+    /// What is not known to be committed; `None` where whatever is durable is.
+    pub(crate) tail: Option<Tail>,
     /// Files of removed segments that nobody has taken yet.
     pub(crate) removed: Vec<RemovedFile>,
     /// Files of segments below the log start that could not be removed, oldest first.
@@ -150,14 +153,14 @@ impl Log {
             .map_or(Ok(()), |epoch| self.begin_epoch(epoch))
     }
 
-    /// Adds to the file of the epoch table what has become durable since: an entry there is never
-    /// taken back.
+    /// Adds to the file of the epoch table what has become durable, and is committed, since: an entry
+    /// there is never taken back.
     pub(crate) fn write_durable_epochs(&mut self) {
         if !self.epochs_unwritten {
             return;
         }
-        let durable = self.shared.durable().index;
-        let pending = self.shared.epochs.read().pending(durable);
+        let lasting = self.shared.committed().index;
+        let pending = self.shared.epochs.read().pending(lasting);
         if let Some(pending) = pending {
             let written = epochs::write_pending(self.disk(), &epochs_path(self.dir()), &pending);
             match written {
@@ -206,7 +209,7 @@ impl Log {
 
     /// Removes segments below the log start, oldest first, after those that could not be removed
     /// before. What cannot be removed now is removed at the next trim or start.
-    fn remove_below_start(&mut self) {
+    pub(crate) fn remove_below_start(&mut self) {
         let segments = self.shared.segments();
         // The durable one: what is removed must never be asked for again.
         let start = self.shared.log_start();

@@ -55,6 +55,17 @@ impl Log {
         options: LogOptions,
         now: Timestamp,
     ) -> Result<Self, CreateError> {
+        Self::create_how(disk, dir, identity, options, now, false)
+    }
+
+    pub(crate) fn create_how(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        now: Timestamp,
+        is_replica: bool,
+    ) -> Result<Self, CreateError> {
         create_dir_durably(&*disk, dir)?;
         if disk
             .list(dir)?
@@ -86,7 +97,16 @@ impl Log {
         } = new_segment_file(&*disk, dir, &options, header)?;
         let segments = vec![active.clone()];
         let epochs = EpochTable::default();
-        let shared = Shared::new(disk, dir, identity, segments, epochs, file.clone(), end);
+        let file_and_end = (file.clone(), end);
+        let shared = Shared::new(
+            disk,
+            dir,
+            identity,
+            segments,
+            epochs,
+            file_and_end,
+            is_replica,
+        );
         Ok(Self {
             shared: Arc::new(shared),
             options,
@@ -101,6 +121,7 @@ impl Log {
             pending_epoch: None,
             sync_pace: SyncPace::default(),
             recent_snapshots: VecDeque::new(),
+            tail: None,
             removed: Vec::new(),
             unremoved: Vec::new(),
         })
@@ -121,7 +142,7 @@ impl Log {
         options: LogOptions,
         checkpoint: Option<LogEnd>,
     ) -> Result<(Self, Recovery), OpenError> {
-        Self::open_how(disk, dir, identity, options, checkpoint, false)
+        Self::open_how(disk, dir, identity, options, checkpoint, false, false)
     }
 
     /// Opens a log that [`Log::close`] closed, and that nobody wrote to since: it ends at `end`.
@@ -138,16 +159,17 @@ impl Log {
         options: LogOptions,
         end: LogEnd,
     ) -> Result<(Self, Recovery), OpenError> {
-        Self::open_how(disk, dir, identity, options, Some(end), true)
+        Self::open_how(disk, dir, identity, options, Some(end), true, false)
     }
 
-    fn open_how(
+    pub(crate) fn open_how(
         disk: Arc<dyn Disk>,
         dir: &Path,
         identity: LogIdentity,
         options: LogOptions,
         checkpoint: Option<LogEnd>,
         closed: bool,
+        is_replica: bool,
     ) -> Result<(Self, Recovery), OpenError> {
         Opening {
             disk: &disk,
@@ -156,6 +178,7 @@ impl Log {
             options,
             checkpoint,
             closed,
+            is_replica,
         }
         .run()
     }
@@ -170,6 +193,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) checkpoint: Option<LogEnd>,
     /// Whether the log was closed at the checkpoint.
     pub(crate) closed: bool,
+    /// Whether others tell how far the log is committed.
+    pub(crate) is_replica: bool,
 }
 
 impl<'a> Opening<'a> {
@@ -182,6 +207,7 @@ impl<'a> Opening<'a> {
             options: LogOptions::default(),
             checkpoint: None,
             closed: false,
+            is_replica: false,
         }
     }
 }
@@ -248,7 +274,13 @@ impl Opening<'_> {
             map_len,
         ));
         self.remove_replaced(&replaced);
-        let mut segments = self.keep_above_start(sealed, &active, end.log_start)?;
+        // The log start at the end of a replica may be taken back.
+        let keep_from = if self.is_replica {
+            Offset::ZERO
+        } else {
+            end.log_start
+        };
+        let mut segments = self.keep_above_start(sealed, &active, keep_from)?;
         segments.push(active.clone());
         let epochs = self.epochs(&segments, &end, &walked_from, epochs)?;
         let known = rebuild(&**self.disk, self.dir, &segments, &end);
@@ -259,8 +291,8 @@ impl Opening<'_> {
             self.identity,
             segments,
             epochs,
-            file.clone(),
-            end,
+            (file.clone(), end),
+            self.is_replica,
         );
         let mut log = Log {
             shared: Arc::new(shared),
@@ -276,6 +308,7 @@ impl Opening<'_> {
             pending_epoch: None,
             sync_pace: SyncPace::default(),
             recent_snapshots: VecDeque::new(),
+            tail: None,
             removed: Vec::new(),
             unremoved: Vec::new(),
         };

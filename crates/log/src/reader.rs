@@ -99,6 +99,11 @@ impl LogReader {
         self.shared.durable_offset()
     }
 
+    /// Everything below is never taken back: what can be read.
+    pub fn committed_offset(&self) -> Offset {
+        self.shared.committed_offset()
+    }
+
     /// The place up to which the log survives power loss on this machine.
     pub fn durable(&self) -> LogEnd {
         self.shared.durable()
@@ -138,7 +143,7 @@ impl LogReader {
     }
 
     /// Reads whole batches from the one that holds `from` on, all of them below `end`, which is
-    /// the high watermark and at most [`LogReader::durable_offset`].
+    /// the high watermark and at most [`LogReader::committed_offset`].
     ///
     /// Stops before `bytes_max` is passed, except that the first batch is always given; stops at
     /// the end of a segment, so call again from `next_offset`. `from == end` gives no batches; nor
@@ -161,8 +166,8 @@ impl LogReader {
                 end,
             });
         }
-        // What is not durable may still change.
-        let end = end.min(self.durable_offset());
+        // What is not committed may still change.
+        let end = end.min(self.committed_offset());
         if from >= end {
             return Ok(Found::Ready(Batches::empty(from)));
         }

@@ -215,7 +215,10 @@ impl Opening<'_> {
             file.write_at(at, &[IoSlice::new(&bytes)])?;
             at += len as u64;
         }
-        if is_cut || *durable < position {
+        // As a cut leaves it whose own sync may not have come to an end: what was taken back would be
+        // there again after power loss.
+        let may_be_cut = self.is_replica && newest.len == position;
+        if is_cut || may_be_cut || *durable < position {
             file.sync_data()?;
         }
         // Nor are names known to be durable: neither the newest file's, nor that an unfinished file

@@ -119,6 +119,9 @@ impl Log {
         self.file = file;
         self.end = end;
         self.reserved = reserved;
+        if let Some(tail) = &mut self.tail {
+            tail.rolled(end);
+        }
         self.shared.set_written(end, &self.file);
         self.shared.set_durable(end, &*self.file);
         self.shared.set_segments(segments);

@@ -11,7 +11,7 @@ use tidelog_record::Offset;
 use crate::epochs::EpochTable;
 use crate::error::Poisoned;
 use crate::header::LogIdentity;
-use crate::lookup::ColdIndexes;
+use crate::lookup::{ColdIndexes, start_of};
 use crate::segment::{LogEnd, Segment};
 
 /// The segments of a log, oldest first; the last one is active. Never empty.
@@ -32,6 +32,7 @@ pub(crate) struct Shared {
     log_start: AtomicU64,
     end_offset: AtomicU64,
     durable_offset: AtomicU64,
+    committed_offset: AtomicU64,
     /// How often the durable end has moved.
     syncs: AtomicU64,
     poisoned: OnceLock<Poisoned>,
@@ -47,6 +48,8 @@ struct Ends {
     file: Arc<dyn DiskFile>,
     /// Survives power loss here. `durable <= written`.
     durable: LogEnd,
+    /// Is never taken back, as others told; `None` where whatever is durable is not.
+    committed: Option<LogEnd>,
 }
 
 /// Why a sync did not succeed.
@@ -97,9 +100,11 @@ impl Shared {
         identity: LogIdentity,
         segments: Vec<Arc<Segment>>,
         epochs: EpochTable,
-        file: Arc<dyn DiskFile>,
-        durable: LogEnd,
+        (file, durable): (Arc<dyn DiskFile>, LogEnd),
+        is_replica: bool,
     ) -> Self {
+        // Until others have told.
+        let committed = is_replica.then(|| start_of(&segments[0]));
         let shared = Self {
             disk,
             dir: dir.to_owned(),
@@ -110,17 +115,21 @@ impl Shared {
                 written: durable,
                 file: file.clone(),
                 durable,
+                committed,
             }),
             syncing: Mutex::default(),
             log_start: AtomicU64::new(durable.log_start.get()),
             end_offset: AtomicU64::new(durable.offset.get()),
             durable_offset: AtomicU64::new(durable.offset.get()),
+            committed_offset: AtomicU64::new(durable.offset.get()),
             syncs: AtomicU64::new(0),
             poisoned: OnceLock::new(),
             is_on_synced: OnceLock::new(),
             cold_indexes: ColdIndexes::default(),
         };
-        file.freeze(u64::from(durable.position));
+        if !is_replica {
+            file.freeze(u64::from(durable.position));
+        }
         shared
     }
 
@@ -162,6 +171,55 @@ impl Shared {
         load(&self.durable_offset)
     }
 
+    pub(crate) fn committed_offset(&self) -> Offset {
+        load(&self.committed_offset)
+    }
+
+    /// What is before it never changes: it is committed, as far as others tell, or durable.
+    pub(crate) fn committed(&self) -> LogEnd {
+        let ends = self.ends.lock();
+        ends.committed.unwrap_or(ends.durable)
+    }
+
+    /// Takes `end` as committed, and hands the bytes before it over to slicing.
+    pub(crate) fn set_committed(&self, end: LogEnd) {
+        for segment in self.segments().iter().rev() {
+            let len = match segment.sealed_end() {
+                _ if segment.header.sequence > end.sequence => continue,
+                _ if segment.header.sequence == end.sequence => end.position,
+                Some(sealed) => sealed.len,
+                None => continue,
+            };
+            // One that is cold has no map to be sliced.
+            let Some(file) = segment.open_file() else {
+                break;
+            };
+            if file.frozen() >= u64::from(len) {
+                break;
+            }
+            file.freeze(u64::from(len));
+        }
+        self.ends.lock().committed = Some(end);
+        self.committed_offset
+            .store(end.offset.get(), Ordering::Release);
+    }
+
+    /// Keeps others from syncing the log, and waits for who does.
+    pub(crate) fn hold_syncs(&self) -> MutexGuard<'_, ()> {
+        self.syncing.lock()
+    }
+
+    /// The log was cut to end at `end`, and that is durable. Syncs are held.
+    pub(crate) fn set_back(&self, end: LogEnd, file: &Arc<dyn DiskFile>) {
+        let mut ends = self.ends.lock();
+        ends.written = end;
+        ends.durable = end;
+        ends.file = file.clone();
+        self.end_offset.store(end.offset.get(), Ordering::Release);
+        self.durable_offset
+            .store(end.offset.get(), Ordering::Release);
+    }
+
     /// How many syncs made something durable, since the log was opened.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
@@ -180,14 +238,21 @@ impl Shared {
         self.end_offset.store(end.offset.get(), Ordering::Release);
     }
 
-    /// Takes `end` as durable in `file`, and hands its bytes over to slicing.
+    /// Takes `end` as durable in `file`, and hands its bytes over to slicing where they are committed
+    /// with that.
     pub(crate) fn set_durable(&self, end: LogEnd, file: &dyn DiskFile) {
-        file.freeze(u64::from(end.position));
         let mut ends = self.ends.lock();
+        if ends.committed.is_none() {
+            file.freeze(u64::from(end.position));
+        }
         if ends.durable.is_before(&end) {
             ends.durable = end;
             self.durable_offset
                 .store(end.offset.get(), Ordering::Release);
+            if ends.committed.is_none() {
+                self.committed_offset
+                    .store(end.offset.get(), Ordering::Release);
+            }
             self.syncs.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -287,9 +352,12 @@ impl Shared {
 
     /// How far the bytes of a segment may be read, by whoever was told of them.
     pub(crate) fn readable_len(&self, segment: &Segment) -> u32 {
-        let durable = self.durable();
-        if durable.sequence == segment.header.sequence {
-            return durable.position;
+        let committed = self.committed();
+        if committed.sequence == segment.header.sequence {
+            return committed.position;
+        }
+        if committed.sequence < segment.header.sequence {
+            return segment.header_len;
         }
         // A segment is sealed before the next one becomes the durable end.
         segment

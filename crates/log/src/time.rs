@@ -23,7 +23,7 @@ impl LogReader {
         timestamp: Timestamp,
         end: Offset,
     ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
-        let end = end.min(self.durable_offset());
+        let end = end.min(self.committed_offset());
         let mut from = self.log_start();
         let mut next = self.shared().segment_at(from);
         while let Some(segment) = next.filter(|segment| segment.header.base_offset < end) {

@@ -216,6 +216,9 @@ fn write_batch(out: &mut impl Write, form: OutputForm, batch: &DumpedBatch) -> i
     let internal = batch.internal.as_ref().map(|entry| match &entry.kind {
         InternalKind::SegmentHeader(_) => "segment header".to_owned(),
         InternalKind::RaftEmpty => "leader epoch".to_owned(),
+        InternalKind::RaftConfChange(change) => {
+            format!("Raft configuration change, {} bytes", change.len())
+        }
         InternalKind::LogStart(offset) => format!("log start {offset}"),
         InternalKind::Skippable(kind) => format!("unknown {kind}"),
     });
