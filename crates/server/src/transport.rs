@@ -20,7 +20,7 @@ use tonic::transport::server::Connected;
 use crate::config::Limits;
 use crate::grpc::HeldBytes;
 use crate::metrics::{Counted, ListenerMetrics};
-use crate::room::{Budget, Room, Total};
+use crate::room::{Alone, Budget, Room, Total};
 
 /// How long no connection is accepted after the system had no more files to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -212,10 +212,15 @@ impl Peer {
         self.0.unsent.take(len).await
     }
 
+    /// Waits until there is room for all of `len` bytes. To be called by who holds none.
+    pub(crate) async fn unsent_whole(&self, len: usize, alone: Alone) -> Room {
+        self.0.unsent.take_whole(len, alone).await
+    }
+
     /// An answer that holds its room until the client has taken it. It waits while the client does
     /// not take earlier ones.
     pub(crate) async fn hold<M: prost::Message>(&self, message: M) -> tonic::Response<M> {
-        let room = self.unsent(message.encoded_len()).await;
+        let room = self.unsent_whole(message.encoded_len(), Alone::Goes).await;
         let mut response = tonic::Response::new(message);
         response.extensions_mut().insert(HeldBytes::new(room));
         response

@@ -76,6 +76,7 @@ pub struct Limits {
     pub connection_unsent_bytes_max: usize,
     /// The same for all connections together. Above it each connection has one message of at most
     /// 1 MiB on its way, or one batch if that is larger, so that those that take theirs go on.
+    /// Larger records wait.
     pub unsent_bytes_max: usize,
     /// Topics at a time.
     pub topics_max: usize,

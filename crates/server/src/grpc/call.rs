@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
+use super::sending::{Outgoing, Sending};
 use super::status::{Failure, RequestError, sort_foreign};
 use crate::metrics::ListenerMetrics;
 use crate::room::Room;
@@ -59,16 +60,25 @@ impl Around {
     }
 
     /// Gives a reason to an error of the transport's own, and lets a body hold what it must.
-    fn finish(&self, mut response: Response<Body>, path: &str) -> Response<Body> {
+    fn finish(
+        &self,
+        mut response: Response<Body>,
+        path: &str,
+        outgoing: Outgoing,
+    ) -> Response<Body> {
         if let Some(status) = failed(response.headers())
             && let Some(failure) = sort_foreign(&status, path)
         {
             return self.answer(failure);
         }
-        match response.extensions_mut().remove::<HeldBytes>() {
-            Some(held) => response.map(|inner| Body::new(HoldingBody { inner, _held: held })),
-            None => response,
+        if let Some(room) = response
+            .extensions_mut()
+            .remove::<HeldBytes>()
+            .and_then(HeldBytes::take)
+        {
+            outgoing.hold(room);
         }
+        response.map(|inner| Body::new(Sending::new(inner, outgoing)))
     }
 }
 
@@ -111,18 +121,20 @@ where
                 })
             }
         });
+        let outgoing = Outgoing::default();
         request.extensions_mut().insert(meter);
+        request.extensions_mut().insert(outgoing.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
             let Some(timeout) = timeout else {
                 let Ok(response) = call.await;
-                return Ok(around.finish(response, &path));
+                return Ok(around.finish(response, &path, outgoing));
             };
             // A little early: at the deadline itself the client has given up, and tonic answers
             // in words of its own.
             let patience = timeout - (timeout / 10).min(Duration::from_millis(10));
             match tokio::time::timeout(patience, call).await {
-                Ok(Ok(response)) => Ok(around.finish(response, &path)),
+                Ok(Ok(response)) => Ok(around.finish(response, &path, outgoing)),
                 Err(_elapsed) => {
                     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                     Ok(around.answer(RequestError::DeadlinePassed { timeout_ms }.into()))
@@ -251,42 +263,17 @@ impl http_body::Body for MeteredBody {
     }
 }
 
-/// In the extensions of a response: what is given back once its body was taken or dropped.
+/// In the extensions of a response: what is given back once its only message was sent.
 #[derive(Clone, Debug)]
-pub(crate) struct HeldBytes {
-    _room: Arc<Room>,
-}
+pub(crate) struct HeldBytes(Arc<Mutex<Option<Room>>>);
 
 impl HeldBytes {
     pub(crate) fn new(room: Room) -> Self {
-        Self {
-            _room: Arc::new(room),
-        }
-    }
-}
-
-struct HoldingBody {
-    inner: Body,
-    _held: HeldBytes,
-}
-
-impl http_body::Body for HoldingBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        Self(Arc::new(Mutex::new(Some(room))))
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+    fn take(self) -> Option<Room> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::call::Meter;
 use super::convert;
+use super::sending::Outgoing;
 use super::status::{Failure, RequestError, failure};
 use super::task::TaskStream;
 use super::{Shared, fetch, produce, read};
@@ -150,9 +151,11 @@ impl Log for LogService {
     ) -> Result<Response<Self::ProduceStream>, Status> {
         let peer = self.shared.peer(&request);
         let meter = request.extensions().get::<Meter>().cloned();
+        let outgoing = request.extensions().get::<Outgoing>().cloned();
         let requests = request.into_inner();
         let shared = self.shared.clone();
         Ok(Response::new(TaskStream::spawn(
+            outgoing,
             produce::ANSWERS_AHEAD,
             |answers| produce::run(shared, peer, meter, requests, answers),
         )))
@@ -175,9 +178,11 @@ impl Log for LogService {
     ) -> Result<Response<Self::ReadStream>, Status> {
         let peer = self.shared.peer(&request);
         let meter = request.extensions().get::<Meter>().cloned();
+        let outgoing = request.extensions().get::<Outgoing>().cloned();
         let requests = request.into_inner();
         let shared = self.shared.clone();
         Ok(Response::new(TaskStream::spawn(
+            outgoing,
             read::MESSAGES_AHEAD,
             |answers| read::run(shared, peer, meter, requests, answers),
         )))

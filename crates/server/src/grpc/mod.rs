@@ -3,7 +3,7 @@
 //! A call comes in through `call.rs` (budget for its bytes, deadline), is translated by
 //! `convert.rs` into a call of the [`Broker`], and the answer back. The streaming calls are
 //! `produce.rs` and `read/`; `records.rs` decodes batches for those that want records. Every error
-//! leaves through `status.rs`.
+//! leaves through `status.rs`; what answers hold until they are sent goes through `sending.rs`.
 
 mod call;
 mod convert;
@@ -12,6 +12,7 @@ mod log;
 mod produce;
 mod read;
 mod records;
+mod sending;
 mod status;
 mod task;
 mod topics;
