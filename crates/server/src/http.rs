@@ -11,14 +11,17 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tidelog_broker::Broker;
+use tidelog_broker::{Broker, Health};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::paced::Paced;
 
 /// How long the head of a request may take, and how long a connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +39,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Watched {
     broker: Arc<OnceLock<Broker>>,
     stopping: CancellationToken,
+    metrics: Paced<Bytes>,
+    health: Paced<Health>,
 }
 
 impl Watched {
@@ -43,6 +48,8 @@ impl Watched {
         Self {
             broker: Arc::default(),
             stopping,
+            metrics: Paced::new(),
+            health: Paced::new(),
         }
     }
 
@@ -131,11 +138,11 @@ async fn metrics(State(watched): State<Watched>) -> Response {
         );
     };
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    (
-        [(header::CONTENT_TYPE, content_type)],
-        broker.metrics_text(),
-    )
-        .into_response()
+    let broker = broker.clone();
+    let text = watched
+        .metrics
+        .get(move || Bytes::from(broker.metrics_text()));
+    ([(header::CONTENT_TYPE, content_type)], text.await).into_response()
 }
 
 async fn live() -> Response {
@@ -147,7 +154,8 @@ async fn ready(State(watched): State<Watched>) -> Response {
         _ if watched.stopping.is_cancelled() => ("stopping", Vec::new()),
         None => ("starting", Vec::new()),
         Some(broker) => {
-            let health = broker.health();
+            let asked = broker.clone();
+            let health = watched.health.get(move || asked.health()).await;
             let state = match health.ready {
                 true => "ready",
                 false if broker.is_stopping() => "stopping",
@@ -196,6 +204,7 @@ fn json_response(code: StatusCode, body: &Value) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tidelog_broker::{BrokerConfig, NewTopic, Seams};
     use tidelog_disk::DiskOp;
     use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
@@ -242,6 +251,29 @@ mod tests {
             let faults = body["faults"].to_string();
             assert!(faults.contains(broken), "{faults} lacks {broken}");
         }
+    }
+
+    /// They take long with many partitions, and gRPC has the same threads.
+    #[tokio::test]
+    async fn partitions_are_not_asked_on_the_thread_that_serves() {
+        let config = BrokerConfig {
+            data_dir: "/srv/data".into(),
+            ..BrokerConfig::default()
+        };
+        let seams = Seams {
+            disk: Arc::new(SimDisk::new(1)),
+            ..Seams::os()
+        };
+        let watched = Watched::new(CancellationToken::new());
+        watched.opened(Broker::open(config, seams).unwrap());
+        assert!(metrics(State(watched.clone())).now_or_never().is_none());
+        assert!(ready(State(watched.clone())).now_or_never().is_none());
+        // What was begun for those who went away is in nobody's way.
+        assert_eq!(
+            metrics(State(watched.clone())).await.status(),
+            StatusCode::OK
+        );
+        assert_eq!(asked(&watched).await.0, StatusCode::OK);
     }
 
     #[tokio::test]
