@@ -142,7 +142,7 @@ mod tests {
             wait.recv().unwrap();
             1
         });
-        drop(Box::pin(first).now_or_never());
+        assert!(Box::pin(first).now_or_never().is_none());
         let mut second = Box::pin(paced.get(|| 2));
         assert!(second.as_mut().now_or_never().is_none());
         assert!(paced.0.turn.try_lock().is_err());
