@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -176,6 +176,7 @@ struct PeerState {
     in_flight: Arc<Semaphore>,
     in_flight_max: usize,
     unsent: Arc<Budget>,
+    receiving: Arc<AtomicUsize>,
     is_cut: AtomicBool,
     reader: AtomicWaker,
 }
@@ -188,9 +189,15 @@ impl Peer {
             in_flight: Arc::new(Semaphore::new(in_flight_max)),
             in_flight_max,
             unsent: Budget::new(limits.connection_unsent_bytes_max, unsent),
+            receiving: Arc::default(),
             is_cut: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         }))
+    }
+
+    /// How many bytes of requests of the connection are not complete, or wait to be begun.
+    pub(crate) fn receiving(&self) -> Arc<AtomicUsize> {
+        self.0.receiving.clone()
     }
 
     /// Waits until the connection has `len` bytes less than it may have in appends that are not
@@ -221,10 +228,16 @@ impl Peer {
     /// not take earlier ones.
     pub(crate) async fn hold<M: prost::Message>(&self, message: M) -> tonic::Response<M> {
         let room = self.unsent_whole(message.encoded_len(), Alone::Goes).await;
-        let mut response = tonic::Response::new(message);
-        response.extensions_mut().insert(HeldBytes::new(room));
-        response
+        held(message, room)
     }
+}
+
+/// An answer that holds its room until the client has taken it.
+pub(crate) fn held<M: prost::Message>(message: M, mut room: Room) -> tonic::Response<M> {
+    room.shrink(message.encoded_len());
+    let mut response = tonic::Response::new(message);
+    response.extensions_mut().insert(HeldBytes::new(room));
+    response
 }
 
 /// One accepted connection.

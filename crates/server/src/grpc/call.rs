@@ -9,17 +9,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tidelog_broker::Broker;
+use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
-use super::sending::{Outgoing, Sending};
+use super::sending::{Outgoing, PREFIX, Sending};
 use super::status::{Failure, RequestError, sort_foreign};
+use crate::config::Limits;
 use crate::metrics::ListenerMetrics;
 use crate::room::Room;
+use crate::transport::Peer;
 
 /// The service around all others.
 #[derive(Clone, Debug)]
@@ -33,18 +37,24 @@ pub(crate) struct Calls<S> {
 pub(crate) struct Around {
     broker: Broker,
     receiving: Arc<Receiving>,
+    /// What one connection may be sending at a time.
+    share: usize,
+    /// How long an incomplete message may stand still.
+    patience: Duration,
 }
 
 impl Around {
-    pub(crate) fn new(broker: Broker, metrics: ListenerMetrics, receiving_max: usize) -> Self {
+    pub(crate) fn new(broker: Broker, metrics: ListenerMetrics, limits: &Limits) -> Self {
         let receiving = Receiving {
             bytes: AtomicUsize::new(0),
-            max: receiving_max,
+            max: limits.receiving_bytes_max,
             metrics,
         };
         Self {
             broker,
             receiving: Arc::new(receiving),
+            share: limits.connection_receiving_bytes_max,
+            patience: limits.receive_timeout,
         }
     }
 
@@ -82,6 +92,25 @@ impl Around {
     }
 }
 
+/// The answer to a request that is none of gRPC, as HTTP has it.
+fn not_grpc(request: &Request<Body>) -> Option<Response<Body>> {
+    let mut response = Response::new(Body::empty());
+    if request.method() != Method::POST {
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("POST"));
+        return Some(response);
+    }
+    let content_type = request.headers().get(CONTENT_TYPE);
+    let rest = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
+    if matches!(rest, Some([] | [b'+' | b';', ..])) {
+        return None;
+    }
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Some(response)
+}
+
 /// The error in the headers of an answer that has no body.
 fn failed(headers: &HeaderMap) -> Option<Status> {
     if !headers.contains_key("grpc-status") {
@@ -104,24 +133,32 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if let Some(refused) = not_grpc(&request) {
+            return Box::pin(std::future::ready(Ok(refused)));
+        }
         let around = self.around.clone();
         let path = request.uri().path().to_owned();
         let timeout = timeout(request.headers());
+        let peer = request.extensions().get::<Peer>();
         let meter = Meter(Arc::new(Metered {
             own: AtomicUsize::new(0),
+            connection: peer.map_or_else(Arc::default, Peer::receiving),
+            share: around.share,
             all: around.receiving.clone(),
         }));
-        let mut request = request.map({
-            let (meter, broker) = (meter.clone(), around.broker.clone());
-            |inner| {
-                Body::new(MeteredBody {
-                    inner,
-                    meter,
-                    broker,
-                })
-            }
-        });
         let outgoing = Outgoing::default();
+        let mut request = request.map(|inner| {
+            Body::new(MeteredBody {
+                inner,
+                meter: meter.clone(),
+                broker: around.broker.clone(),
+                outgoing: outgoing.clone(),
+                kind: Kind::of(&path),
+                framing: Framing::default(),
+                patience: around.patience,
+                stalled: None,
+            })
+        });
         request.extensions_mut().insert(meter);
         request.extensions_mut().insert(outgoing.clone());
         let call = self.inner.call(request);
@@ -180,20 +217,33 @@ pub(crate) struct Meter(Arc<Metered>);
 #[derive(Debug)]
 struct Metered {
     own: AtomicUsize,
+    /// What all calls of the connection have.
+    connection: Arc<AtomicUsize>,
+    /// What they may have.
+    share: usize,
     all: Arc<Receiving>,
 }
 
 impl Meter {
-    /// Counts bytes that came; `Err` with the limit when they are too many.
-    fn add(&self, len: usize) -> Result<(), usize> {
-        let Metered { own, all } = &*self.0;
+    /// Counts bytes that came, unless they are too many: then the call ends, and gives back what it
+    /// has.
+    fn add(&self, len: usize) -> Result<(), RequestError> {
+        let Metered {
+            own,
+            connection,
+            share,
+            all,
+        } = &*self.0;
         own.fetch_add(len, Ordering::Relaxed);
-        let before = all.bytes.fetch_add(len, Ordering::Relaxed);
+        let of_connection = connection.fetch_add(len, Ordering::Relaxed);
+        let of_all = all.bytes.fetch_add(len, Ordering::Relaxed);
         all.metrics
             .receiving_bytes
             .add(i64::try_from(len).unwrap_or(i64::MAX));
-        if before.saturating_add(len) > all.max {
-            Err(all.max)
+        if of_connection.saturating_add(len) > *share {
+            Err(RequestError::ConnectionReceiving { limit: *share })
+        } else if of_all.saturating_add(len) > all.max {
+            Err(RequestError::Receiving { limit: all.max })
         } else {
             Ok(())
         }
@@ -202,30 +252,117 @@ impl Meter {
     /// Counts what a message takes beside its bytes once it is decoded.
     pub(crate) fn decoded(&self, len: usize) -> Result<(), RequestError> {
         self.add(len)
-            .map_err(|limit| RequestError::Receiving { limit })
+    }
+
+    /// Counts what a call holds for as long as what is returned lives, whatever becomes of its
+    /// messages.
+    pub(crate) fn hold(&self, len: usize) -> Result<Self, RequestError> {
+        let Metered {
+            connection,
+            share,
+            all,
+            ..
+        } = &*self.0;
+        let held = Self(Arc::new(Metered {
+            own: AtomicUsize::new(0),
+            connection: connection.clone(),
+            share: *share,
+            all: all.clone(),
+        }));
+        held.add(len)?;
+        Ok(held)
     }
 
     /// What the message took is counted elsewhere from now on, or no more. What came of the next
     /// one already, less than a frame, is let go too.
     pub(crate) fn message_is_taken(&self) {
-        self.0.clear();
+        self.0.give_back_above(0);
     }
 }
 
 impl Metered {
-    fn clear(&self) {
-        let own = self.own.swap(0, Ordering::Relaxed);
-        self.all.bytes.fetch_sub(own, Ordering::Relaxed);
+    fn give_back_above(&self, kept: usize) {
+        let own = self.own.fetch_min(kept, Ordering::Relaxed);
+        let excess = own.saturating_sub(kept);
+        self.connection.fetch_sub(excess, Ordering::Relaxed);
+        self.all.bytes.fetch_sub(excess, Ordering::Relaxed);
         self.all
             .metrics
             .receiving_bytes
-            .sub(i64::try_from(own).unwrap_or(i64::MAX));
+            .sub(i64::try_from(excess).unwrap_or(i64::MAX));
     }
 }
 
 impl Drop for Metered {
     fn drop(&mut self) {
-        self.clear();
+        self.give_back_above(0);
+    }
+}
+
+/// Who says when a message of a request is counted no more, and how many there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One message, until the call lets go of its meter.
+    Single,
+    /// A stream of ours, that says so.
+    Stream,
+    /// A service that knows nothing of meters: it has taken a message when it asks for more.
+    Foreign,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        match path.strip_prefix("/tidelog.v1.") {
+            None => Self::Foreign,
+            Some("Log/Produce" | "Log/Read") => Self::Stream,
+            Some(_) => Self::Single,
+        }
+    }
+}
+
+/// Where in a request's messages its bytes are.
+#[derive(Debug, Default)]
+struct Framing {
+    /// What came of the prefix of the message under way, and how much of it.
+    prefix: [u8; PREFIX],
+    prefix_len: usize,
+    /// What is still to come of it behind its prefix.
+    left: usize,
+    /// What came of it.
+    len: usize,
+    /// How many messages were begun.
+    begun: usize,
+}
+
+impl Framing {
+    fn advance(&mut self, mut data: &[u8]) {
+        while let Some(&first) = data.first() {
+            let taken;
+            if self.left > 0 {
+                taken = self.left.min(data.len());
+                self.left -= taken;
+            } else {
+                taken = 1;
+                self.begun += usize::from(self.prefix_len == 0);
+                self.prefix[self.prefix_len] = first;
+                self.prefix_len += 1;
+                if self.prefix_len == PREFIX {
+                    let [_, a, b, c, d] = self.prefix;
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                }
+            }
+            self.len += taken;
+            if self.left == 0 && self.prefix_len == PREFIX {
+                self.prefix_len = 0;
+                self.len = 0;
+            }
+            data = &data[taken..];
+        }
+    }
+
+    /// Whether a message is incomplete.
+    fn is_within(&self) -> bool {
+        self.len > 0
     }
 }
 
@@ -233,6 +370,21 @@ struct MeteredBody {
     inner: Body,
     meter: Meter,
     broker: Broker,
+    outgoing: Outgoing,
+    kind: Kind,
+    framing: Framing,
+    patience: Duration,
+    /// Until when the next bytes of an incomplete message must come.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl MeteredBody {
+    /// Ends the request.
+    fn refuse(&self, error: RequestError) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let status = Failure::from(error).status(self.broker.metrics());
+        self.outgoing.broke(status.clone());
+        Poll::Ready(Some(Err(status)))
+    }
 }
 
 impl http_body::Body for MeteredBody {
@@ -243,13 +395,32 @@ impl http_body::Body for MeteredBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if self.kind == Kind::Foreign {
+            self.meter.0.give_back_above(self.framing.len);
+        }
+        let Poll::Ready(polled) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            if !self.framing.is_within() {
+                return Poll::Pending;
+            }
+            let patience = self.patience;
+            let stalled = self
+                .stalled
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            ready!(stalled.as_mut().poll(cx));
+            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            return self.refuse(RequestError::Stalled { timeout_ms });
+        };
+        self.stalled = None;
         if let Some(Ok(frame)) = &polled
             && let Some(data) = frame.data_ref()
-            && let Err(limit) = self.meter.add(data.len())
         {
-            let failure = Failure::from(RequestError::Receiving { limit });
-            return Poll::Ready(Some(Err(failure.status(self.broker.metrics()))));
+            self.framing.advance(data);
+            if self.kind == Kind::Single && self.framing.begun > 1 {
+                return self.refuse(RequestError::SecondMessage);
+            }
+            if let Err(error) = self.meter.add(data.len()) {
+                return self.refuse(error);
+            }
         }
         Poll::Ready(polled)
     }
@@ -304,6 +475,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn messages_are_told_apart_wherever_their_bytes_are_cut() {
+        let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0; 5], &[0, 0, 0, 0, 1, 9]].concat();
+        for size in 1..=bytes.len() {
+            let mut framing = Framing::default();
+            let mut within = Vec::new();
+            for part in bytes.chunks(size) {
+                framing.advance(part);
+                within.push(framing.len);
+            }
+            assert_eq!((framing.begun, framing.is_within()), (3, false), "{size}");
+            if size == 1 {
+                let expected = [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0];
+                assert_eq!(within, expected);
+            }
+        }
+    }
+
     /// A service that never answers.
     struct Silent;
 
@@ -339,8 +528,12 @@ mod tests {
         };
         let broker = tokio::task::spawn_blocking(opened).await.unwrap().unwrap();
         let metrics = ListenerMetrics::new(broker.metrics().registry());
-        let mut calls = Around::new(broker.clone(), metrics, 1000).around(Silent);
-        let mut request = Request::new(Body::empty());
+        let limits = crate::Config::default().limits;
+        let mut calls = Around::new(broker.clone(), metrics, &limits).around(Silent);
+        let mut request = Request::post("/").body(Body::empty()).unwrap();
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, "application/grpc".parse().unwrap());
         request
             .headers_mut()
             .insert("grpc-timeout", "5m".parse().unwrap());

@@ -138,7 +138,7 @@ pub(crate) async fn services(
     let around = Around::new(
         shared.broker.clone(),
         shared.metrics.clone(),
-        shared.limits.receiving_bytes_max,
+        &shared.limits,
     );
     let routes = Routes::new(log)
         .add_service(topics)

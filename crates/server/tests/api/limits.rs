@@ -222,3 +222,35 @@ async fn connections_above_the_limit_are_closed_at_once() {
     let mut third = f.another().await;
     third.fetch(v1::FetchRequest::default()).await.unwrap_err();
 }
+
+/// Services that are not ours do not say when a message is taken.
+#[tokio::test]
+async fn a_long_stream_to_reflection_holds_one_message_at_a_time() {
+    use reflection::server_reflection_client::ServerReflectionClient;
+    use reflection::server_reflection_request::MessageRequest;
+    let f = Fixture::with(|config| config.limits.receiving_bytes_max = 20_000).await;
+    let mut client = ServerReflectionClient::new(f.channel.clone());
+    let (sender, requests) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let request = |host_len| reflection::ServerReflectionRequest {
+        host: "h".repeat(host_len),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    sender.send(request(1000)).await.unwrap();
+    let answers = client.server_reflection_info(requests).await.unwrap();
+    let mut answers = answers.into_inner();
+    for _ in 0..100 {
+        assert!(in_time(answers.message()).await.unwrap().is_some());
+        sender.send(request(1000)).await.unwrap();
+    }
+    assert!(in_time(answers.message()).await.unwrap().is_some());
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+    // It does not say either why a request broke off.
+    sender.send(request(30_000)).await.unwrap();
+    told(
+        in_time(answers.message()).await.unwrap_err(),
+        Code::ResourceExhausted,
+        "OVERLOADED",
+    )
+    .quota("receiving_bytes_max");
+}
