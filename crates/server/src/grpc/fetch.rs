@@ -22,7 +22,7 @@ use crate::transport::Peer;
 const WAIT_MS_MAX: u32 = 60_000;
 
 /// What a call holds for each partition it names, in bytes.
-const PARTITION_OVERHEAD: usize = 512;
+pub(super) const PARTITION_OVERHEAD: usize = 512;
 
 /// What a partition gives at most unless the request says otherwise.
 const PARTITION_BYTES_DEFAULT: usize = 1024 * 1024;

@@ -19,6 +19,8 @@ use super::sending::Outgoing;
 use super::status::{Failure, RequestError, failure};
 use super::task::TaskStream;
 use super::{Shared, fetch, produce, read};
+use crate::room::{Alone, Room};
+use crate::transport::{Peer, held};
 
 /// How many partitions one request may name.
 pub(super) const PARTITIONS_MAX: usize = 10_000;
@@ -92,6 +94,29 @@ impl LogService {
             },
         }
     }
+}
+
+/// What each partition that a look-up names takes beside its bytes until it is answered.
+const LOOKUP_OVERHEAD: usize = 128;
+/// What an answer about one partition takes at most, names aside: an error with its details.
+const PARTITION_ANSWER: usize = 512;
+
+/// Room for an answer about so many partitions, before anything of it is made. What is asked counts as
+/// received until then.
+async fn room(
+    shared: &Shared,
+    peer: &Peer,
+    meter: Option<&Meter>,
+    partitions: usize,
+    names_len: usize,
+) -> Result<Room, Status> {
+    if let Some(meter) = meter {
+        let overhead = partitions * LOOKUP_OVERHEAD;
+        meter.decoded(overhead).map_err(|e| shared.reject(e))?;
+    }
+    // A name is told in the answer, and in an error's message and details.
+    let len = partitions * PARTITION_ANSWER + 4 * names_len;
+    Ok(peer.unsent_whole(len, Alone::Goes).await)
 }
 
 /// Refuses a list that is empty or too long.
@@ -193,6 +218,7 @@ impl Log for LogService {
         request: Request<ListOffsetsRequest>,
     ) -> Result<Response<ListOffsetsResponse>, Status> {
         let peer = self.shared.peer(&request);
+        let meter = request.extensions().get::<Meter>().cloned();
         let wanted = request.into_inner().partitions;
         let shared = &self.shared;
         check_partitions(wanted.len()).map_err(|e| shared.reject(e))?;
@@ -206,12 +232,14 @@ impl Log for LogService {
             })?;
             places.push(at);
         }
+        let names_len = wanted.iter().map(|partition| partition.topic.len()).sum();
+        let room = room(shared, &peer, meter.as_ref(), wanted.len(), names_len).await?;
         let partitions = stream::iter(wanted.into_iter().zip(places))
             .map(|(partition, at)| self.list_offset(partition, at))
             .buffered(LOOKUPS_MAX)
             .collect()
             .await;
-        Ok(peer.hold(ListOffsetsResponse { partitions }).await)
+        Ok(held(ListOffsetsResponse { partitions }, room))
     }
 
     async fn init_producer(
@@ -231,6 +259,7 @@ impl Log for LogService {
         request: Request<DeleteRecordsRequest>,
     ) -> Result<Response<DeleteRecordsResponse>, Status> {
         let peer = self.shared.peer(&request);
+        let meter = request.extensions().get::<Meter>().cloned();
         let request = request.into_inner();
         let shared = &self.shared;
         check_partitions(request.partitions.len()).map_err(|e| shared.reject(e))?;
@@ -248,11 +277,13 @@ impl Log for LogService {
         }
         let known = shared.broker.partitions_of(&request.topic);
         known.map_err(|e| shared.refuse(&e))?;
+        let names_len = wanted.len() * request.topic.len();
+        let room = room(shared, &peer, meter.as_ref(), wanted.len(), names_len).await?;
         let partitions = stream::iter(wanted)
             .map(|(partition, before)| self.delete_in_partition(&request.topic, partition, before))
             .buffered(LOOKUPS_MAX)
             .collect()
             .await;
-        Ok(peer.hold(DeleteRecordsResponse { partitions }).await)
+        Ok(held(DeleteRecordsResponse { partitions }, room))
     }
 }

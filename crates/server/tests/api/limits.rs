@@ -10,6 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1 as reflection, v1alpha};
 
+use crate::read::{Reading, records};
 use crate::support::{Fixture, append_batch, batch, in_time, raw, told};
 
 const SERVICES: [&str; 5] = [
@@ -253,4 +254,28 @@ async fn a_long_stream_to_reflection_holds_one_message_at_a_time() {
         "OVERLOADED",
     )
     .quota("receiving_bytes_max");
+}
+
+#[tokio::test]
+async fn reads_of_many_partitions_count_for_as_long_as_they_go_on() {
+    let mut f = Fixture::with(|config| {
+        config.limits.request_bytes_max = 64 * 1024;
+        config.limits.receiving_bytes_max = 100_000;
+    })
+    .await;
+    f.create("t", 100).await;
+    let start = || v1::ReadStart {
+        follow: true,
+        ..records("t")
+    };
+    let mut first = Reading::over(f.another().await, start()).await;
+    first.started().await;
+    // There is room for one.
+    let mut second = Reading::over(f.another().await, start()).await;
+    let status = second.try_next().await.unwrap_err();
+    told(status, Code::ResourceExhausted, "OVERLOADED").can_be_retried();
+    drop(first);
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+    let mut third = Reading::over(f.another().await, start()).await;
+    third.started().await;
 }
