@@ -109,7 +109,7 @@ mod tests {
     async fn those_who_ask_while_one_is_made_share_the_next() {
         let paced = Paced::<usize>::new();
         let count = Arc::new(AtomicUsize::new(0));
-        let (go, wait) = mpsc::channel::<()>();
+        let (go, wait) = mpsc::sync_channel::<()>(1);
         let wait = Arc::new(SyncMutex::new(wait));
         let ask = || {
             let (count, wait) = (count.clone(), wait.clone());
@@ -137,7 +137,7 @@ mod tests {
     #[tokio::test]
     async fn who_goes_away_leaves_no_second_one_to_be_made_beside_the_first() {
         let paced = Paced::<usize>::new();
-        let (go, wait) = mpsc::channel::<()>();
+        let (go, wait) = mpsc::sync_channel::<()>(1);
         let first = paced.get(move || {
             wait.recv().unwrap();
             1

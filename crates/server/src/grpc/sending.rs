@@ -87,6 +87,11 @@ impl Outgoing {
         M::default()
     }
 
+    /// Whether a large message waits for the library to send the empty one in its place.
+    pub(super) fn has_large(&self) -> bool {
+        !self.queue().large.is_empty()
+    }
+
     /// Takes the room of the only answer.
     pub(super) fn hold(&self, room: Room) {
         self.queue().rooms.push(room);

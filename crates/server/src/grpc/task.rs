@@ -53,6 +53,11 @@ impl<W: Waiting> Stream for TaskStream<W> {
     type Item = Result<W::Message, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.outgoing.as_ref().is_some_and(Outgoing::has_large) {
+            // The library has the empty message that stands for it, and sends that when there is
+            // nothing more. It would take everything else too: to it, it is small.
+            return Poll::Pending;
+        }
         if let Some(answer) = ready!(self.answers.poll_recv(cx)) {
             let (answer, room) = answer.take();
             return Poll::Ready(Some(answer.map(|message| match &self.outgoing {

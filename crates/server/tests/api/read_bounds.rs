@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::read::{Reading, records};
-use crate::support::{Fixture, append_batch, fetch, in_time};
+use crate::support::{Fixture, append_batch, fetch, in_time, until};
 
 #[tokio::test]
 async fn reads_of_one_connection_share_a_bound_and_all_get_through() {
@@ -213,21 +213,28 @@ async fn records_that_are_large_decompressed_wait_for_room_one_after_the_other()
 
 /// What HTTP/2 has taken and the client's window does not let it send is memory too.
 #[tokio::test]
-async fn what_was_handed_to_http2_counts_until_it_was_sent() {
+async fn what_was_handed_to_http2_counts_until_it_was_sent_and_is_little() {
     let mut f = Fixture::start().await;
     f.create("t", 1).await;
     let value = "x".repeat(900_000);
-    for _ in 0..6 {
+    for _ in 0..20 {
         f.append("t", 0, &[&value]).await;
     }
-    let start = ReadStart {
+    let start = || ReadStart {
         format: v1::Format::Batches.into(),
         ..records("t")
     };
-    // Two messages wait in the broker, and one or more below it.
-    let slow = Reading::over(f.another().await, start).await;
+    // Two messages wait in the broker, and one or two below it.
+    let slow = Reading::over(f.another().await, start()).await;
     f.until_metric_at_least("tidelog_grpc_unsent_bytes", 2.6e6)
         .await;
+    let mut quick = Reading::over(f.another().await, start()).await;
+    quick.started().await;
+    while let Some(Response::Data(_)) = quick.next().await {}
+    drop(quick);
+    until(async || f.metric("tidelog_grpc_streams{method=\"Read\"}").await < 1.5).await;
+    let unsent = f.metric("tidelog_grpc_unsent_bytes").await;
+    assert!(unsent < 5.0e6, "{unsent}");
     drop(slow);
     f.until_metric("tidelog_grpc_unsent_bytes", 0.0).await;
 }
