@@ -178,6 +178,14 @@ impl Budget {
         }
     }
 
+    /// Takes room for all of `len` bytes, if there is so much.
+    pub(crate) fn try_take_whole(self: &Arc<Self>, len: usize, alone: Alone) -> Option<Room> {
+        self.try_whole(len, 0, alone).is_ok().then(|| Room {
+            budget: self.clone(),
+            len,
+        })
+    }
+
     /// Takes `more` bytes, for a message that holds `own` of them already, if there is room for all
     /// of it.
     fn try_whole(&self, more: usize, own: usize, alone: Alone) -> Result<(), Short> {

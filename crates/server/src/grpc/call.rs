@@ -254,25 +254,6 @@ impl Meter {
         self.add(len)
     }
 
-    /// Counts what a call holds for as long as what is returned lives, whatever becomes of its
-    /// messages.
-    pub(crate) fn hold(&self, len: usize) -> Result<Self, RequestError> {
-        let Metered {
-            connection,
-            share,
-            all,
-            ..
-        } = &*self.0;
-        let held = Self(Arc::new(Metered {
-            own: AtomicUsize::new(0),
-            connection: connection.clone(),
-            share: *share,
-            all: all.clone(),
-        }));
-        held.add(len)?;
-        Ok(held)
-    }
-
     /// What the message took is counted elsewhere from now on, or no more. What came of the next
     /// one already, less than a frame, is let go too.
     pub(crate) fn message_is_taken(&self) {

@@ -11,7 +11,7 @@ use tidelog_proto::v1::{FetchRequest, FetchResponse, FetchedPartition, Format};
 use tidelog_record::Offset;
 use tonic::{Response, Status};
 
-use super::call::{HeldBytes, Meter};
+use super::call::HeldBytes;
 use super::records::{RecordCursor, Take};
 use super::status::RequestError;
 use super::{Shared, convert, log};
@@ -30,15 +30,11 @@ const PARTITION_BYTES_DEFAULT: usize = 1024 * 1024;
 pub(super) async fn fetch(
     shared: &Shared,
     peer: &Peer,
-    meter: Option<&Meter>,
     request: FetchRequest,
 ) -> Result<Response<FetchResponse>, Status> {
     let format = check(&request).map_err(|e| shared.reject(e))?;
     // What waits for each partition takes memory for as long as the call does.
-    if let Some(meter) = meter {
-        let overhead = request.partitions.len() * PARTITION_OVERHEAD;
-        meter.decoded(overhead).map_err(|e| shared.reject(e))?;
-    }
+    let _asked = shared.asked(peer, request.partitions.len() * PARTITION_OVERHEAD)?;
     let offsets: Vec<u64> = request
         .partitions
         .iter()

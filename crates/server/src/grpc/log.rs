@@ -101,22 +101,17 @@ const LOOKUP_OVERHEAD: usize = 128;
 /// What an answer about one partition takes at most, names aside: an error with its details.
 const PARTITION_ANSWER: usize = 512;
 
-/// Room for an answer about so many partitions, before anything of it is made. What is asked counts as
-/// received until then.
-async fn room(
+/// Room for what a call holds for so many partitions, and for its answer before anything of it is made.
+async fn rooms(
     shared: &Shared,
     peer: &Peer,
-    meter: Option<&Meter>,
     partitions: usize,
     names_len: usize,
-) -> Result<Room, Status> {
-    if let Some(meter) = meter {
-        let overhead = partitions * LOOKUP_OVERHEAD;
-        meter.decoded(overhead).map_err(|e| shared.reject(e))?;
-    }
+) -> Result<(Option<Room>, Room), Status> {
+    let asked = shared.asked(peer, partitions * LOOKUP_OVERHEAD + names_len)?;
     // A name is told in the answer, and in an error's message and details.
     let len = partitions * PARTITION_ANSWER + 4 * names_len;
-    Ok(peer.unsent_whole(len, Alone::Goes).await)
+    Ok((asked, peer.unsent_whole(len, Alone::Goes).await))
 }
 
 /// Refuses a list that is empty or too long.
@@ -191,8 +186,7 @@ impl Log for LogService {
         request: Request<FetchRequest>,
     ) -> Result<Response<FetchResponse>, Status> {
         let peer = self.shared.peer(&request);
-        let meter = request.extensions().get::<Meter>().cloned();
-        fetch::fetch(&self.shared, &peer, meter.as_ref(), request.into_inner()).await
+        fetch::fetch(&self.shared, &peer, request.into_inner()).await
     }
 
     type ReadStream = TaskStream<read::Unsent>;
@@ -218,7 +212,6 @@ impl Log for LogService {
         request: Request<ListOffsetsRequest>,
     ) -> Result<Response<ListOffsetsResponse>, Status> {
         let peer = self.shared.peer(&request);
-        let meter = request.extensions().get::<Meter>().cloned();
         let wanted = request.into_inner().partitions;
         let shared = &self.shared;
         check_partitions(wanted.len()).map_err(|e| shared.reject(e))?;
@@ -233,7 +226,7 @@ impl Log for LogService {
             places.push(at);
         }
         let names_len = wanted.iter().map(|partition| partition.topic.len()).sum();
-        let room = room(shared, &peer, meter.as_ref(), wanted.len(), names_len).await?;
+        let (_asked, room) = rooms(shared, &peer, wanted.len(), names_len).await?;
         let partitions = stream::iter(wanted.into_iter().zip(places))
             .map(|(partition, at)| self.list_offset(partition, at))
             .buffered(LOOKUPS_MAX)
@@ -259,7 +252,6 @@ impl Log for LogService {
         request: Request<DeleteRecordsRequest>,
     ) -> Result<Response<DeleteRecordsResponse>, Status> {
         let peer = self.shared.peer(&request);
-        let meter = request.extensions().get::<Meter>().cloned();
         let request = request.into_inner();
         let shared = &self.shared;
         check_partitions(request.partitions.len()).map_err(|e| shared.reject(e))?;
@@ -278,7 +270,7 @@ impl Log for LogService {
         let known = shared.broker.partitions_of(&request.topic);
         known.map_err(|e| shared.refuse(&e))?;
         let names_len = wanted.len() * request.topic.len();
-        let room = room(shared, &peer, meter.as_ref(), wanted.len(), names_len).await?;
+        let (_asked, room) = rooms(shared, &peer, wanted.len(), names_len).await?;
         let partitions = stream::iter(wanted)
             .map(|(partition, before)| self.delete_in_partition(&request.topic, partition, before))
             .buffered(LOOKUPS_MAX)

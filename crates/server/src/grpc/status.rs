@@ -107,6 +107,16 @@ pub(crate) enum RequestError {
         /// The limit.
         limit: usize,
     },
+    /// Reads and look-ups of many partitions hold too much.
+    #[error(
+        "reads and look-ups of many partitions hold as much as they may at a time: {limit} bytes of \
+         one connection (connection_unsent_bytes_max), half of unsent_bytes_max of all. Name fewer \
+         partitions in one call, or make fewer calls at a time"
+    )]
+    Asked {
+        /// The limit of one connection.
+        limit: usize,
+    },
     /// A message was begun, and then nothing came.
     #[error(
         "the request is incomplete, and nothing of it came for {timeout_ms} ms \
@@ -189,6 +199,13 @@ impl From<RequestError> for Failure {
                 failure.facts = vec![("limit", limit.to_string())];
                 failure.retry_after = Some(RETRY_RECEIVING);
                 failure.quota = Some("connection_receiving_bytes_max".to_owned());
+            }
+            RequestError::Asked { limit } => {
+                failure.code = Code::ResourceExhausted;
+                failure.reason = "OVERLOADED";
+                failure.facts = vec![("limit", limit.to_string())];
+                failure.retry_after = Some(RETRY_RECEIVING);
+                failure.quota = Some("connection_unsent_bytes_max".to_owned());
             }
             RequestError::DeadlinePassed { timeout_ms } | RequestError::Stalled { timeout_ms } => {
                 failure.code = Code::DeadlineExceeded;

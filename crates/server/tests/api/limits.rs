@@ -259,8 +259,8 @@ async fn a_long_stream_to_reflection_holds_one_message_at_a_time() {
 #[tokio::test]
 async fn reads_of_many_partitions_count_for_as_long_as_they_go_on() {
     let mut f = Fixture::with(|config| {
-        config.limits.request_bytes_max = 64 * 1024;
-        config.limits.receiving_bytes_max = 100_000;
+        config.limits.fetch_bytes_max = 64 * 1024;
+        config.limits.connection_unsent_bytes_max = 100_000;
     })
     .await;
     f.create("t", 100).await;
@@ -268,14 +268,24 @@ async fn reads_of_many_partitions_count_for_as_long_as_they_go_on() {
         follow: true,
         ..records("t")
     };
-    let mut first = Reading::over(f.another().await, start()).await;
+    let client = f.another().await;
+    let mut first = Reading::over(client.clone(), start()).await;
     first.started().await;
     // There is room for one.
-    let mut second = Reading::over(f.another().await, start()).await;
+    let mut second = Reading::over(client.clone(), start()).await;
     let status = second.try_next().await.unwrap_err();
-    told(status, Code::ResourceExhausted, "OVERLOADED").can_be_retried();
+    told(status, Code::ResourceExhausted, "OVERLOADED")
+        .quota("connection_unsent_bytes_max")
+        .can_be_retried();
+    // A few are always read.
+    let few = v1::ReadStart {
+        partitions: vec![v1::ReadPartition::default()],
+        ..start()
+    };
+    let mut small = Reading::over(client.clone(), few).await;
+    small.started().await;
     drop(first);
-    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
-    let mut third = Reading::over(f.another().await, start()).await;
+    f.until_metric("tidelog_grpc_asked_bytes", 0.0).await;
+    let mut third = Reading::over(client.clone(), start()).await;
     third.started().await;
 }

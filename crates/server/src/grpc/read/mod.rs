@@ -122,7 +122,7 @@ async fn serve(
     let plan = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => return Ok(End::Stopping),
-        plan = plan::plan(shared, requests.meter.as_ref(), start) => plan.map_err(End::Failed)?,
+        plan = plan::plan(shared, peer, start) => plan.map_err(End::Failed)?,
     };
     pump::pump(shared, peer, plan, requests, sender).await
 }

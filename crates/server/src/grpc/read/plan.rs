@@ -9,12 +9,13 @@ use tidelog_proto::v1::{self, Format, ReadPartitionError, ReadRange, ReadStart};
 use tidelog_record::Offset;
 use tonic::Status;
 
-use super::super::call::Meter;
 use super::super::fetch::PARTITION_OVERHEAD;
 use super::super::log::{LOOKUPS_MAX, PARTITIONS_MAX};
 use super::super::status::{Failure, RequestError, failure};
 use super::super::{Shared, convert};
 use super::credit::Credit;
+use crate::room::Room;
+use crate::transport::Peer;
 
 /// About how many bytes a message has unless the client says otherwise.
 const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
@@ -32,7 +33,7 @@ pub(super) struct Plan {
     pub(super) format: Format,
     pub(super) message_bytes: usize,
     /// What the tracks take, counted for as long as they are read.
-    pub(super) _held: Option<Meter>,
+    pub(super) _asked: Option<Room>,
 }
 
 /// One partition's range.
@@ -74,7 +75,7 @@ struct Wanted {
 /// Looks up everything that `start` names.
 pub(super) async fn plan(
     shared: &Arc<Shared>,
-    meter: Option<&Meter>,
+    peer: &Peer,
     start: ReadStart,
 ) -> Result<Plan, Status> {
     let count = shared
@@ -84,10 +85,7 @@ pub(super) async fn plan(
     let format = convert::format(start.format).map_err(|e| shared.reject(e))?;
     let wanted =
         wanted(&start, count).map_err(|failure| failure.status(shared.broker.metrics()))?;
-    let held = meter
-        .map(|meter| meter.hold(wanted.len() * PARTITION_OVERHEAD))
-        .transpose()
-        .map_err(|e| shared.reject(e))?;
+    let asked = shared.asked(peer, wanted.len() * PARTITION_OVERHEAD)?;
     let tracks = stream::iter(wanted)
         .map(|wanted| {
             let partition = wanted.partition;
@@ -107,7 +105,7 @@ pub(super) async fn plan(
         credit: Credit::new(start.credit_is_limited, start.credit_bytes),
         format,
         message_bytes,
-        _held: held,
+        _asked: asked,
     };
     for (partition, track) in tracks {
         match track {
