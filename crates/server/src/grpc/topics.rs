@@ -11,6 +11,7 @@ use tidelog_proto::v1::{
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
 };
 use tidelog_record::TopicName;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::Shared;
@@ -27,17 +28,25 @@ const DESCRIPTION: usize = 16 * 1024;
 const PARTITION_DESCRIPTION: usize = 256;
 const SEGMENT_DESCRIPTION: usize = 128;
 
+/// How many topics are described at the same time: others need threads too.
+const DESCRIBING_MAX: usize = 2;
+
 /// What a topic takes in a list, with a few settings.
 const TOPIC_SUMMARY: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct TopicsService {
     shared: Arc<Shared>,
+    /// Turns to describe a topic.
+    describing: Semaphore,
 }
 
 impl TopicsService {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            shared,
+            describing: Semaphore::new(DESCRIBING_MAX),
+        }
     }
 }
 
@@ -112,6 +121,8 @@ impl Topics for TopicsService {
         let request = request.into_inner();
         // Every partition is asked, and every segment may be told.
         let describe = async |include_segments| {
+            let turn = self.describing.acquire().await;
+            let _turn = turn.expect("the turns are never closed");
             let (broker, name) = (self.shared.broker.clone(), request.name.clone());
             tokio::task::spawn_blocking(move || broker.describe_topic(&name, include_segments))
                 .await
