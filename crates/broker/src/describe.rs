@@ -70,7 +70,7 @@ pub(crate) fn numbers(partition: &Partition, now: Timestamp) -> PartitionNumbers
     });
     PartitionNumbers {
         topic: partition.topic.to_string(),
-        partition: partition.number().to_string(),
+        partition: partition.number(),
         log_start: partition.reader.log_start().get(),
         high_watermark: partition.high_watermark().get(),
         log_end: partition.reader.end_offset().get(),

@@ -2,8 +2,9 @@
 //!
 //! It is up before the broker is open, so that a long recovery can be watched: live, not ready.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -11,14 +12,17 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use bytes::Bytes;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tidelog_broker::Broker;
+use tidelog_broker::{Broker, Health};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use crate::paced::Paced;
 
 /// How long the head of a request may take, and how long a connection may idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +30,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a request that is under way at the end of a connection may still take.
 const GRACE: Duration = Duration::from_secs(5);
-/// Connections at a time. One more is closed at once.
+/// Connections at a time. One more closes the one that has been idle for longest; it is closed itself when
+/// all are in the middle of a request.
 const CONNECTIONS_MAX: usize = 256;
 /// How long no connection is accepted after the system had no more files to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +41,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Watched {
     broker: Arc<OnceLock<Broker>>,
     stopping: CancellationToken,
+    metrics: Paced<Bytes>,
+    health: Paced<Health>,
 }
 
 impl Watched {
@@ -43,6 +50,8 @@ impl Watched {
         Self {
             broker: Arc::default(),
             stopping,
+            metrics: Paced::new(),
+            health: Paced::new(),
         }
     }
 
@@ -53,10 +62,105 @@ impl Watched {
     }
 }
 
+/// The connections that are open.
+#[derive(Clone, Debug, Default)]
+struct Connections(Arc<Mutex<HashMap<u64, Entry>>>);
+
+#[derive(Debug)]
+struct Entry {
+    /// Set to close it.
+    close: CancellationToken,
+    /// How many of its requests are being answered.
+    busy: usize,
+    /// Greater than that of each connection that did something earlier.
+    active: u64,
+}
+
+impl Connections {
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one, closing the one that has been idle for longest where there is no place; `None` where
+    /// there is none to close.
+    fn add(&self, number: u64) -> Option<Open> {
+        let mut entries = self.entries();
+        if entries.len() >= CONNECTIONS_MAX {
+            let idle = entries.iter().filter(|(_, entry)| entry.busy == 0);
+            let longest = *idle.min_by_key(|(_, entry)| entry.active)?.0;
+            entries.remove(&longest)?.close.cancel();
+        }
+        let close = CancellationToken::new();
+        let entry = Entry {
+            close: close.clone(),
+            busy: 0,
+            active: next_active(&entries),
+        };
+        entries.insert(number, entry);
+        Some(Open {
+            connections: self.clone(),
+            number,
+            close,
+        })
+    }
+
+    /// Counts a request until what is returned is dropped.
+    fn request(&self, number: u64) -> Busy {
+        if let Some(entry) = self.entries().get_mut(&number) {
+            entry.busy += 1;
+        }
+        Busy {
+            connections: self.clone(),
+            number,
+        }
+    }
+}
+
+fn next_active(entries: &HashMap<u64, Entry>) -> u64 {
+    entries
+        .values()
+        .map(|entry| entry.active)
+        .max()
+        .unwrap_or(0)
+        + 1
+}
+
+/// A connection's entry in [`Connections`], until it is dropped.
+#[derive(Debug)]
+struct Open {
+    connections: Connections,
+    number: u64,
+    close: CancellationToken,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.connections.entries().remove(&self.number);
+    }
+}
+
+/// A request that is being answered.
+struct Busy {
+    connections: Connections,
+    number: u64,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut entries = self.connections.entries();
+        let active = next_active(&entries);
+        if let Some(entry) = entries.get_mut(&self.number) {
+            entry.busy -= 1;
+            entry.active = active;
+        }
+    }
+}
+
 /// Serves until `end` is set, then until what is under way is answered.
 pub(crate) async fn serve(listener: TcpListener, watched: Watched, end: CancellationToken) {
     let router = router(watched);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let open = Connections::default();
+    let mut next = 0;
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -66,14 +170,10 @@ pub(crate) async fn serve(listener: TcpListener, watched: Watched, end: Cancella
         };
         match accepted {
             Ok((io, _)) => {
-                let Ok(place) = places.clone().try_acquire_owned() else {
-                    continue;
-                };
-                let connection = connection(io, router.clone(), end.clone());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
+                next += 1;
+                if let Some(open) = open.add(next) {
+                    connections.spawn(connection(io, router.clone(), open, end.clone()));
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept HTTP connections");
@@ -86,15 +186,25 @@ pub(crate) async fn serve(listener: TcpListener, watched: Watched, end: Cancella
     connections.wait().await;
 }
 
-async fn connection(io: TcpStream, router: Router, end: CancellationToken) {
+async fn connection(io: TcpStream, router: Router, open: Open, end: CancellationToken) {
+    let router = service_fn(|request| {
+        let busy = open.connections.request(open.number);
+        let answer = router.clone().call(request);
+        async move {
+            let answer = answer.await;
+            drop(busy);
+            answer
+        }
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(io), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(io), router);
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = open.close.cancelled() => return,
         () = async {
             tokio::select! {
                 () = end.cancelled() => {}
@@ -131,11 +241,11 @@ async fn metrics(State(watched): State<Watched>) -> Response {
         );
     };
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    (
-        [(header::CONTENT_TYPE, content_type)],
-        broker.metrics_text(),
-    )
-        .into_response()
+    let broker = broker.clone();
+    let text = watched
+        .metrics
+        .get(move || Bytes::from(broker.metrics_text()));
+    ([(header::CONTENT_TYPE, content_type)], text.await).into_response()
 }
 
 async fn live() -> Response {
@@ -147,7 +257,8 @@ async fn ready(State(watched): State<Watched>) -> Response {
         _ if watched.stopping.is_cancelled() => ("stopping", Vec::new()),
         None => ("starting", Vec::new()),
         Some(broker) => {
-            let health = broker.health();
+            let asked = broker.clone();
+            let health = watched.health.get(move || asked.health()).await;
             let state = match health.ready {
                 true => "ready",
                 false if broker.is_stopping() => "stopping",
@@ -196,6 +307,7 @@ fn json_response(code: StatusCode, body: &Value) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tidelog_broker::{BrokerConfig, NewTopic, Seams};
     use tidelog_disk::DiskOp;
     use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
@@ -242,6 +354,29 @@ mod tests {
             let faults = body["faults"].to_string();
             assert!(faults.contains(broken), "{faults} lacks {broken}");
         }
+    }
+
+    /// They take long with many partitions, and gRPC has the same threads.
+    #[tokio::test]
+    async fn partitions_are_not_asked_on_the_thread_that_serves() {
+        let config = BrokerConfig {
+            data_dir: "/srv/data".into(),
+            ..BrokerConfig::default()
+        };
+        let seams = Seams {
+            disk: Arc::new(SimDisk::new(1)),
+            ..Seams::os()
+        };
+        let watched = Watched::new(CancellationToken::new());
+        watched.opened(Broker::open(config, seams).unwrap());
+        assert!(metrics(State(watched.clone())).now_or_never().is_none());
+        assert!(ready(State(watched.clone())).now_or_never().is_none());
+        // What was begun for those who went away is in nobody's way.
+        assert_eq!(
+            metrics(State(watched.clone())).await.status(),
+            StatusCode::OK
+        );
+        assert_eq!(asked(&watched).await.0, StatusCode::OK);
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ mod listen;
 mod logging;
 mod metrics;
 mod opened;
+mod paced;
 mod process;
 mod ready;
 mod room;

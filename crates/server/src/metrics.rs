@@ -15,6 +15,8 @@ pub(crate) struct ListenerMetrics {
     pub(crate) receiving_bytes: IntGauge,
     /// Bytes of answers that the clients have not taken.
     pub(crate) unsent_bytes: IntGauge,
+    /// Bytes that reads and look-ups of many partitions hold.
+    pub(crate) asked_bytes: IntGauge,
 }
 
 impl ListenerMetrics {
@@ -43,13 +45,18 @@ impl ListenerMetrics {
                 "tidelog_grpc_unsent_bytes",
                 "Bytes of fetch and read answers that the clients have not taken yet.",
             ),
+            asked_bytes: gauge(
+                "tidelog_grpc_asked_bytes",
+                "Bytes that fetches, reads and look-ups of many partitions hold.",
+            ),
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 5] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 6] = [
             Box::new(metrics.connections.clone()),
             Box::new(metrics.refused.clone()),
             Box::new(metrics.streams.clone()),
             Box::new(metrics.receiving_bytes.clone()),
             Box::new(metrics.unsent_bytes.clone()),
+            Box::new(metrics.asked_bytes.clone()),
         ];
         for collector in collectors {
             registry

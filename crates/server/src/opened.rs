@@ -13,8 +13,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// What all decompressed batches may take, in bytes.
 const OPENED_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// Below this a decompressed batch is no more than a message of a stream, and is not counted.
-pub(crate) const SMALL: usize = 1024 * 1024;
+/// Below this a decompressed batch is no more than what HTTP/2 keeps of a call, and is not counted.
+pub(crate) const SMALL: usize = 64 * 1024;
 
 /// The budget.
 #[derive(Clone, Debug)]

@@ -104,16 +104,18 @@ impl Waiting {
         let limits = &self.config.limits;
         let metrics = ListenerMetrics::new(broker.metrics().registry());
         let unsent = Total::new(limits.unsent_bytes_max, metrics.unsent_bytes.clone());
+        let asked = Total::new(limits.unsent_bytes_max / 2, metrics.asked_bytes.clone());
         let shared = Arc::new(Shared {
             broker: broker.clone(),
             limits: limits.clone(),
             stopping: self.stopping.clone(),
             metrics: metrics.clone(),
             unsent: unsent.clone(),
+            asked: asked.clone(),
             opened: OpenedBatches::new(),
         });
         let (services, health) = grpc::services(shared).await;
-        let incoming = Incoming::new(self.listeners, limits, metrics, unsent);
+        let incoming = Incoming::new(self.listeners, limits, metrics, unsent, asked);
         let connections = incoming.connections();
         let transport = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tonic::transport::server::Connected;
 use crate::config::Limits;
 use crate::grpc::HeldBytes;
 use crate::metrics::{Counted, ListenerMetrics};
-use crate::room::{Budget, Room, Total};
+use crate::room::{Alone, Budget, Room, Total};
 
 /// How long no connection is accepted after the system had no more files to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -37,6 +37,7 @@ pub(crate) struct Incoming {
     limits: Limits,
     metrics: ListenerMetrics,
     unsent: Arc<Total>,
+    asked: Arc<Total>,
     open: Connections,
     /// The number of the next connection.
     next: u64,
@@ -91,10 +92,12 @@ impl Incoming {
         limits: &Limits,
         metrics: ListenerMetrics,
         unsent: Arc<Total>,
+        asked: Arc<Total>,
     ) -> Self {
         Self {
             listener,
             unsent,
+            asked,
             places: Arc::new(Semaphore::new(limits.connections_max)),
             limits: limits.clone(),
             metrics,
@@ -117,7 +120,7 @@ impl Incoming {
         };
         // Small answers would wait for the peer's delayed acknowledgement, 40 ms.
         io.set_nodelay(true).ok()?;
-        let peer = Peer::new(&self.limits, self.unsent.clone());
+        let peer = Peer::new(&self.limits, self.unsent.clone(), self.asked.clone());
         self.next += 1;
         Some(Connection {
             io,
@@ -176,21 +179,30 @@ struct PeerState {
     in_flight: Arc<Semaphore>,
     in_flight_max: usize,
     unsent: Arc<Budget>,
+    asked: Arc<Budget>,
+    receiving: Arc<AtomicUsize>,
     is_cut: AtomicBool,
     reader: AtomicWaker,
 }
 
 impl Peer {
-    /// `unsent` is what all connections share.
-    pub(crate) fn new(limits: &Limits, unsent: Arc<Total>) -> Self {
+    /// `unsent` and `asked` are what all connections share.
+    pub(crate) fn new(limits: &Limits, unsent: Arc<Total>, asked: Arc<Total>) -> Self {
         let in_flight_max = limits.connection_in_flight_bytes_max;
         Self(Arc::new(PeerState {
             in_flight: Arc::new(Semaphore::new(in_flight_max)),
             in_flight_max,
             unsent: Budget::new(limits.connection_unsent_bytes_max, unsent),
+            asked: Budget::new(limits.connection_unsent_bytes_max, asked),
+            receiving: Arc::default(),
             is_cut: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         }))
+    }
+
+    /// How many bytes of requests of the connection are not complete, or wait to be begun.
+    pub(crate) fn receiving(&self) -> Arc<AtomicUsize> {
+        self.0.receiving.clone()
     }
 
     /// Waits until the connection has `len` bytes less than it may have in appends that are not
@@ -212,14 +224,30 @@ impl Peer {
         self.0.unsent.take(len).await
     }
 
+    /// Waits until there is room for all of `len` bytes. To be called by who holds none.
+    pub(crate) async fn unsent_whole(&self, len: usize, alone: Alone) -> Room {
+        self.0.unsent.take_whole(len, alone).await
+    }
+
+    /// Room for what a call holds for the partitions it names, if there is any.
+    pub(crate) fn asked(&self, len: usize) -> Option<Room> {
+        self.0.asked.try_take_whole(len, Alone::Waits)
+    }
+
     /// An answer that holds its room until the client has taken it. It waits while the client does
     /// not take earlier ones.
     pub(crate) async fn hold<M: prost::Message>(&self, message: M) -> tonic::Response<M> {
-        let room = self.unsent(message.encoded_len()).await;
-        let mut response = tonic::Response::new(message);
-        response.extensions_mut().insert(HeldBytes::new(room));
-        response
+        let room = self.unsent_whole(message.encoded_len(), Alone::Goes).await;
+        held(message, room)
     }
+}
+
+/// An answer that holds its room until the client has taken it.
+pub(crate) fn held<M: prost::Message>(message: M, mut room: Room) -> tonic::Response<M> {
+    room.shrink(message.encoded_len());
+    let mut response = tonic::Response::new(message);
+    response.extensions_mut().insert(HeldBytes::new(room));
+    response
 }
 
 /// One accepted connection.

@@ -49,6 +49,9 @@ pub struct ServeArgs {
     /// Unanswered appends of all connections [default: 256MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub in_flight_bytes_max: Option<String>,
+    /// Requests of one connection that arrive, or wait decoded for room [default: 64MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    pub connection_receiving_bytes_max: Option<String>,
     /// Requests of all connections that arrive, or wait decoded for room [default: 256MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     pub receiving_bytes_max: Option<String>,
@@ -97,6 +100,9 @@ pub struct ServeArgs {
     /// How long a new connection has to begin HTTP/2 [default: 10000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub handshake_timeout_ms: Option<String>,
+    /// How long an incomplete request may stand still [default: 30000]
+    #[arg(long, value_name = "MS", help_heading = "Limits")]
+    pub receive_timeout_ms: Option<String>,
     /// After how long without anything new a reader gets a heartbeat [default: 15000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub read_heartbeat_ms: Option<String>,
@@ -119,6 +125,7 @@ impl ServeArgs {
             "streams_max" => &self.streams_max,
             "connection_in_flight_bytes_max" => &self.connection_in_flight_bytes_max,
             "in_flight_bytes_max" => &self.in_flight_bytes_max,
+            "connection_receiving_bytes_max" => &self.connection_receiving_bytes_max,
             "receiving_bytes_max" => &self.receiving_bytes_max,
             "fetch_bytes_max" => &self.fetch_bytes_max,
             "connection_unsent_bytes_max" => &self.connection_unsent_bytes_max,
@@ -135,6 +142,7 @@ impl ServeArgs {
             "keepalive_interval_ms" => &self.keepalive_interval_ms,
             "keepalive_timeout_ms" => &self.keepalive_timeout_ms,
             "handshake_timeout_ms" => &self.handshake_timeout_ms,
+            "receive_timeout_ms" => &self.receive_timeout_ms,
             "read_heartbeat_ms" => &self.read_heartbeat_ms,
             other => unreachable!("the setting {other} has no flag"),
         };

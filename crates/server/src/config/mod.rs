@@ -66,6 +66,9 @@ pub struct Limits {
     pub connection_in_flight_bytes_max: usize,
     /// Bytes of appends of all connections that are not answered yet.
     pub in_flight_bytes_max: usize,
+    /// Bytes of requests of one connection that are not complete yet, or whose records wait decoded
+    /// for room in flight. A request that would pass it is refused.
+    pub connection_receiving_bytes_max: usize,
     /// Bytes of requests of all connections that are not complete yet, or whose records wait
     /// decoded for room in flight. A request that would pass it is refused.
     pub receiving_bytes_max: usize,
@@ -76,6 +79,7 @@ pub struct Limits {
     pub connection_unsent_bytes_max: usize,
     /// The same for all connections together. Above it each connection has one message of at most
     /// 1 MiB on its way, or one batch if that is larger, so that those that take theirs go on.
+    /// Larger records wait.
     pub unsent_bytes_max: usize,
     /// Topics at a time.
     pub topics_max: usize,
@@ -101,6 +105,8 @@ pub struct Limits {
     pub keepalive_timeout: Duration,
     /// How long a new connection has to say that it speaks HTTP/2.
     pub handshake_timeout: Duration,
+    /// How long a message that is incomplete may stand still, before its call is ended.
+    pub receive_timeout: Duration,
     /// After how long without anything new a reader gets a heartbeat.
     pub read_heartbeat: Duration,
 }
@@ -124,6 +130,7 @@ impl Default for Config {
                 streams_max: 0,
                 connection_in_flight_bytes_max: 0,
                 in_flight_bytes_max: 0,
+                connection_receiving_bytes_max: 0,
                 receiving_bytes_max: 0,
                 fetch_bytes_max: 0,
                 connection_unsent_bytes_max: 0,
@@ -140,6 +147,7 @@ impl Default for Config {
                 keepalive_interval: Duration::ZERO,
                 keepalive_timeout: Duration::ZERO,
                 handshake_timeout: Duration::ZERO,
+                receive_timeout: Duration::ZERO,
                 read_heartbeat: Duration::ZERO,
             },
         };
@@ -167,6 +175,11 @@ impl Config {
                 request,
             ),
             ("in_flight_bytes_max", limits.in_flight_bytes_max, request),
+            (
+                "connection_receiving_bytes_max",
+                limits.connection_receiving_bytes_max,
+                request,
+            ),
             ("receiving_bytes_max", limits.receiving_bytes_max, request),
             (
                 "connection_unsent_bytes_max",

@@ -207,6 +207,13 @@ pub(super) static SETTINGS: &[Setting] = &[
         in_flight_bytes_max
     ),
     bytes!(
+        "connection_receiving_bytes_max",
+        "64MiB",
+        BYTES_MAX,
+        BYTES_TO_4_GIB,
+        connection_receiving_bytes_max
+    ),
+    bytes!(
         "receiving_bytes_max",
         "256MiB",
         BYTES_MAX,
@@ -300,6 +307,7 @@ pub(super) static SETTINGS: &[Setting] = &[
     millis!("keepalive_interval_ms", "30000", keepalive_interval),
     millis!("keepalive_timeout_ms", "10000", keepalive_timeout),
     millis!("handshake_timeout_ms", "10000", handshake_timeout),
+    millis!("receive_timeout_ms", "30000", receive_timeout),
     millis!("read_heartbeat_ms", "15000", read_heartbeat),
 ];
 

@@ -3,22 +3,27 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tidelog_broker::Broker;
+use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
+use super::sending::{Outgoing, PREFIX, Sending};
 use super::status::{Failure, RequestError, sort_foreign};
+use crate::config::Limits;
 use crate::metrics::ListenerMetrics;
 use crate::room::Room;
+use crate::transport::Peer;
 
 /// The service around all others.
 #[derive(Clone, Debug)]
@@ -32,18 +37,24 @@ pub(crate) struct Calls<S> {
 pub(crate) struct Around {
     broker: Broker,
     receiving: Arc<Receiving>,
+    /// What one connection may be sending at a time.
+    share: usize,
+    /// How long an incomplete message may stand still.
+    patience: Duration,
 }
 
 impl Around {
-    pub(crate) fn new(broker: Broker, metrics: ListenerMetrics, receiving_max: usize) -> Self {
+    pub(crate) fn new(broker: Broker, metrics: ListenerMetrics, limits: &Limits) -> Self {
         let receiving = Receiving {
             bytes: AtomicUsize::new(0),
-            max: receiving_max,
+            max: limits.receiving_bytes_max,
             metrics,
         };
         Self {
             broker,
             receiving: Arc::new(receiving),
+            share: limits.connection_receiving_bytes_max,
+            patience: limits.receive_timeout,
         }
     }
 
@@ -59,17 +70,45 @@ impl Around {
     }
 
     /// Gives a reason to an error of the transport's own, and lets a body hold what it must.
-    fn finish(&self, mut response: Response<Body>, path: &str) -> Response<Body> {
+    fn finish(
+        &self,
+        mut response: Response<Body>,
+        path: &str,
+        outgoing: Outgoing,
+    ) -> Response<Body> {
         if let Some(status) = failed(response.headers())
             && let Some(failure) = sort_foreign(&status, path)
         {
             return self.answer(failure);
         }
-        match response.extensions_mut().remove::<HeldBytes>() {
-            Some(held) => response.map(|inner| Body::new(HoldingBody { inner, _held: held })),
-            None => response,
+        if let Some(room) = response
+            .extensions_mut()
+            .remove::<HeldBytes>()
+            .and_then(HeldBytes::take)
+        {
+            outgoing.hold(room);
         }
+        response.map(|inner| Body::new(Sending::new(inner, outgoing)))
     }
+}
+
+/// The answer to a request that is none of gRPC, as HTTP has it.
+fn not_grpc(request: &Request<Body>) -> Option<Response<Body>> {
+    let mut response = Response::new(Body::empty());
+    if request.method() != Method::POST {
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("POST"));
+        return Some(response);
+    }
+    let content_type = request.headers().get(CONTENT_TYPE);
+    let rest = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
+    if matches!(rest, Some([] | [b'+' | b';', ..])) {
+        return None;
+    }
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Some(response)
 }
 
 /// The error in the headers of an answer that has no body.
@@ -94,35 +133,45 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if let Some(refused) = not_grpc(&request) {
+            return Box::pin(std::future::ready(Ok(refused)));
+        }
         let around = self.around.clone();
         let path = request.uri().path().to_owned();
         let timeout = timeout(request.headers());
+        let peer = request.extensions().get::<Peer>();
         let meter = Meter(Arc::new(Metered {
             own: AtomicUsize::new(0),
+            connection: peer.map_or_else(Arc::default, Peer::receiving),
+            share: around.share,
             all: around.receiving.clone(),
         }));
-        let mut request = request.map({
-            let (meter, broker) = (meter.clone(), around.broker.clone());
-            |inner| {
-                Body::new(MeteredBody {
-                    inner,
-                    meter,
-                    broker,
-                })
-            }
+        let outgoing = Outgoing::default();
+        let mut request = request.map(|inner| {
+            Body::new(MeteredBody {
+                inner,
+                meter: meter.clone(),
+                broker: around.broker.clone(),
+                outgoing: outgoing.clone(),
+                kind: Kind::of(&path),
+                framing: Framing::default(),
+                patience: around.patience,
+                stalled: None,
+            })
         });
         request.extensions_mut().insert(meter);
+        request.extensions_mut().insert(outgoing.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
             let Some(timeout) = timeout else {
                 let Ok(response) = call.await;
-                return Ok(around.finish(response, &path));
+                return Ok(around.finish(response, &path, outgoing));
             };
             // A little early: at the deadline itself the client has given up, and tonic answers
             // in words of its own.
             let patience = timeout - (timeout / 10).min(Duration::from_millis(10));
             match tokio::time::timeout(patience, call).await {
-                Ok(Ok(response)) => Ok(around.finish(response, &path)),
+                Ok(Ok(response)) => Ok(around.finish(response, &path, outgoing)),
                 Err(_elapsed) => {
                     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                     Ok(around.answer(RequestError::DeadlinePassed { timeout_ms }.into()))
@@ -168,20 +217,33 @@ pub(crate) struct Meter(Arc<Metered>);
 #[derive(Debug)]
 struct Metered {
     own: AtomicUsize,
+    /// What all calls of the connection have.
+    connection: Arc<AtomicUsize>,
+    /// What they may have.
+    share: usize,
     all: Arc<Receiving>,
 }
 
 impl Meter {
-    /// Counts bytes that came; `Err` with the limit when they are too many.
-    fn add(&self, len: usize) -> Result<(), usize> {
-        let Metered { own, all } = &*self.0;
+    /// Counts bytes that came, unless they are too many: then the call ends, and gives back what it
+    /// has.
+    fn add(&self, len: usize) -> Result<(), RequestError> {
+        let Metered {
+            own,
+            connection,
+            share,
+            all,
+        } = &*self.0;
         own.fetch_add(len, Ordering::Relaxed);
-        let before = all.bytes.fetch_add(len, Ordering::Relaxed);
+        let of_connection = connection.fetch_add(len, Ordering::Relaxed);
+        let of_all = all.bytes.fetch_add(len, Ordering::Relaxed);
         all.metrics
             .receiving_bytes
             .add(i64::try_from(len).unwrap_or(i64::MAX));
-        if before.saturating_add(len) > all.max {
-            Err(all.max)
+        if of_connection.saturating_add(len) > *share {
+            Err(RequestError::ConnectionReceiving { limit: *share })
+        } else if of_all.saturating_add(len) > all.max {
+            Err(RequestError::Receiving { limit: all.max })
         } else {
             Ok(())
         }
@@ -190,30 +252,98 @@ impl Meter {
     /// Counts what a message takes beside its bytes once it is decoded.
     pub(crate) fn decoded(&self, len: usize) -> Result<(), RequestError> {
         self.add(len)
-            .map_err(|limit| RequestError::Receiving { limit })
     }
 
     /// What the message took is counted elsewhere from now on, or no more. What came of the next
     /// one already, less than a frame, is let go too.
     pub(crate) fn message_is_taken(&self) {
-        self.0.clear();
+        self.0.give_back_above(0);
     }
 }
 
 impl Metered {
-    fn clear(&self) {
-        let own = self.own.swap(0, Ordering::Relaxed);
-        self.all.bytes.fetch_sub(own, Ordering::Relaxed);
+    fn give_back_above(&self, kept: usize) {
+        let own = self.own.fetch_min(kept, Ordering::Relaxed);
+        let excess = own.saturating_sub(kept);
+        self.connection.fetch_sub(excess, Ordering::Relaxed);
+        self.all.bytes.fetch_sub(excess, Ordering::Relaxed);
         self.all
             .metrics
             .receiving_bytes
-            .sub(i64::try_from(own).unwrap_or(i64::MAX));
+            .sub(i64::try_from(excess).unwrap_or(i64::MAX));
     }
 }
 
 impl Drop for Metered {
     fn drop(&mut self) {
-        self.clear();
+        self.give_back_above(0);
+    }
+}
+
+/// Who says when a message of a request is counted no more, and how many there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One message, until the call lets go of its meter.
+    Single,
+    /// A stream of ours, that says so.
+    Stream,
+    /// A service that knows nothing of meters: it has taken a message when it asks for more.
+    Foreign,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        match path.strip_prefix("/tidelog.v1.") {
+            None => Self::Foreign,
+            Some("Log/Produce" | "Log/Read") => Self::Stream,
+            Some(_) => Self::Single,
+        }
+    }
+}
+
+/// Where in a request's messages its bytes are.
+#[derive(Debug, Default)]
+struct Framing {
+    /// What came of the prefix of the message under way, and how much of it.
+    prefix: [u8; PREFIX],
+    prefix_len: usize,
+    /// What is still to come of it behind its prefix.
+    left: usize,
+    /// What came of it.
+    len: usize,
+    /// How many messages were begun.
+    begun: usize,
+}
+
+impl Framing {
+    fn advance(&mut self, mut data: &[u8]) {
+        while let Some(&first) = data.first() {
+            let taken;
+            if self.left > 0 {
+                taken = self.left.min(data.len());
+                self.left -= taken;
+            } else {
+                taken = 1;
+                self.begun += usize::from(self.prefix_len == 0);
+                self.prefix[self.prefix_len] = first;
+                self.prefix_len += 1;
+                if self.prefix_len == PREFIX {
+                    let [_, a, b, c, d] = self.prefix;
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                }
+            }
+            self.len += taken;
+            if self.left == 0 && self.prefix_len == PREFIX {
+                self.prefix_len = 0;
+                self.len = 0;
+            }
+            data = &data[taken..];
+        }
+    }
+
+    /// Whether a message is incomplete.
+    fn is_within(&self) -> bool {
+        self.len > 0
     }
 }
 
@@ -221,6 +351,21 @@ struct MeteredBody {
     inner: Body,
     meter: Meter,
     broker: Broker,
+    outgoing: Outgoing,
+    kind: Kind,
+    framing: Framing,
+    patience: Duration,
+    /// Until when the next bytes of an incomplete message must come.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl MeteredBody {
+    /// Ends the request.
+    fn refuse(&self, error: RequestError) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let status = Failure::from(error).status(self.broker.metrics());
+        self.outgoing.broke(status.clone());
+        Poll::Ready(Some(Err(status)))
+    }
 }
 
 impl http_body::Body for MeteredBody {
@@ -231,13 +376,32 @@ impl http_body::Body for MeteredBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if self.kind == Kind::Foreign {
+            self.meter.0.give_back_above(self.framing.len);
+        }
+        let Poll::Ready(polled) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            if !self.framing.is_within() {
+                return Poll::Pending;
+            }
+            let patience = self.patience;
+            let stalled = self
+                .stalled
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            ready!(stalled.as_mut().poll(cx));
+            let timeout_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            return self.refuse(RequestError::Stalled { timeout_ms });
+        };
+        self.stalled = None;
         if let Some(Ok(frame)) = &polled
             && let Some(data) = frame.data_ref()
-            && let Err(limit) = self.meter.add(data.len())
         {
-            let failure = Failure::from(RequestError::Receiving { limit });
-            return Poll::Ready(Some(Err(failure.status(self.broker.metrics()))));
+            self.framing.advance(data);
+            if self.kind == Kind::Single && self.framing.begun > 1 {
+                return self.refuse(RequestError::SecondMessage);
+            }
+            if let Err(error) = self.meter.add(data.len()) {
+                return self.refuse(error);
+            }
         }
         Poll::Ready(polled)
     }
@@ -251,42 +415,17 @@ impl http_body::Body for MeteredBody {
     }
 }
 
-/// In the extensions of a response: what is given back once its body was taken or dropped.
+/// In the extensions of a response: what is given back once its only message was sent.
 #[derive(Clone, Debug)]
-pub(crate) struct HeldBytes {
-    _room: Arc<Room>,
-}
+pub(crate) struct HeldBytes(Arc<Mutex<Option<Room>>>);
 
 impl HeldBytes {
     pub(crate) fn new(room: Room) -> Self {
-        Self {
-            _room: Arc::new(room),
-        }
-    }
-}
-
-struct HoldingBody {
-    inner: Body,
-    _held: HeldBytes,
-}
-
-impl http_body::Body for HoldingBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
+        Self(Arc::new(Mutex::new(Some(room))))
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+    fn take(self) -> Option<Room> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -314,6 +453,24 @@ mod tests {
         assert_eq!(read("99999999n"), Some(Duration::from_nanos(99_999_999)));
         for bad in ["", "m", "1", "123456789S", "-1S", "1s", "1.5S"] {
             assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn messages_are_told_apart_wherever_their_bytes_are_cut() {
+        let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0; 5], &[0, 0, 0, 0, 1, 9]].concat();
+        for size in 1..=bytes.len() {
+            let mut framing = Framing::default();
+            let mut within = Vec::new();
+            for part in bytes.chunks(size) {
+                framing.advance(part);
+                within.push(framing.len);
+            }
+            assert_eq!((framing.begun, framing.is_within()), (3, false), "{size}");
+            if size == 1 {
+                let expected = [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0];
+                assert_eq!(within, expected);
+            }
         }
     }
 
@@ -352,8 +509,12 @@ mod tests {
         };
         let broker = tokio::task::spawn_blocking(opened).await.unwrap().unwrap();
         let metrics = ListenerMetrics::new(broker.metrics().registry());
-        let mut calls = Around::new(broker.clone(), metrics, 1000).around(Silent);
-        let mut request = Request::new(Body::empty());
+        let limits = crate::Config::default().limits;
+        let mut calls = Around::new(broker.clone(), metrics, &limits).around(Silent);
+        let mut request = Request::post("/").body(Body::empty()).unwrap();
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, "application/grpc".parse().unwrap());
         request
             .headers_mut()
             .insert("grpc-timeout", "5m".parse().unwrap());

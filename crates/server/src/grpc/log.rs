@@ -15,9 +15,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::call::Meter;
 use super::convert;
+use super::sending::Outgoing;
 use super::status::{Failure, RequestError, failure};
 use super::task::TaskStream;
 use super::{Shared, fetch, produce, read};
+use crate::room::{Alone, Room};
+use crate::transport::{Peer, held};
 
 /// How many partitions one request may name.
 pub(super) const PARTITIONS_MAX: usize = 10_000;
@@ -93,6 +96,24 @@ impl LogService {
     }
 }
 
+/// What each partition that a look-up names takes beside its bytes until it is answered.
+const LOOKUP_OVERHEAD: usize = 128;
+/// What an answer about one partition takes at most, names aside: an error with its details.
+const PARTITION_ANSWER: usize = 512;
+
+/// Room for what a call holds for so many partitions, and for its answer before anything of it is made.
+async fn rooms(
+    shared: &Shared,
+    peer: &Peer,
+    partitions: usize,
+    names_len: usize,
+) -> Result<(Option<Room>, Room), Status> {
+    let asked = shared.asked(peer, partitions * LOOKUP_OVERHEAD + names_len)?;
+    // A name is told in the answer, and in an error's message and details.
+    let len = partitions * PARTITION_ANSWER + 4 * names_len;
+    Ok((asked, peer.unsent_whole(len, Alone::Goes).await))
+}
+
 /// Refuses a list that is empty or too long.
 pub(super) fn check_partitions(found: usize) -> Result<(), RequestError> {
     match found {
@@ -150,9 +171,11 @@ impl Log for LogService {
     ) -> Result<Response<Self::ProduceStream>, Status> {
         let peer = self.shared.peer(&request);
         let meter = request.extensions().get::<Meter>().cloned();
+        let outgoing = request.extensions().get::<Outgoing>().cloned();
         let requests = request.into_inner();
         let shared = self.shared.clone();
         Ok(Response::new(TaskStream::spawn(
+            outgoing,
             produce::ANSWERS_AHEAD,
             |answers| produce::run(shared, peer, meter, requests, answers),
         )))
@@ -163,8 +186,7 @@ impl Log for LogService {
         request: Request<FetchRequest>,
     ) -> Result<Response<FetchResponse>, Status> {
         let peer = self.shared.peer(&request);
-        let meter = request.extensions().get::<Meter>().cloned();
-        fetch::fetch(&self.shared, &peer, meter.as_ref(), request.into_inner()).await
+        fetch::fetch(&self.shared, &peer, request.into_inner()).await
     }
 
     type ReadStream = TaskStream<read::Unsent>;
@@ -175,9 +197,11 @@ impl Log for LogService {
     ) -> Result<Response<Self::ReadStream>, Status> {
         let peer = self.shared.peer(&request);
         let meter = request.extensions().get::<Meter>().cloned();
+        let outgoing = request.extensions().get::<Outgoing>().cloned();
         let requests = request.into_inner();
         let shared = self.shared.clone();
         Ok(Response::new(TaskStream::spawn(
+            outgoing,
             read::MESSAGES_AHEAD,
             |answers| read::run(shared, peer, meter, requests, answers),
         )))
@@ -201,12 +225,14 @@ impl Log for LogService {
             })?;
             places.push(at);
         }
+        let names_len = wanted.iter().map(|partition| partition.topic.len()).sum();
+        let (_asked, room) = rooms(shared, &peer, wanted.len(), names_len).await?;
         let partitions = stream::iter(wanted.into_iter().zip(places))
             .map(|(partition, at)| self.list_offset(partition, at))
             .buffered(LOOKUPS_MAX)
             .collect()
             .await;
-        Ok(peer.hold(ListOffsetsResponse { partitions }).await)
+        Ok(held(ListOffsetsResponse { partitions }, room))
     }
 
     async fn init_producer(
@@ -243,11 +269,13 @@ impl Log for LogService {
         }
         let known = shared.broker.partitions_of(&request.topic);
         known.map_err(|e| shared.refuse(&e))?;
+        let names_len = wanted.len() * request.topic.len();
+        let (_asked, room) = rooms(shared, &peer, wanted.len(), names_len).await?;
         let partitions = stream::iter(wanted)
             .map(|(partition, before)| self.delete_in_partition(&request.topic, partition, before))
             .buffered(LOOKUPS_MAX)
             .collect()
             .await;
-        Ok(peer.hold(DeleteRecordsResponse { partitions }).await)
+        Ok(held(DeleteRecordsResponse { partitions }, room))
     }
 }

@@ -3,7 +3,7 @@
 //! A call comes in through `call.rs` (budget for its bytes, deadline), is translated by
 //! `convert.rs` into a call of the [`Broker`], and the answer back. The streaming calls are
 //! `produce.rs` and `read/`; `records.rs` decodes batches for those that want records. Every error
-//! leaves through `status.rs`.
+//! leaves through `status.rs`; what answers hold until they are sent goes through `sending.rs`.
 
 mod call;
 mod convert;
@@ -12,6 +12,7 @@ mod log;
 mod produce;
 mod read;
 mod records;
+mod sending;
 mod status;
 mod task;
 mod topics;
@@ -37,8 +38,11 @@ use self::status::{Failure, RequestError, failure, sort_foreign};
 use crate::config::Limits;
 use crate::metrics::ListenerMetrics;
 use crate::opened::OpenedBatches;
-use crate::room::Total;
+use crate::room::{Room, Total};
 use crate::transport::Peer;
+
+/// Below this what a call holds for the partitions it names is not counted, in bytes.
+const ASKED_SMALL: usize = 32 * 1024;
 
 /// What all services share.
 #[derive(Debug)]
@@ -50,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: ListenerMetrics,
     /// Bytes of answers that no client has taken yet.
     pub(crate) unsent: Arc<Total>,
+    /// What reads and look-ups of many partitions hold.
+    pub(crate) asked: Arc<Total>,
     /// What decompressed batches take.
     pub(crate) opened: OpenedBatches,
 }
@@ -83,8 +89,21 @@ impl Shared {
         match request.extensions().get::<Peer>() {
             Some(peer) => peer.clone(),
             // Only a call that did not come through our transport.
-            None => Peer::new(&self.limits, self.unsent.clone()),
+            None => Peer::new(&self.limits, self.unsent.clone(), self.asked.clone()),
         }
+    }
+
+    /// Counts what a call holds for the partitions it names, until what is returned is dropped.
+    /// It may last as long as the client likes, so it is not counted where requests are that arrive:
+    /// readers must not hold up those who append.
+    fn asked(&self, peer: &Peer, len: usize) -> Result<Option<Room>, Status> {
+        if len <= ASKED_SMALL {
+            return Ok(None);
+        }
+        let limit = self.limits.connection_unsent_bytes_max;
+        let room = peer.asked(len);
+        room.map(Some)
+            .ok_or_else(|| self.reject(RequestError::Asked { limit }))
     }
 }
 
@@ -137,7 +156,7 @@ pub(crate) async fn services(
     let around = Around::new(
         shared.broker.clone(),
         shared.metrics.clone(),
-        shared.limits.receiving_bytes_max,
+        &shared.limits,
     );
     let routes = Routes::new(log)
         .add_service(topics)

@@ -84,7 +84,7 @@ pub(super) async fn run(
     // Only fails when the client is gone, and then nobody wants to know.
     let last = Unsent {
         answer: Err(status),
-        _room: None,
+        room: None,
     };
     drop(answers.sender.send(last).await);
 }
@@ -93,14 +93,14 @@ pub(super) async fn run(
 #[derive(Debug)]
 pub(crate) struct Unsent {
     answer: Result<ProduceResponse, Status>,
-    _room: Option<Room>,
+    room: Option<Room>,
 }
 
 impl Waiting for Unsent {
     type Message = ProduceResponse;
 
-    fn take(self) -> Result<ProduceResponse, Status> {
-        self.answer
+    fn take(self) -> (Result<ProduceResponse, Status>, Option<Room>) {
+        (self.answer, self.room)
     }
 }
 
@@ -234,7 +234,7 @@ impl Answer {
     fn into_unsent(self) -> Option<Unsent> {
         Some(Unsent {
             answer: Ok(self.response?),
-            _room: Some(self.room.unsent),
+            room: Some(self.room.unsent),
         })
     }
 }

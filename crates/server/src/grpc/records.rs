@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use tidelog_broker::ReadError;
 use tidelog_proto::v1;
@@ -16,12 +16,17 @@ const DECOMPRESS_INLINE_MAX: usize = 1024;
 
 /// What a field costs beside its bytes: its number and its length.
 const FIELD_OVERHEAD: usize = 4;
+/// How much small records may take in memory, however little they are in an answer.
+const MEMORY_LEAST: usize = 1024 * 1024;
+/// Small fields are copied into pieces of memory of this size.
+const PIECE: usize = 64 * 1024;
 /// After how many bytes of decoded records others get their turn on the thread.
 const TURN_BYTES: usize = 64 * 1024;
 
 /// Records `from..end` of some batches, in order. Holds the decompressed form of one batch at a
-/// time, counted in [`OpenedBatches`]. The records given out share its memory if it is [`SMALL`],
-/// and are copied out of it otherwise, so that they keep alive what they take and no more.
+/// time, counted in [`OpenedBatches`]. The records given out share its memory if it is [`SMALL`], or
+/// little more than the one record, and are copied out of it otherwise, so that they keep alive what
+/// they count as and no more.
 pub(super) struct RecordCursor {
     /// Parts not begun.
     parts: VecDeque<Bytes>,
@@ -29,8 +34,10 @@ pub(super) struct RecordCursor {
     batches: tidelog_record::Batches,
     /// The batch that was begun.
     begun: Option<Begun>,
-    /// A record that did not fit.
+    /// A record that did not fit, of the batch that was begun: it shares its memory.
     held: Option<v1::Record>,
+    /// What small fields are copied into.
+    piece: BytesMut,
     next: Offset,
     end: Offset,
     opened: OpenedBatches,
@@ -45,8 +52,24 @@ struct Begun {
 
 struct Open {
     records: Records,
-    is_small: bool,
+    /// What it takes decompressed; 0 where records are slices of what was read.
+    len: usize,
     _room: Option<OpenedBatch>,
+}
+
+impl Open {
+    /// Whether a record of `len` bytes keeps all of the batch in memory rather than being copied.
+    fn is_shared_by(&self, len: usize) -> bool {
+        self.len <= SMALL || len >= self.len / 2
+    }
+}
+
+/// What a [`RecordCursor`] gives.
+pub(super) enum Take {
+    /// The next records.
+    Records(Taken),
+    /// Nothing: the next record takes so many bytes, and there is no room for it.
+    NeedsRoom(usize),
 }
 
 /// Some of the records of a [`RecordCursor`].
@@ -70,6 +93,7 @@ impl RecordCursor {
             batches: split_batches(Bytes::new(), 0),
             begun: None,
             held: None,
+            piece: BytesMut::new(),
             next: from,
             end,
             opened,
@@ -79,36 +103,66 @@ impl RecordCursor {
     /// Whether it holds memory that others may want.
     pub(super) fn is_large(&self) -> bool {
         let open = self.begun.as_ref().and_then(|begun| begun.records.as_ref());
-        open.is_some_and(|open| !open.is_small)
+        open.is_some_and(|open| open.len > SMALL)
     }
 
     /// Lets go of the memory of a decompressed batch. The next [`RecordCursor::take`] decompresses
     /// it again.
     pub(super) fn close(&mut self) {
+        self.held = None;
         if let Some(begun) = &mut self.begun {
             begun.records = None;
         }
     }
 
     /// The next records, about `bytes_max` of them but at least one, if there are any. What they
-    /// take in memory counts where that is more than in an answer: many empty headers.
-    pub(super) async fn take(&mut self, bytes_max: usize) -> Result<Taken, ReadError> {
+    /// take in memory counts where that is more than in an answer: many empty headers. `has_room`
+    /// tells whether there is room for more than `bytes_max`, before anything is copied into it.
+    pub(super) async fn take(
+        &mut self,
+        bytes_max: usize,
+        mut has_room: impl FnMut(usize) -> bool,
+    ) -> Result<Take, ReadError> {
         let mut records = Vec::new();
         let (mut len_bytes, mut memory_bytes) = (0, 0);
-        while let Some(record) = self.next_record().await.map_err(damaged)? {
+        let mut room = bytes_max;
+        while let Some(mut record) = self.next_record().await.map_err(damaged)? {
             let len = record.encoded_len() + FIELD_OVERHEAD;
-            let memory = memory_bytes + len + decoded_overhead(&record);
-            if !records.is_empty() && (len_bytes + len > bytes_max || memory > bytes_max.max(SMALL))
-            {
+            let copied = self.open().is_some_and(|open| !open.is_shared_by(len));
+            // One that keeps alive a batch little larger than itself counts as all of it.
+            let kept = self.open().map_or(0, |open| open.len).max(SMALL);
+            let taken = if copied || kept == SMALL { len } else { kept };
+            let memory = memory_bytes + taken + decoded_overhead(&record);
+            let fits = if records.is_empty() {
+                if memory > bytes_max && !has_room(memory) {
+                    self.held = Some(record);
+                    return Ok(Take::NeedsRoom(memory));
+                }
+                room = room.max(memory);
+                true
+            } else if len_bytes + len > bytes_max {
+                false
+            } else if memory > room && memory <= MEMORY_LEAST {
+                let more = memory.next_multiple_of(TURN_BYTES);
+                let has_more = has_room(more);
+                room = if has_more { more } else { room };
+                has_more
+            } else {
+                memory <= room
+            };
+            if !fits {
                 self.held = Some(record);
                 let next_offset = self.next;
-                return Ok(Taken {
+                return Ok(Take::Records(Taken {
                     records,
                     len_bytes,
                     memory_bytes,
                     next_offset,
                     is_last: false,
-                });
+                }));
+            }
+            if copied {
+                self.copy_out(&mut record);
             }
             if memory / TURN_BYTES > memory_bytes / TURN_BYTES {
                 tokio::task::yield_now().await;
@@ -120,13 +174,35 @@ impl RecordCursor {
             records.push(record);
         }
         self.next = self.next.max(self.end);
-        Ok(Taken {
+        Ok(Take::Records(Taken {
             records,
             len_bytes,
             memory_bytes,
             next_offset: self.end,
             is_last: true,
-        })
+        }))
+    }
+
+    /// The batch that the record given last came from.
+    fn open(&self) -> Option<&Open> {
+        self.begun.as_ref()?.records.as_ref()
+    }
+
+    /// Gives the record memory of its own.
+    fn copy_out(&mut self, record: &mut v1::Record) {
+        let headers = record.headers.iter_mut().map(|header| &mut header.value);
+        let fields = [&mut record.key, &mut record.value].into_iter();
+        for bytes in fields.chain(headers).flatten() {
+            if bytes.len() > PIECE / 4 {
+                *bytes = Bytes::copy_from_slice(bytes);
+                continue;
+            }
+            if self.piece.capacity() < bytes.len() {
+                self.piece = BytesMut::with_capacity(PIECE);
+            }
+            self.piece.extend_from_slice(bytes);
+            *bytes = self.piece.split().freeze();
+        }
     }
 
     async fn next_record(&mut self) -> Result<Option<v1::Record>, BatchError> {
@@ -148,11 +224,7 @@ impl RecordCursor {
                         return Ok(None);
                     }
                     if offset >= self.next {
-                        let mut record = stored_record(offset, record);
-                        if !open.is_small {
-                            copy_out(&mut record);
-                        }
-                        return Ok(Some(record));
+                        return Ok(Some(stored_record(offset, record)));
                     }
                 }
                 self.begun = None;
@@ -193,7 +265,7 @@ async fn open(batch: Batch, opened: &OpenedBatches) -> Result<Open, BatchError> 
     if batch.header().attributes.compression()? == Compression::None {
         return Ok(Open {
             records: batch.records(&limits)?,
-            is_small: true,
+            len: 0,
             _room: None,
         });
     }
@@ -207,7 +279,7 @@ async fn open(batch: Batch, opened: &OpenedBatches) -> Result<Open, BatchError> 
     };
     room.shrink(records.len_bytes());
     Ok(Open {
-        is_small: records.len_bytes() <= SMALL,
+        len: records.len_bytes(),
         records,
         _room: Some(room),
     })
@@ -216,15 +288,6 @@ async fn open(batch: Batch, opened: &OpenedBatches) -> Result<Open, BatchError> 
 /// What a record takes in memory beside its bytes.
 fn decoded_overhead(record: &v1::Record) -> usize {
     size_of::<v1::Record>() + record.headers.len() * size_of::<v1::Header>()
-}
-
-/// Gives the record memory of its own.
-fn copy_out(record: &mut v1::Record) {
-    let headers = record.headers.iter_mut().map(|header| &mut header.value);
-    let fields = [&mut record.key, &mut record.value].into_iter();
-    for bytes in fields.chain(headers).flatten() {
-        *bytes = Bytes::copy_from_slice(bytes);
-    }
 }
 
 /// Stored batches were checked when they came in: one that cannot be decoded was damaged since.
@@ -263,6 +326,39 @@ mod tests {
         OpenedBatches::new()
     }
 
+    async fn taken(cursor: &mut RecordCursor, bytes_max: usize) -> Taken {
+        match cursor.take(bytes_max, |_| true).await.unwrap() {
+            Take::Records(taken) => taken,
+            Take::NeedsRoom(len) => panic!("there is room for {len}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_is_not_copied_before_there_is_room_for_it() {
+        let mut builder = BatchBuilder::new(Compression::Zstd);
+        let value = vec![7; 3 << 20];
+        for _ in 0..4 {
+            builder
+                .push(Timestamp::from_millis(1), None, Some(&value), &[])
+                .unwrap();
+        }
+        let large = builder.build().unwrap();
+        let mut cursor = RecordCursor::new(vec![large], offset(0), offset(4), opened());
+        for at in 0..4 {
+            let Take::NeedsRoom(len) = cursor.take(1 << 20, |_| false).await.unwrap() else {
+                panic!("record {at} was given without room");
+            };
+            assert!(len > value.len() && len < value.len() + 1000, "{len}");
+            // Its batch may be wanted by others while it waits.
+            if at % 2 == 0 {
+                cursor.close();
+            }
+            let taken = taken(&mut cursor, len).await;
+            assert_eq!((taken.records.len(), taken.records[0].offset), (1, at));
+            assert_eq!(taken.memory_bytes, len);
+        }
+    }
+
     #[tokio::test]
     async fn a_large_batch_can_be_closed_between_two_parts() {
         let mut builder = BatchBuilder::new(Compression::Zstd);
@@ -277,7 +373,7 @@ mod tests {
         let mut cursor = RecordCursor::new(parts, offset(0), offset(32), opened());
         let mut offsets = Vec::new();
         loop {
-            let taken = cursor.take(250_000).await.unwrap();
+            let taken = taken(&mut cursor, 250_000).await;
             offsets.extend(taken.records.iter().map(|record| record.offset));
             if taken.is_last {
                 break;
@@ -292,7 +388,7 @@ mod tests {
     async fn all(mut cursor: RecordCursor, bytes_max: usize) -> (Vec<u64>, usize) {
         let (mut offsets, mut takes) = (Vec::new(), 0);
         loop {
-            let taken = cursor.take(bytes_max).await.unwrap();
+            let taken = taken(&mut cursor, bytes_max).await;
             takes += 1;
             if let Some(last) = taken.records.last()
                 && !taken.is_last
@@ -338,7 +434,7 @@ mod tests {
         let mut cursor =
             RecordCursor::new(vec![Bytes::from(bytes)], offset(0), offset(3), opened());
         assert!(matches!(
-            cursor.take(1000).await,
+            cursor.take(1000, |_| true).await,
             Err(ReadError::Damaged(_))
         ));
     }

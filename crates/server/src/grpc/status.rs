@@ -98,6 +98,37 @@ pub(crate) enum RequestError {
         /// The limit.
         limit: usize,
     },
+    /// One connection is sending too much at once.
+    #[error(
+        "the connection is sending as much as it may at a time: {limit} bytes of requests that are \
+         incomplete, or wait decoded for room (connection_receiving_bytes_max)"
+    )]
+    ConnectionReceiving {
+        /// The limit.
+        limit: usize,
+    },
+    /// Reads and look-ups of many partitions hold too much.
+    #[error(
+        "reads and look-ups of many partitions hold as much as they may at a time: {limit} bytes of \
+         one connection (connection_unsent_bytes_max), half of unsent_bytes_max of all. Name fewer \
+         partitions in one call, or make fewer calls at a time"
+    )]
+    Asked {
+        /// The limit of one connection.
+        limit: usize,
+    },
+    /// A message was begun, and then nothing came.
+    #[error(
+        "the request is incomplete, and nothing of it came for {timeout_ms} ms \
+         (receive_timeout_ms)"
+    )]
+    Stalled {
+        /// How long was waited.
+        timeout_ms: u64,
+    },
+    /// A call with one request was sent another.
+    #[error("the call takes one message, and there is a second")]
+    SecondMessage,
     /// The caller's deadline passed.
     #[error("the deadline of {timeout_ms} ms passed before there was an answer")]
     DeadlinePassed {
@@ -148,7 +179,7 @@ impl From<RequestError> for Failure {
             RequestError::TooManyEntries { found, max } => {
                 failure.facts = vec![("found", found.to_string()), ("max", max.to_string())];
             }
-            RequestError::Malformed { .. } => {}
+            RequestError::Malformed { .. } | RequestError::SecondMessage => {}
             RequestError::TooLarge { size, limit } => {
                 failure.code = Code::ResourceExhausted;
                 failure.reason = "REQUEST_TOO_LARGE";
@@ -162,7 +193,21 @@ impl From<RequestError> for Failure {
                 failure.retry_after = Some(RETRY_RECEIVING);
                 failure.quota = Some("receiving_bytes_max".to_owned());
             }
-            RequestError::DeadlinePassed { timeout_ms } => {
+            RequestError::ConnectionReceiving { limit } => {
+                failure.code = Code::ResourceExhausted;
+                failure.reason = "OVERLOADED";
+                failure.facts = vec![("limit", limit.to_string())];
+                failure.retry_after = Some(RETRY_RECEIVING);
+                failure.quota = Some("connection_receiving_bytes_max".to_owned());
+            }
+            RequestError::Asked { limit } => {
+                failure.code = Code::ResourceExhausted;
+                failure.reason = "OVERLOADED";
+                failure.facts = vec![("limit", limit.to_string())];
+                failure.retry_after = Some(RETRY_RECEIVING);
+                failure.quota = Some("connection_unsent_bytes_max".to_owned());
+            }
+            RequestError::DeadlinePassed { timeout_ms } | RequestError::Stalled { timeout_ms } => {
                 failure.code = Code::DeadlineExceeded;
                 failure.reason = "DEADLINE_EXCEEDED";
                 failure.facts = vec![("timeout_ms", timeout_ms.to_string())];
@@ -247,8 +292,15 @@ impl Failure {
 
     /// The same, about this field of the request.
     pub(crate) fn in_field(mut self, field: impl Into<String>) -> Self {
-        if self.0.field.is_some() {
-            self.0.field = Some(field.into());
+        if let Some(old) = &mut self.0.field {
+            let field = field.into();
+            // What is wrong begins with the field's name where it was found here.
+            if let Some(rest) = self.0.message.strip_prefix(old.as_str())
+                && (rest.starts_with(" is missing: ") || rest.starts_with(" cannot be "))
+            {
+                self.0.message = format!("{field}{rest}");
+            }
+            *old = field;
         }
         self
     }

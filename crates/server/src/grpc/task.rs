@@ -9,21 +9,16 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-/// What waits for the client, with whatever it holds until the client takes it.
+use super::sending::Outgoing;
+use crate::room::Room;
+
+/// What waits for the client, with the room it holds until it was sent.
 pub(crate) trait Waiting: Send + 'static {
-    /// The message.
-    type Message;
+    /// The message. None that is sent is the default, which encodes to nothing.
+    type Message: prost::Message + Default;
 
-    /// The answer itself; what it held is given back.
-    fn take(self) -> Result<Self::Message, Status>;
-}
-
-impl<T: Send + 'static> Waiting for Result<T, Status> {
-    type Message = T;
-
-    fn take(self) -> Self {
-        self
-    }
+    /// The answer itself, and its room.
+    fn take(self) -> (Result<Self::Message, Status>, Option<Room>);
 }
 
 /// The answers of one streaming call, made by a task through a bounded channel. When the client
@@ -31,18 +26,24 @@ impl<T: Send + 'static> Waiting for Result<T, Status> {
 #[derive(Debug)]
 pub(crate) struct TaskStream<W> {
     answers: mpsc::Receiver<W>,
+    outgoing: Option<Outgoing>,
     task: Option<JoinHandle<()>>,
 }
 
 impl<W: Waiting> TaskStream<W> {
     /// Starts the task. At most `ahead` answers wait for the client.
-    pub(crate) fn spawn<F>(ahead: usize, run: impl FnOnce(mpsc::Sender<W>) -> F) -> Self
+    pub(crate) fn spawn<F>(
+        outgoing: Option<Outgoing>,
+        ahead: usize,
+        run: impl FnOnce(mpsc::Sender<W>) -> F,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let (sender, answers) = mpsc::channel(ahead);
         Self {
             answers,
+            outgoing,
             task: Some(tokio::spawn(run(sender))),
         }
     }
@@ -52,8 +53,17 @@ impl<W: Waiting> Stream for TaskStream<W> {
     type Item = Result<W::Message, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.outgoing.as_ref().is_some_and(Outgoing::has_large) {
+            // The library has the empty message that stands for it, and sends that when there is
+            // nothing more. It would take everything else too: to it, it is small.
+            return Poll::Pending;
+        }
         if let Some(answer) = ready!(self.answers.poll_recv(cx)) {
-            return Poll::Ready(Some(answer.take()));
+            let (answer, room) = answer.take();
+            return Poll::Ready(Some(answer.map(|message| match &self.outgoing {
+                Some(outgoing) => outgoing.pass(message, room),
+                None => message,
+            })));
         }
         // A task that ended by a panic must not look like one that came to its end.
         let Some(task) = &mut self.task else {

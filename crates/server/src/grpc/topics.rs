@@ -11,23 +11,42 @@ use tidelog_proto::v1::{
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
 };
 use tidelog_record::TopicName;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::Shared;
 use super::convert::{topic_description, topic_summary};
 use super::status::{RequestError, failure};
+use crate::room::Alone;
+use crate::transport::held;
 
 /// How many topics a page of the list has at most.
 const PAGE_SIZE_MAX: u32 = 1000;
 
+/// What the parts of a topic's description take at most, but for a fault's words.
+const DESCRIPTION: usize = 16 * 1024;
+const PARTITION_DESCRIPTION: usize = 256;
+const SEGMENT_DESCRIPTION: usize = 128;
+
+/// How many topics are described at the same time: others need threads too.
+const DESCRIBING_MAX: usize = 2;
+
+/// What a topic takes in a list, with a few settings.
+const TOPIC_SUMMARY: usize = 1024;
+
 #[derive(Debug)]
 pub(crate) struct TopicsService {
     shared: Arc<Shared>,
+    /// Turns to describe a topic.
+    describing: Semaphore,
 }
 
 impl TopicsService {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self {
+            shared,
+            describing: Semaphore::new(DESCRIBING_MAX),
+        }
     }
 }
 
@@ -71,6 +90,10 @@ impl Topics for TopicsService {
                 allowed: "the next_page_token of the page before, or nothing",
             }));
         }
+        let page_len = usize::try_from(page_size).expect("at most 1000");
+        let room = peer
+            .unsent_whole(page_len * TOPIC_SUMMARY, Alone::Goes)
+            .await;
         let mut rest = self
             .shared
             .broker
@@ -78,7 +101,6 @@ impl Topics for TopicsService {
             .into_iter()
             .filter(|topic| request.include_internal || !topic.internal)
             .filter(|topic| after.is_empty() || topic.name > after);
-        let page_len = usize::try_from(page_size).expect("at most 1000");
         let topics: Vec<_> = rest.by_ref().take(page_len).map(topic_summary).collect();
         let next_page_token = match (rest.next(), topics.last()) {
             (Some(_), Some(last)) => last.name.clone(),
@@ -88,7 +110,7 @@ impl Topics for TopicsService {
             topics,
             next_page_token,
         };
-        Ok(peer.hold(response).await)
+        Ok(held(response, room))
     }
 
     async fn describe_topic(
@@ -97,12 +119,28 @@ impl Topics for TopicsService {
     ) -> Result<Response<DescribeTopicResponse>, Status> {
         let peer = self.shared.peer(&request);
         let request = request.into_inner();
-        let description = self
-            .shared
-            .broker
-            .describe_topic(&request.name, request.include_segments);
-        let description = description.map_err(|e| self.shared.refuse(&e))?;
-        Ok(peer.hold(topic_description(description)).await)
+        // Every partition is asked, and every segment may be told.
+        let describe = async |include_segments| {
+            let turn = self.describing.acquire().await;
+            let _turn = turn.expect("the turns are never closed");
+            let (broker, name) = (self.shared.broker.clone(), request.name.clone());
+            tokio::task::spawn_blocking(move || broker.describe_topic(&name, include_segments))
+                .await
+                .expect("it does not panic, and is not cancelled")
+                .map_err(|e| self.shared.refuse(&e))
+        };
+        let partitions = self.shared.broker.partitions_of(&request.name);
+        let partitions = partitions.map_err(|e| self.shared.refuse(&e))?;
+        let mut len = DESCRIPTION + partitions as usize * PARTITION_DESCRIPTION;
+        if request.include_segments {
+            let _turn = peer.unsent_whole(len, Alone::Goes).await;
+            let counted = describe(false).await?.partitions;
+            let segments: usize = counted.iter().map(|one| one.segment_count).sum();
+            len += segments * SEGMENT_DESCRIPTION;
+        }
+        let room = peer.unsent_whole(len, Alone::Goes).await;
+        let description = describe(request.include_segments).await?;
+        Ok(held(topic_description(description), room))
     }
 
     async fn alter_topic(

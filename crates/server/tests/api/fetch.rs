@@ -264,10 +264,10 @@ async fn a_partition_is_fetched_once_in_a_request() {
 }
 
 #[tokio::test]
-async fn fetches_that_wait_count_as_received() {
+async fn fetches_of_many_partitions_count_while_they_wait() {
     let mut f = Fixture::with(|config| {
-        config.limits.request_bytes_max = 64 * 1024;
-        config.limits.receiving_bytes_max = 100_000;
+        config.limits.fetch_bytes_max = 64 * 1024;
+        config.limits.connection_unsent_bytes_max = 100_000;
     })
     .await;
     f.create("t", 100).await;
@@ -301,7 +301,7 @@ async fn fetches_that_wait_count_as_received() {
         }
     }
     assert_eq!(refused, 2);
-    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+    f.until_metric("tidelog_grpc_asked_bytes", 0.0).await;
 }
 
 #[tokio::test]

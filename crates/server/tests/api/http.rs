@@ -109,3 +109,16 @@ async fn garbage_is_refused_and_the_next_is_served() {
         assert_eq!(f.get("/health/live").await.0, 200);
     }
 }
+
+#[tokio::test]
+async fn idle_connections_do_not_close_the_port_to_others() {
+    let f = Fixture::start().await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let addr = f.server.http_addr();
+        idle.push(tokio::net::TcpStream::connect(addr).await.unwrap());
+    }
+    for _ in 0..3 {
+        assert_eq!(f.get("/health/live").await.0, 200);
+    }
+}

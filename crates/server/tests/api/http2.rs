@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
@@ -279,4 +280,139 @@ async fn who_takes_no_answers_is_not_read() {
     }
     drop(hogs);
     f.until_metric("tidelog_grpc_unsent_bytes", 0.0).await;
+}
+
+/// The beginning of a request of `len` bytes of which the last do not come.
+fn incomplete(len: usize) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(len).unwrap());
+    bytes.put_bytes(0, len - 1);
+    bytes.freeze()
+}
+
+#[tokio::test]
+async fn a_connection_has_a_share_of_what_may_be_received() {
+    let mut f = Fixture::with(|config| {
+        config.limits.request_bytes_max = 40_000;
+        config.limits.connection_receiving_bytes_max = 50_000;
+        config.limits.receiving_bytes_max = 200_000;
+    })
+    .await;
+    f.create("t", 1).await;
+    let mut requests = connect(&f).await;
+    let (first, mut stream) = call(&mut requests, "Append", None).await;
+    send(&mut stream, incomplete(30_000)).await;
+    f.until_metric_at_least("tidelog_grpc_receiving_bytes", 30_000.0)
+        .await;
+    let (second, mut other) = call(&mut requests, "Append", None).await;
+    send(&mut other, incomplete(30_000)).await;
+    told(refused(second).await, Code::ResourceExhausted, "OVERLOADED")
+        .fact("limit", 50_000)
+        .quota("connection_receiving_bytes_max")
+        .can_be_retried();
+    let value = "x".repeat(30_000);
+    assert_eq!(f.append("t", 0, &[&value]).await, 0, "over another one");
+    drop((first, stream, other, requests));
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_request_that_stands_still_is_ended_and_one_that_is_whole_is_not() {
+    let mut f = Fixture::with(|config| {
+        config.limits.receive_timeout = Duration::from_millis(20);
+    })
+    .await;
+    f.create("t", 1).await;
+    let mut requests = connect(&f).await;
+    let (reading, mut reads) = call(&mut requests, "Read", None).await;
+    let start = v1::ReadStart {
+        topic: "t".to_owned(),
+        follow: true,
+        ..v1::ReadStart::default()
+    };
+    let request = Some(v1::read_request::Request::Start(start));
+    send(&mut reads, framed(&v1::ReadRequest { request })).await;
+    let mut reading = in_time(reading).await.unwrap().into_body();
+    let started = in_time(messages::<v1::ReadResponse>(&mut reading, 1)).await;
+    assert_eq!(started.len(), 1);
+    for part in [1, 4, 5, 100] {
+        let (response, mut stream) = call(&mut requests, "Append", None).await;
+        send(&mut stream, incomplete(1000).slice(..part)).await;
+        told(
+            refused(response).await,
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+        )
+        .fact("timeout_ms", 20)
+        .says("receive_timeout_ms");
+    }
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+    // Nothing of it was missing for all that time.
+    f.append("t", 0, &["v"]).await;
+    let data = in_time(messages::<v1::ReadResponse>(&mut reading, 1)).await;
+    assert_eq!(data.len(), 1);
+}
+
+#[tokio::test]
+async fn a_second_message_is_refused_where_one_is_taken() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let request = framed(&append_batch("t", 0, batch(&["v"])));
+    let twice = [&request[..], &request[..]].concat();
+    for parts in [
+        vec![twice.clone()],
+        twice.chunks(request.len()).map(<[u8]>::to_vec).collect(),
+    ] {
+        let mut requests = connect(&f).await;
+        let (response, mut stream) = call(&mut requests, "Append", None).await;
+        for part in parts {
+            send(&mut stream, part.into()).await;
+        }
+        told(
+            refused(response).await,
+            Code::InvalidArgument,
+            "INVALID_REQUEST",
+        )
+        .says("second");
+    }
+    assert_eq!(f.append("t", 0, &["v"]).await, 0, "nothing was appended");
+}
+
+#[tokio::test]
+async fn what_is_not_grpc_is_refused_as_http_has_it() {
+    let f = Fixture::start().await;
+    let requests = connect(&f).await;
+    let answer = async |method: &str, content_type: Option<&str>| {
+        let mut request = Request::builder()
+            .method(method)
+            .uri("http://tidelog/tidelog.v1.Log/InitProducer");
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let mut ready = requests.clone().ready().await.unwrap();
+        let request = request.body(()).unwrap();
+        let (response, mut stream) = ready.send_request(request, false).unwrap();
+        stream
+            .send_data(framed(&v1::InitProducerRequest {}), true)
+            .unwrap();
+        in_time(response).await.unwrap()
+    };
+    for wrong in [None, Some("application/json"), Some("application/grpcx")] {
+        assert_eq!(answer("POST", wrong).await.status(), 415, "{wrong:?}");
+    }
+    let get = answer("GET", Some("application/grpc")).await;
+    assert_eq!(
+        (get.status().as_u16(), &get.headers()["allow"]),
+        (405, &"POST".parse().unwrap())
+    );
+    for right in [
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc;x=1",
+    ] {
+        let response = answer("POST", Some(right)).await;
+        assert_eq!(response.status(), 200);
+        assert!(!response.headers().contains_key("grpc-status"), "{right}");
+    }
 }

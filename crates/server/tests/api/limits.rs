@@ -10,6 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1 as reflection, v1alpha};
 
+use crate::read::{Reading, records};
 use crate::support::{Fixture, append_batch, batch, in_time, raw, told};
 
 const SERVICES: [&str; 5] = [
@@ -221,4 +222,70 @@ async fn connections_above_the_limit_are_closed_at_once() {
     f.until_metric("tidelog_grpc_connections", 1.0).await;
     let mut third = f.another().await;
     third.fetch(v1::FetchRequest::default()).await.unwrap_err();
+}
+
+/// Services that are not ours do not say when a message is taken.
+#[tokio::test]
+async fn a_long_stream_to_reflection_holds_one_message_at_a_time() {
+    use reflection::server_reflection_client::ServerReflectionClient;
+    use reflection::server_reflection_request::MessageRequest;
+    let f = Fixture::with(|config| config.limits.receiving_bytes_max = 20_000).await;
+    let mut client = ServerReflectionClient::new(f.channel.clone());
+    let (sender, requests) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let request = |host_len| reflection::ServerReflectionRequest {
+        host: "h".repeat(host_len),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    sender.send(request(1000)).await.unwrap();
+    let answers = client.server_reflection_info(requests).await.unwrap();
+    let mut answers = answers.into_inner();
+    for _ in 0..100 {
+        assert!(in_time(answers.message()).await.unwrap().is_some());
+        sender.send(request(1000)).await.unwrap();
+    }
+    assert!(in_time(answers.message()).await.unwrap().is_some());
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+    // It does not say either why a request broke off.
+    sender.send(request(30_000)).await.unwrap();
+    told(
+        in_time(answers.message()).await.unwrap_err(),
+        Code::ResourceExhausted,
+        "OVERLOADED",
+    )
+    .quota("receiving_bytes_max");
+}
+
+#[tokio::test]
+async fn reads_of_many_partitions_count_for_as_long_as_they_go_on() {
+    let mut f = Fixture::with(|config| {
+        config.limits.fetch_bytes_max = 64 * 1024;
+        config.limits.connection_unsent_bytes_max = 100_000;
+    })
+    .await;
+    f.create("t", 100).await;
+    let start = || v1::ReadStart {
+        follow: true,
+        ..records("t")
+    };
+    let client = f.another().await;
+    let mut first = Reading::over(client.clone(), start()).await;
+    first.started().await;
+    // There is room for one.
+    let mut second = Reading::over(client.clone(), start()).await;
+    let status = second.try_next().await.unwrap_err();
+    told(status, Code::ResourceExhausted, "OVERLOADED")
+        .quota("connection_unsent_bytes_max")
+        .can_be_retried();
+    // A few are always read.
+    let few = v1::ReadStart {
+        partitions: vec![v1::ReadPartition::default()],
+        ..start()
+    };
+    let mut small = Reading::over(client.clone(), few).await;
+    small.started().await;
+    drop(first);
+    f.until_metric("tidelog_grpc_asked_bytes", 0.0).await;
+    let mut third = Reading::over(client.clone(), start()).await;
+    third.started().await;
 }

@@ -61,7 +61,7 @@ impl Reading {
             .unwrap();
     }
 
-    async fn try_next(&mut self) -> Result<Option<Response>, Status> {
+    pub(crate) async fn try_next(&mut self) -> Result<Option<Response>, Status> {
         let message = in_time(self.responses.message()).await?;
         Ok(message.map(|message| message.response.expect("it says something")))
     }
@@ -584,4 +584,23 @@ async fn a_reader_that_vanishes_leaves_nothing_behind() {
     drop(reading);
     f.until_metric("tidelog_grpc_streams{method=\"Read\"}", 0.0)
         .await;
+}
+
+#[tokio::test]
+async fn a_place_that_is_missing_is_told_by_its_path() {
+    let mut f = Fixture::start().await;
+    f.create("t", 1).await;
+    let nowhere = v1::ReadPartition {
+        from: Some(v1::OffsetSpec { at: None }),
+        ..v1::ReadPartition::default()
+    };
+    let start = ReadStart {
+        partitions: vec![nowhere],
+        ..records("t")
+    };
+    let mut reading = Reading::start(&f, start).await;
+    let status = reading.try_next().await.unwrap_err();
+    told(status, Code::InvalidArgument, "INVALID_REQUEST")
+        .field("start.partitions[0].from")
+        .says("start.partitions[0].from is missing: ");
 }

@@ -45,24 +45,21 @@ enum End {
 #[derive(Debug)]
 pub(crate) struct Unsent {
     answer: Result<ReadResponse, Status>,
-    _room: Option<Room>,
+    room: Option<Room>,
 }
 
 impl Waiting for Unsent {
     type Message = ReadResponse;
 
-    fn take(self) -> Result<ReadResponse, Status> {
-        self.answer
+    fn take(self) -> (Result<ReadResponse, Status>, Option<Room>) {
+        (self.answer, self.room)
     }
 }
 
 impl From<Result<ReadResponse, Status>> for Unsent {
     /// An answer too small to be counted.
     fn from(answer: Result<ReadResponse, Status>) -> Self {
-        Self {
-            answer,
-            _room: None,
-        }
+        Self { answer, room: None }
     }
 }
 
@@ -125,7 +122,7 @@ async fn serve(
     let plan = tokio::select! {
         biased;
         () = shared.stopping.cancelled() => return Ok(End::Stopping),
-        plan = plan::plan(shared, start) => plan.map_err(End::Failed)?,
+        plan = plan::plan(shared, peer, start) => plan.map_err(End::Failed)?,
     };
     pump::pump(shared, peer, plan, requests, sender).await
 }

@@ -9,10 +9,13 @@ use tidelog_proto::v1::{self, Format, ReadPartitionError, ReadRange, ReadStart};
 use tidelog_record::Offset;
 use tonic::Status;
 
+use super::super::fetch::PARTITION_OVERHEAD;
 use super::super::log::{LOOKUPS_MAX, PARTITIONS_MAX};
 use super::super::status::{Failure, RequestError, failure};
 use super::super::{Shared, convert};
 use super::credit::Credit;
+use crate::room::Room;
+use crate::transport::Peer;
 
 /// About how many bytes a message has unless the client says otherwise.
 const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
@@ -29,6 +32,8 @@ pub(super) struct Plan {
     pub(super) credit: Credit,
     pub(super) format: Format,
     pub(super) message_bytes: usize,
+    /// What the tracks take, counted for as long as they are read.
+    pub(super) _asked: Option<Room>,
 }
 
 /// One partition's range.
@@ -68,7 +73,11 @@ struct Wanted {
 }
 
 /// Looks up everything that `start` names.
-pub(super) async fn plan(shared: &Arc<Shared>, start: ReadStart) -> Result<Plan, Status> {
+pub(super) async fn plan(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    start: ReadStart,
+) -> Result<Plan, Status> {
     let count = shared
         .broker
         .partitions_of(&start.topic)
@@ -76,6 +85,7 @@ pub(super) async fn plan(shared: &Arc<Shared>, start: ReadStart) -> Result<Plan,
     let format = convert::format(start.format).map_err(|e| shared.reject(e))?;
     let wanted =
         wanted(&start, count).map_err(|failure| failure.status(shared.broker.metrics()))?;
+    let asked = shared.asked(peer, wanted.len() * PARTITION_OVERHEAD)?;
     let tracks = stream::iter(wanted)
         .map(|wanted| {
             let partition = wanted.partition;
@@ -95,6 +105,7 @@ pub(super) async fn plan(shared: &Arc<Shared>, start: ReadStart) -> Result<Plan,
         credit: Credit::new(start.credit_is_limited, start.credit_bytes),
         format,
         message_bytes,
+        _asked: asked,
     };
     for (partition, track) in tracks {
         match track {

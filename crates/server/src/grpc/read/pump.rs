@@ -20,41 +20,53 @@ use tokio::time::{Instant, Sleep};
 
 use super::super::Shared;
 use super::super::fetch::joined;
-use super::super::records::RecordCursor;
+use super::super::records::{RecordCursor, Take};
 use super::super::status::RequestError;
 use super::plan::{Plan, Track};
 use super::{End, Requests, Sender, Unsent, response};
-use crate::room::Room;
+use crate::room::{Alone, Room};
 use crate::transport::Peer;
 
 /// A place in the channel to the client.
 type Place<'a> = mpsc::Permit<'a, Unsent>;
 
-/// Waits for a place in the channel, and for data of at most so many bytes also for room.
+/// What room is wanted for the next data.
+#[derive(Clone, Copy)]
+enum Ask {
+    /// None: it is words beside the data.
+    None,
+    /// For so many bytes, or for some of them.
+    Some(usize),
+    /// For all of so many bytes, that a batch or a record takes.
+    Whole(usize, Alone),
+}
+
+/// Waits for a place in the channel, and then for room.
 async fn place<'a>(
     sender: &'a Sender,
     peer: &Peer,
-    data_max: Option<usize>,
+    ask: Ask,
 ) -> Result<(Place<'a>, Option<Room>), mpsc::error::SendError<()>> {
     let place = sender.reserve().await?;
-    let room = match data_max {
-        Some(len) => tokio::select! {
-            room = peer.unsent(len) => Some(room),
-            () = sender.closed() => return Err(mpsc::error::SendError(())),
-        },
-        None => None,
+    let room = async {
+        match ask {
+            Ask::None => None,
+            Ask::Some(len) => Some(peer.unsent(len).await),
+            Ask::Whole(len, alone) => Some(peer.unsent_whole(len, alone).await),
+        }
     };
-    Ok((place, room))
+    tokio::select! {
+        room = room => Ok((place, room)),
+        () = sender.closed() => Err(mpsc::error::SendError(())),
+    }
 }
 
 /// Data that waits for the client. Its room becomes what it takes.
-fn unsent(data: ReadData, mut room: Option<Room>, len: usize) -> Unsent {
-    if let Some(room) = &mut room {
-        room.resize(len);
-    }
+fn unsent(data: ReadData, mut room: Room, len: usize) -> Unsent {
+    room.shrink(len);
     Unsent {
         answer: Ok(response(Response::Data(data))),
-        _room: room,
+        room: Some(room),
     }
 }
 
@@ -76,6 +88,9 @@ struct Pump<'a> {
     /// Records that were read, but not all sent: one track's, so that a stream holds no more than
     /// one decompressed batch.
     rest: Option<Rest>,
+    /// How much room the next batch or record takes, which did not fit into what there was. Until
+    /// there is, none is held.
+    need: Option<(usize, Alone)>,
     /// What is to be said beside the data. Takes no credit, and goes first.
     outbox: VecDeque<Response>,
 }
@@ -110,6 +125,7 @@ pub(super) async fn pump(
         plan,
         waits: FuturesUnordered::new(),
         rest: None,
+        need: None,
         outbox,
     };
     for at in 0..pump.plan.tracks.len() {
@@ -133,8 +149,12 @@ impl Pump<'_> {
             let has_more = self.rest.is_some() || !self.ready.is_empty();
             let allowed = self.plan.credit.allows(self.plan.message_bytes);
             let may_send = !self.outbox.is_empty() || (has_more && allowed.is_some());
-            // Words beside the data need no room.
-            let data_max = allowed.filter(|_| self.outbox.is_empty());
+            let bytes_max = allowed.unwrap_or(self.plan.message_bytes);
+            let ask = match self.need {
+                _ if !self.outbox.is_empty() => Ask::None,
+                Some((len, alone)) => Ask::Whole(len, alone),
+                None => Ask::Some(bytes_max),
+            };
             let is_large = self
                 .rest
                 .as_ref()
@@ -150,12 +170,16 @@ impl Pump<'_> {
                     self.ready.push_back(track);
                     continue;
                 }
-                place = place(sender, self.peer, data_max), if may_send => {
+                place = place(sender, self.peer, ask), if may_send => {
                     let (place, room) = place.map_err(|_| End::Gone)?;
-                    match self.outbox.pop_front() {
-                        Some(words) => place.send(Ok(response(words)).into()),
+                    match room {
                         None => {
-                            let bytes_max = room.as_ref().map_or(self.plan.message_bytes, Room::len);
+                            if let Some(words) = self.outbox.pop_front() {
+                                place.send(Ok(response(words)).into());
+                            }
+                        }
+                        Some(room) => {
+                            self.need = None;
                             if !self.send_data(place, room, bytes_max).await {
                                 continue;
                             }
@@ -200,7 +224,8 @@ impl Pump<'_> {
 
     /// Sends one message of the partition whose turn it is, if it has anything. Tells whether it
     /// had.
-    async fn send_data(&mut self, place: Place<'_>, room: Option<Room>, bytes_max: usize) -> bool {
+    async fn send_data(&mut self, place: Place<'_>, mut room: Room, bytes_max: usize) -> bool {
+        let bytes_max = bytes_max.min(room.len());
         if let Some(rest) = self.rest.take() {
             return self.send_records(place, room, rest, bytes_max).await;
         }
@@ -234,6 +259,13 @@ impl Pump<'_> {
         let batches = up_to(data.batches, track.to);
         match self.plan.format {
             Format::Batches => {
+                // Read again when there is room: until then it is not to be held.
+                let len = batches.len_bytes();
+                if !room.try_grow(len, Alone::Goes) {
+                    self.need = Some((len, Alone::Goes));
+                    self.ready.push_front(at);
+                    return false;
+                }
                 let bytes = joined(batches.parts);
                 let len = bytes.len();
                 self.plan.credit.spend(len);
@@ -264,13 +296,19 @@ impl Pump<'_> {
     async fn send_records(
         &mut self,
         place: Place<'_>,
-        room: Option<Room>,
+        mut room: Room,
         mut rest: Rest,
         bytes_max: usize,
     ) -> bool {
         let at = rest.track;
-        let taken = match rest.records.take(bytes_max).await {
-            Ok(taken) => taken,
+        let has_room = |len| room.try_grow(len, Alone::Waits);
+        let taken = match rest.records.take(bytes_max, has_room).await {
+            Ok(Take::Records(taken)) => taken,
+            Ok(Take::NeedsRoom(len)) => {
+                self.need = Some((len, Alone::Waits));
+                self.rest = Some(rest);
+                return false;
+            }
             Err(error) => {
                 self.fail(at, &error);
                 return false;
