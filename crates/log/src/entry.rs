@@ -64,6 +64,8 @@ pub struct LogEntry {
     pub(crate) encoded: [u8; BATCH_HEADER_LEN],
     pub(crate) body: Bytes,
     kind: EntryKind,
+    /// Whether its producer is known by it already.
+    pub(crate) is_noted: bool,
 }
 
 impl LogEntry {
@@ -75,6 +77,7 @@ impl LogEntry {
             encoded,
             body,
             kind: EntryKind::Batch,
+            is_noted: false,
         }
     }
 
@@ -114,6 +117,7 @@ impl LogEntry {
             encoded: *bytes.first_chunk().expect("a batch begins with its header"),
             body,
             kind,
+            is_noted: false,
         })
     }
 

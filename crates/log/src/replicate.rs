@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tidelog_disk::{Disk, OpenHow};
-use tidelog_record::{LeaderEpoch, RaftIndex, Timestamp};
+use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp};
 
 use crate::append::next_index;
 use crate::entry::{EntryKind, LogEntry};
@@ -175,7 +175,7 @@ impl Log {
                 });
                 self.epochs_unwritten = true;
             }
-            if entry.kind() == EntryKind::Batch {
+            if entry.kind() == EntryKind::Batch && !entry.is_noted {
                 self.producers.note(&entry.header, before.offset, Some(now));
             }
             let tail = self.tail.as_mut().expect("checked above");
@@ -187,6 +187,43 @@ impl Log {
         self.write_index_if_due();
         self.write_producers_if_due();
         Ok(ends.len())
+    }
+
+    /// Takes space for `len` bytes of entries, rolling first when the active segment is full or old: what
+    /// was not refused here finds its space later.
+    ///
+    /// # Errors
+    /// Those of [`Log::append`].
+    pub fn make_room(&mut self, len: u64, now: Timestamp) -> Result<(), AppendError> {
+        self.shared.check()?;
+        self.check_len(len.min(u64::from(u32::MAX)))?;
+        self.roll_if_due(len, now)?;
+        self.reserve(len, self.options.appends_use_room)
+    }
+
+    /// A batch that is about to be proposed at `base`: what its producer sends next is measured by it
+    /// from now on.
+    ///
+    /// It must go in, or [`Log::forget_noted`] be called.
+    pub fn note_proposed(
+        &mut self,
+        batch: &ProducedBatch,
+        base: Offset,
+        now: Timestamp,
+    ) -> LogEntry {
+        self.producers.note(batch.header(), base, Some(now));
+        let mut entry = LogEntry::batch(batch);
+        entry.is_noted = true;
+        entry
+    }
+
+    /// Forgets the batches that were noted and did not go in: what is known of producers is found out
+    /// again from the log.
+    pub fn forget_noted(&mut self) {
+        let segments = self.shared.segments();
+        let known = rebuild(self.disk(), self.dir(), &segments, &self.end);
+        self.producers = known.producers;
+        self.since_snapshot = known.walked_bytes;
     }
 
     /// An internal entry that follows on the end of the log when `ahead` entries with as many
@@ -276,10 +313,7 @@ impl Log {
         if let Some(tail) = &mut self.tail {
             tail.cut(end.index);
         }
-        let segments = self.shared.segments();
-        let known = rebuild(self.disk(), self.dir(), &segments, &end);
-        self.producers = known.producers;
-        self.since_snapshot = known.walked_bytes;
+        self.forget_noted();
         self.recent_snapshots.clear();
         tracing::info!(dir = %self.dir().display(), index = %end.index, offset = %end.offset,
             "entries that were never committed were taken back");

@@ -1,0 +1,440 @@
+//! One replica of one group: what is asked of it.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeV2, Entry, Message, MessageType};
+use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+use tidelog_log::state::GroupState;
+use tidelog_log::{InternalKind, Log, LogEnd, LogEntry, Poisoned};
+use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp};
+
+use crate::config::{GroupConfig, ReplicaId};
+use crate::error::{GroupError, ProposeError, StepError};
+use crate::message;
+use crate::payload::{Recent, stub};
+use crate::planted::Planted;
+use crate::storage::{LogStorage, Members};
+
+/// Where a group keeps what it must remember beside its log.
+pub trait GroupStore {
+    /// Records term, vote, commit and members. Not durable yet.
+    ///
+    /// # Errors
+    /// When nothing more can be recorded.
+    fn record(&mut self, state: &GroupState, members: &Members) -> Result<(), Poisoned>;
+
+    /// Makes durable what was recorded.
+    ///
+    /// # Errors
+    /// When it is not known to be.
+    fn sync(&mut self) -> Result<(), Poisoned>;
+
+    /// Records, durably, that the log is known to be durable up to `end` only: it will be cut there.
+    /// No sync round that began before records more after this.
+    ///
+    /// # Errors
+    /// When it is not known to be.
+    fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned>;
+}
+
+/// What a replica is in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// Raft's term, which is the leader epoch.
+    pub term: u64,
+    /// The leader in it, if it is known here.
+    pub leader: Option<ReplicaId>,
+    /// Whether that is this replica.
+    pub is_leader: bool,
+}
+
+/// A batch that was proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// The offset of its first record.
+    pub base_offset: Offset,
+    /// It is stored when the high watermark is here, and `term` is the leader epoch still.
+    pub end_offset: Offset,
+    /// The term it was proposed in.
+    pub term: u64,
+    /// It was there before, at `base_offset`: it waits for what was proposed then.
+    pub is_duplicate: bool,
+}
+
+/// What was handled and is not known to be durable, and what waits for that.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Raft's number for it.
+    pub(crate) number: u64,
+    /// The log must be durable up to this entry.
+    pub(crate) index: u64,
+    /// So many votes and terms must be.
+    pub(crate) states: u64,
+    pub(crate) messages: Vec<Message>,
+}
+
+/// One replica of one partition.
+pub struct Group {
+    pub(crate) node: RawNode<LogStorage>,
+    pub(crate) config: GroupConfig,
+    /// Entries that were proposed or received, and not written yet, by index and term.
+    pub(crate) fresh: HashMap<(u64, u64), LogEntry>,
+    /// Where the next batch begins, when some are proposed that are not written.
+    pub(crate) next_offset: Option<Offset>,
+    /// Batches that were proposed here and are not committed: their indexes and lengths.
+    pub(crate) uncommitted: VecDeque<(u64, u64)>,
+    pub(crate) uncommitted_bytes: u64,
+    pub(crate) recent: Recent,
+    pub(crate) held: VecDeque<Held>,
+    /// The term and the vote that were recorded last.
+    pub(crate) voted: (u64, u64),
+    /// How many times these were recorded, and how many of these are durable.
+    pub(crate) states: u64,
+    pub(crate) states_synced: u64,
+    pub(crate) told_role: Option<Role>,
+    /// The term, role and leader for which the election timeout was drawn.
+    drawn_for: Option<(u64, StateRole, u64)>,
+    rng: fastrand::Rng,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("id", &self.config.id)
+            .field("role", &self.role())
+            .field("last", &(self.log().end_index().get() - 1))
+            .field("durable", &self.durable())
+            .field("commit", &self.log().commit().get())
+            .field("held", &self.held)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes of entries kept for those that follow, after they were written.
+const RECENT_BYTES_MAX: usize = 4 << 20;
+
+impl Group {
+    /// The replica whose log, state and members these are, as they were at its last stop.
+    ///
+    /// # Errors
+    /// [`GroupError::Invariant`] when Raft does not take the configuration.
+    pub fn open(
+        config: GroupConfig,
+        log: Log,
+        state: GroupState,
+        members: Members,
+    ) -> Result<Self, GroupError> {
+        let applied = log.commit().get();
+        let raft = Config {
+            id: config.id,
+            election_tick: config.election_ticks as usize,
+            heartbeat_tick: config.heartbeat_ticks as usize,
+            applied,
+            max_size_per_msg: config.message_bytes_max,
+            max_inflight_msgs: config.messages_in_flight_max,
+            max_committed_size_per_ready: 64 << 20,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            ..Config::default()
+        };
+        let storage = LogStorage {
+            log,
+            state,
+            members,
+        };
+        let nowhere = slog::Logger::root(slog::Discard, slog::o!());
+        let node = RawNode::new(&raft, storage, &nowhere);
+        let node = node.map_err(|e| GroupError::Invariant(e.to_string()))?;
+        let mut group = Self {
+            node,
+            config,
+            fresh: HashMap::new(),
+            next_offset: None,
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            recent: Recent::new(RECENT_BYTES_MAX),
+            held: VecDeque::new(),
+            voted: (state.term, state.vote),
+            states: 0,
+            states_synced: 0,
+            told_role: None,
+            drawn_for: None,
+            rng: fastrand::Rng::with_seed(config.seed),
+        };
+        group.draw();
+        Ok(group)
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.node.store().log
+    }
+
+    pub(crate) fn log_mut(&mut self) -> &mut Log {
+        &mut self.node.mut_store().log
+    }
+
+    /// Who is in the group, as far as it is committed here.
+    pub fn members(&self) -> &Members {
+        &self.node.store().members
+    }
+
+    /// What this replica is.
+    pub fn role(&self) -> Role {
+        let raft = &self.node.raft;
+        Role {
+            term: raft.term,
+            leader: Some(raft.leader_id).filter(|id| *id != 0),
+            is_leader: raft.state == StateRole::Leader,
+        }
+    }
+
+    /// Whether this replica leads, and knows how far the log is committed.
+    pub fn is_ready(&self) -> bool {
+        let raft = &self.node.raft;
+        let is_leader = raft.state == StateRole::Leader;
+        is_leader && raft.commit_to_current_term() && raft.lead_transferee.is_none()
+    }
+
+    fn check_leads(&self) -> Result<(), ProposeError> {
+        let role = self.role();
+        if !role.is_leader {
+            let leader = role.leader;
+            return Err(ProposeError::NotLeader { leader });
+        }
+        if !self.is_ready() {
+            return Err(ProposeError::NotReady);
+        }
+        Ok(())
+    }
+
+    /// Proposes batches, each by itself: one that is refused does not keep those behind it from being
+    /// taken, as the next one of its own producer.
+    pub fn propose(
+        &mut self,
+        batches: impl IntoIterator<Item = ProducedBatch>,
+        now: Timestamp,
+    ) -> Vec<Result<Proposed, ProposeError>> {
+        let mut entries = Vec::new();
+        let results = batches
+            .into_iter()
+            .map(|batch| self.stage(batch, &mut entries, now))
+            .collect();
+        if !entries.is_empty() {
+            let proposed = self.step_proposal(entries);
+            // Everything that Raft refuses a proposal for was asked before.
+            proposed.expect("a leader that is ready takes proposals");
+        }
+        results
+    }
+
+    /// Gives a batch its place, if it may have one.
+    fn stage(
+        &mut self,
+        mut batch: ProducedBatch,
+        entries: &mut Vec<Entry>,
+        now: Timestamp,
+    ) -> Result<Proposed, ProposeError> {
+        self.check_leads()?;
+        let term = self.node.raft.term;
+        let stored = self.log().check_producer(&batch)?;
+        let stored = stored.filter(|_| !self.config.has(Planted::DuplicateStored));
+        if let Some(stored) = stored {
+            let end_offset = stored.base_offset.checked_add(u64::from(stored.records));
+            return Ok(Proposed {
+                base_offset: stored.base_offset,
+                end_offset: end_offset.ok_or(tidelog_log::AppendError::Exhausted)?,
+                term,
+                is_duplicate: true,
+            });
+        }
+        let len = batch.total_len() as u64;
+        let max = self.config.uncommitted_bytes_max;
+        if self.uncommitted_bytes > 0 && self.uncommitted_bytes + len > max {
+            let bytes = self.uncommitted_bytes;
+            return Err(ProposeError::Busy { bytes, max });
+        }
+        let staged: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
+        self.log_mut().make_room(staged + len, now)?;
+
+        let base_offset = self.next_offset.unwrap_or(self.log().end().offset);
+        let end_offset = base_offset
+            .checked_add(u64::from(batch.record_count()))
+            .ok_or(tidelog_log::AppendError::Exhausted)?;
+        batch.stamp(base_offset, epoch(term));
+        let entry = self.log_mut().note_proposed(&batch, base_offset, now);
+        let index = self.node.raft.raft_log.last_index() + 1 + entries.len() as u64;
+        entries.push(Entry {
+            data: stub(entry.len_bytes()),
+            ..Entry::default()
+        });
+        self.fresh.insert((index, term), entry);
+        self.uncommitted.push_back((index, len));
+        self.uncommitted_bytes += len;
+        self.next_offset = Some(end_offset);
+        Ok(Proposed {
+            base_offset,
+            end_offset,
+            term,
+            is_duplicate: false,
+        })
+    }
+
+    /// Proposes that nothing below `to` is read again.
+    ///
+    /// # Errors
+    /// When this replica does not lead, or is not ready.
+    pub fn propose_log_start(&mut self, to: Offset) -> Result<(), ProposeError> {
+        self.check_leads()?;
+        let term = self.node.raft.term;
+        let index = self.node.raft.raft_log.last_index() + 1;
+        let end = self.log().end();
+        let next_offset = self.next_offset.unwrap_or(end.offset);
+        let records = next_offset.records_since(end.offset);
+        let ahead = index - end.index.get();
+        let kind = InternalKind::LogStart(to);
+        let entry = self
+            .log()
+            .next_internal(kind, epoch(term), ahead, records)?;
+        let entry = LogEntry::internal(&entry);
+        let data = stub(entry.len_bytes());
+        self.fresh.insert((index, term), entry);
+        let proposal = Entry {
+            data,
+            ..Entry::default()
+        };
+        self.step_proposal(vec![proposal])
+            .expect("a leader that is ready takes proposals");
+        Ok(())
+    }
+
+    /// Proposes other members.
+    ///
+    /// # Errors
+    /// When this replica does not lead, is not ready, or another change is under way.
+    pub fn propose_members(&mut self, change: &ConfChangeV2) -> Result<(), ProposeError> {
+        self.check_leads()?;
+        if self.node.raft.has_pending_conf() {
+            return Err(ProposeError::NotReady);
+        }
+        let proposed = self.node.propose_conf_change(Vec::new(), change.clone());
+        proposed.map_err(|_| ProposeError::NotReady)
+    }
+
+    fn step_proposal(&mut self, entries: Vec<Entry>) -> raft::Result<()> {
+        let mut message = Message {
+            from: self.config.id,
+            entries,
+            ..Message::default()
+        };
+        message.set_msg_type(MessageType::MsgPropose);
+        let stepped = self.node.raft.step(message);
+        self.draw();
+        stepped
+    }
+
+    /// Asks for the place up to which the log was committed when this was asked: it comes with a
+    /// later turn, with the same `context`.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.node.read_index(context);
+    }
+
+    /// Hands the leadership over, as soon as `to` has all of the log.
+    pub fn transfer_leader(&mut self, to: ReplicaId) {
+        self.node.transfer_leader(to);
+        self.draw();
+    }
+
+    /// Stands for election now.
+    pub fn campaign(&mut self) {
+        // Raft says no where this replica is no voter; it stays what it is.
+        self.node.campaign().ok();
+        self.draw();
+    }
+
+    /// Takes a message from another replica, with its batches as [`crate::Outgoing`] has them.
+    ///
+    /// # Errors
+    /// [`StepError`]: nothing of the message was taken.
+    pub fn step(
+        &mut self,
+        mut message: Message,
+        payloads: Vec<Bytes>,
+        now: Timestamp,
+    ) -> Result<(), StepError> {
+        let placed = message::check(&mut message, payloads, &self.config)?;
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.commit > self.node.raft.raft_log.last_index()
+        {
+            let what = "its commit is beyond the log";
+            let from = message.from;
+            return Err(StepError::Malformed { from, what });
+        }
+        let len: usize = placed.iter().map(|placed| placed.entry.len_bytes()).sum();
+        if len > 0 {
+            self.log_mut().make_room(len as u64, now)?;
+        }
+        for placed in placed {
+            self.fresh.insert((placed.index, placed.term), placed.entry);
+        }
+        // What is not for it, Raft drops; that of strangers too.
+        self.node.step(message).ok();
+        self.draw();
+        Ok(())
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self) {
+        self.node.tick();
+        self.draw();
+    }
+
+    /// A replica cannot be reached: it is asked where its log ends before more is sent.
+    pub fn unreachable(&mut self, id: ReplicaId) {
+        self.node.report_unreachable(id);
+    }
+
+    /// What [`GroupStore::record`] recorded until now is durable.
+    pub fn state_synced(&mut self) {
+        self.states_synced = self.states;
+    }
+
+    /// Raft draws its election timeouts from the thread's own randomness, at every change of its role:
+    /// each is replaced by one from the seed.
+    pub(crate) fn draw(&mut self) {
+        let raft = &mut self.node.raft;
+        let now = (raft.term, raft.state, raft.leader_id);
+        if self.drawn_for != Some(now) {
+            self.drawn_for = Some(now);
+            let least = self.config.election_ticks as usize;
+            raft.set_randomized_election_timeout(self.rng.usize(least..2 * least));
+        }
+    }
+
+    pub(crate) fn committed(&mut self, index: u64) {
+        while let Some((first, len)) = self.uncommitted.front().copied()
+            && first <= index
+        {
+            self.uncommitted.pop_front();
+            self.uncommitted_bytes -= len;
+        }
+    }
+
+    /// The last entry that is durable here.
+    pub(crate) fn durable(&self) -> u64 {
+        let durable = self.log().reader().durable();
+        durable.index.get() - 1
+    }
+}
+
+/// The leader epoch of a term, which was checked to be one.
+pub(crate) fn epoch(term: u64) -> LeaderEpoch {
+    let term = u32::try_from(term).ok().and_then(LeaderEpoch::new);
+    term.expect("terms are leader epochs")
+}
+
+pub(crate) fn at(index: u64) -> RaftIndex {
+    RaftIndex::new(index)
+}

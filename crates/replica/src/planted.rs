@@ -1,0 +1,23 @@
+//! Bugs planted on purpose, to see that the simulation finds them: with the feature `planted` one of them
+//! can be chosen. No shipped build has it, and without it there is nothing to choose.
+
+/// One line that is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "planted"),
+    allow(dead_code, unreachable_pub, reason = "nobody chooses one")
+)]
+pub enum Planted {
+    /// The term and the vote are not remembered.
+    VoteForgotten,
+    /// What waits for the state to be durable does not.
+    VoteBeforeSync,
+    /// What waits for the log to be durable does not.
+    AckBeforeSync,
+    /// Everything in the log counts as committed with the first entry that is.
+    CommitAhead,
+    /// A batch that is sent again is not looked for.
+    DuplicateStored,
+    /// The checkpoint is not set back before entries are taken back.
+    CheckpointKept,
+}

@@ -1,0 +1,107 @@
+//! The log and the state of a group, as Raft reads them.
+
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
+use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
+use tidelog_log::state::GroupState;
+use tidelog_log::{EntriesError, EntryInfo, EntryKind, Log};
+use tidelog_record::RaftIndex;
+
+use crate::payload::stub;
+
+/// Who is in a group, and since which entry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Members {
+    /// Voters and learners.
+    pub state: ConfState,
+    /// The last entry that changed them.
+    pub index: u64,
+}
+
+/// A partition log with what Raft has to remember beside it.
+#[derive(Debug)]
+pub(crate) struct LogStorage {
+    pub(crate) log: Log,
+    pub(crate) state: GroupState,
+    pub(crate) members: Members,
+}
+
+impl LogStorage {
+    fn entry(&self, info: &EntryInfo) -> Result<Entry> {
+        let (entry_type, data) = match info.kind {
+            EntryKind::Empty => (EntryType::EntryNormal, Default::default()),
+            EntryKind::ConfChange => {
+                let change = self.log.conf_change(info.index).map_err(unreadable)?;
+                (EntryType::EntryConfChangeV2, change.unwrap_or_default())
+            }
+            EntryKind::Batch | EntryKind::Internal => {
+                (EntryType::EntryNormal, stub(info.len as usize))
+            }
+        };
+        Ok(Entry {
+            entry_type: entry_type as i32,
+            term: u64::from(info.epoch.get()),
+            index: info.index.get(),
+            data,
+            ..Entry::default()
+        })
+    }
+}
+
+impl Storage for LogStorage {
+    fn initial_state(&self) -> Result<RaftState> {
+        let hard_state = HardState {
+            term: self.state.term,
+            vote: self.state.vote,
+            commit: self.log.commit().get(),
+        };
+        Ok(RaftState::new(hard_state, self.members.state.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> Result<Vec<Entry>> {
+        if low >= high {
+            return Ok(Vec::new());
+        }
+        let bytes_max = max_size.into().unwrap_or(u64::MAX);
+        let infos = self
+            .log
+            .entries(RaftIndex::new(low), RaftIndex::new(high), bytes_max)
+            .map_err(unreadable)?;
+        infos.iter().map(|info| self.entry(info)).collect()
+    }
+
+    fn term(&self, index: u64) -> Result<u64> {
+        let epoch = self
+            .log
+            .epoch_of(RaftIndex::new(index))
+            .map_err(unreadable)?;
+        Ok(u64::from(epoch.get()))
+    }
+
+    fn first_index(&self) -> Result<u64> {
+        Ok(self.log.first_index().get())
+    }
+
+    fn last_index(&self) -> Result<u64> {
+        Ok(self.log.end_index().get() - 1)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> Result<Snapshot> {
+        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}
+
+fn unreadable(e: EntriesError) -> Error {
+    Error::Store(match e {
+        EntriesError::Gone { .. } => StorageError::Compacted,
+        EntriesError::NotYet { .. } => StorageError::Unavailable,
+        EntriesError::Read(e) => {
+            StorageError::Other(Box::new(std::io::Error::other(e.to_string())))
+        }
+    })
+}

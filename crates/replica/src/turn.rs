@@ -1,0 +1,303 @@
+//! A turn of a group: what Raft asks for is done.
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message};
+use raft::{ReadState, Ready, StateRole};
+use tidelog_log::{InternalKind, LogEnd, LogEntry, ReplicateError};
+use tidelog_record::Timestamp;
+
+use crate::error::GroupError;
+use crate::group::{Group, GroupStore, Held, Role, at, epoch};
+use crate::message::{Outgoing, Payload, has_payload};
+use crate::payload::Placed;
+use crate::planted::Planted;
+use crate::storage::Members;
+
+/// What came of a turn.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// For other replicas, in this order to each.
+    pub messages: Vec<Outgoing>,
+    /// Whether the log was written to: it is to be synced, and the group told by a next turn.
+    pub is_log_dirty: bool,
+    /// Whether state was recorded that others wait for: it is to be synced, and the group told by
+    /// [`Group::state_synced`].
+    pub is_state_dirty: bool,
+    /// Everything before this is committed now.
+    pub committed: Option<LogEnd>,
+    /// Answers to [`Group::read_index`]: the context, and the entry up to which the log was committed.
+    pub reads: Vec<(Bytes, u64)>,
+    /// What this replica is now, if that changed.
+    pub role: Option<Role>,
+    /// Who is in the group now, if that changed.
+    pub members: Option<Members>,
+}
+
+impl Group {
+    /// Does what Raft asks for, until it asks for nothing more before something is durable.
+    ///
+    /// # Errors
+    /// [`GroupError`]: the group does no more, until it is opened again.
+    pub fn turn(&mut self, store: &mut dyn GroupStore, now: Timestamp) -> Result<Turn, GroupError> {
+        let mut turn = Turn::default();
+        loop {
+            let is_released = self.release(&mut turn)?;
+            if !self.node.has_ready() {
+                if is_released {
+                    continue;
+                }
+                break;
+            }
+            let ready = self.node.ready();
+            self.handle(ready, store, &mut turn, now)?;
+        }
+        // What was proposed or received and did not go in: others decided otherwise.
+        if !self.fresh.is_empty() {
+            self.fresh.clear();
+            self.log_mut().forget_noted();
+        }
+        self.next_offset = None;
+        let role = self.role();
+        if self.told_role != Some(role) {
+            self.told_role = Some(role);
+            turn.role = Some(role);
+            if !role.is_leader {
+                self.uncommitted.clear();
+                self.uncommitted_bytes = 0;
+            }
+        }
+        self.draw();
+        Ok(turn)
+    }
+
+    fn handle(
+        &mut self,
+        mut ready: Ready,
+        store: &mut dyn GroupStore,
+        turn: &mut Turn,
+        now: Timestamp,
+    ) -> Result<(), GroupError> {
+        if !ready.snapshot().is_empty() {
+            let what = "a snapshot was taken from a message".to_owned();
+            return Err(GroupError::Invariant(what));
+        }
+        let entries = ready.take_entries();
+        let last = entries.last().map_or(0, |entry| entry.index);
+        if !entries.is_empty() {
+            self.write(entries, store, now)?;
+            turn.is_log_dirty = true;
+        }
+        if let Some(hard_state) = ready.hs().cloned() {
+            self.remember(&hard_state, store)?;
+            // A commit that is forgotten is learned again; a vote must not be.
+            let state = &self.node.store().state;
+            let voted = (state.term, state.vote);
+            if voted != self.voted && !self.config.has(Planted::VoteBeforeSync) {
+                self.voted = voted;
+                self.states += 1;
+                turn.is_state_dirty = true;
+            }
+        }
+        for read in ready.take_read_states() {
+            let ReadState { index, request_ctx } = read;
+            turn.reads.push((request_ctx.into(), index));
+        }
+        for message in ready.take_messages() {
+            self.send(message, turn)?;
+        }
+        self.held.push_back(Held {
+            number: ready.number(),
+            index: last,
+            states: self.states,
+            messages: ready.take_persisted_messages(),
+        });
+        let committed = ready.take_committed_entries();
+        self.node.advance_append_async(ready);
+        self.apply(&committed, store, turn)
+    }
+
+    /// Lets go of what waited and is durable by now, in order; says whether there was any.
+    fn release(&mut self, turn: &mut Turn) -> Result<bool, GroupError> {
+        let durable = self.durable();
+        let mut is_released = false;
+        while let Some(first) = self.held.front()
+            && (first.index <= durable || self.config.has(Planted::AckBeforeSync))
+            && first.states <= self.states_synced
+        {
+            let Some(first) = self.held.pop_front() else {
+                break;
+            };
+            self.node.on_persist_ready(first.number);
+            for message in first.messages {
+                self.send(message, turn)?;
+            }
+            is_released = true;
+        }
+        Ok(is_released)
+    }
+
+    /// Writes entries to the log, after taking back those in their place.
+    fn write(
+        &mut self,
+        entries: Vec<Entry>,
+        store: &mut dyn GroupStore,
+        now: Timestamp,
+    ) -> Result<(), GroupError> {
+        let first = entries[0].index;
+        if first < self.log().end_index().get() {
+            let invariant = |e: tidelog_log::TruncateError| GroupError::Invariant(e.to_string());
+            let end = self.log().end_before(at(first)).map_err(invariant)?;
+            if !self.config.has(Planted::CheckpointKept) {
+                store.set_back(end)?;
+            }
+            self.log_mut().truncate(at(first)).map_err(invariant)?;
+            self.recent.clear();
+            // Nobody is told any more that entries are here which are not: a message that is lost is
+            // sent again. The rest waits for what comes instead.
+            for held in self.held.iter_mut().filter(|held| held.index >= first) {
+                held.index = first - 1;
+                held.messages.retain(|message| message.index < first);
+            }
+        }
+        let mut written = Vec::with_capacity(entries.len());
+        let mut records = 0;
+        for (ahead, entry) in (0..).zip(entries) {
+            let (index, term) = (entry.index, entry.term);
+            let in_log = if has_payload(&entry) {
+                let fresh = self.fresh.remove(&(index, term));
+                fresh.ok_or_else(|| {
+                    GroupError::Invariant(format!("the batch of entry {index} is not there"))
+                })?
+            } else {
+                let kind = if entry.entry_type == EntryType::EntryNormal as i32 {
+                    InternalKind::RaftEmpty
+                } else {
+                    InternalKind::RaftConfChange(entry.data)
+                };
+                let made = self.log().next_internal(kind, epoch(term), ahead, records);
+                LogEntry::internal(&made.map_err(|e| GroupError::Invariant(e.to_string()))?)
+            };
+            records += u64::from(in_log.header().record_count.unsigned_abs());
+            self.recent.push(Placed {
+                index,
+                term,
+                entry: in_log.clone(),
+            });
+            written.push(in_log);
+        }
+        let mut rest = &written[..];
+        while !rest.is_empty() {
+            let taken = self.log_mut().append_entries(rest, now);
+            let taken = taken.map_err(|e| match e {
+                ReplicateError::Append(tidelog_log::AppendError::Poisoned(poisoned)) => {
+                    GroupError::Poisoned(poisoned)
+                }
+                e => GroupError::Invariant(e.to_string()),
+            })?;
+            rest = &rest[taken..];
+        }
+        Ok(())
+    }
+
+    fn remember(
+        &mut self,
+        hard_state: &HardState,
+        store: &mut dyn GroupStore,
+    ) -> Result<(), GroupError> {
+        let storage = self.node.mut_store();
+        storage.state.term = hard_state.term;
+        storage.state.vote = hard_state.vote;
+        storage.state.commit = hard_state.commit;
+        let mut state = storage.state;
+        if self.config.has(Planted::VoteForgotten) {
+            (state.term, state.vote) = (5, 0);
+        }
+        store.record(&state, &storage.members)?;
+        Ok(())
+    }
+
+    /// Takes entries as committed.
+    fn apply(
+        &mut self,
+        committed: &[Entry],
+        store: &mut dyn GroupStore,
+        turn: &mut Turn,
+    ) -> Result<(), GroupError> {
+        let Some(last) = committed.last().map(|entry| entry.index) else {
+            return Ok(());
+        };
+        for entry in committed {
+            if entry.entry_type == EntryType::EntryConfChangeV2 as i32 {
+                let change = ConfChangeV2::decode_bytes(&entry.data);
+                let change = change.map_err(|e| GroupError::Invariant(e.to_string()))?;
+                let state = self.node.apply_conf_change(&change);
+                let state = state.map_err(|e| GroupError::Invariant(e.to_string()))?;
+                let index = entry.index;
+                let members = Members { state, index };
+                self.node.mut_store().members = members.clone();
+                turn.members = Some(members);
+            }
+        }
+        let end = self.log().end_before(at(last + 1));
+        let raises_start = end.is_ok_and(|end| end.log_start > self.log().reader().log_start());
+        if turn.members.is_some() || raises_start {
+            // Forgotten, members would be those of before, and the log start would go back.
+            let storage = self.node.mut_store();
+            storage.state.commit = storage.state.commit.max(last);
+            store.record(&storage.state, &storage.members)?;
+            store.sync()?;
+            self.states_synced = self.states;
+        }
+        let upto = if self.config.has(Planted::CommitAhead) {
+            self.log().end_index().get() - 1
+        } else {
+            last
+        };
+        turn.committed = Some(self.log_mut().commit_to(at(upto)));
+        self.committed(last);
+        self.node.advance_apply_to(last);
+        Ok(())
+    }
+
+    /// Puts a message among those to be sent, with the batches of its entries.
+    fn send(&mut self, message: Message, turn: &mut Turn) -> Result<(), GroupError> {
+        let mut payloads = Vec::new();
+        let mut at_entry = 0;
+        while let Some(entry) = message.entries.get(at_entry) {
+            at_entry += 1;
+            if !has_payload(entry) {
+                continue;
+            }
+            if let Some(recent) = self.recent.get(entry.index, entry.term) {
+                payloads.push(Payload::Entry(recent.clone()));
+                continue;
+            }
+            // From the log, all at once.
+            let end = message
+                .entries
+                .last()
+                .map_or(entry.index, |last| last.index)
+                + 1;
+            let read = self
+                .log()
+                .read_entries(at(entry.index), at(end), u64::MAX)?;
+            for (entry, (info, bytes)) in message.entries[at_entry - 1..].iter().zip(read) {
+                if u64::from(info.epoch.get()) != entry.term {
+                    // Taken back since: the receiver will be told anew.
+                    return Ok(());
+                }
+                if has_payload(entry) {
+                    payloads.push(Payload::Bytes(bytes));
+                }
+            }
+            break;
+        }
+        turn.messages.push(Outgoing { message, payloads });
+        Ok(())
+    }
+
+    /// Whether this replica could be chosen.
+    pub fn is_voter(&self) -> bool {
+        self.node.raft.state != StateRole::Follower || self.node.raft.promotable()
+    }
+}
