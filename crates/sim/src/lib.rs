@@ -46,6 +46,7 @@
 //! - A thread of a "crashed" program that holds the [`SimDisk`] itself may open files anew; only
 //!   handles and locks are cut off.
 
+mod cluster;
 pub mod contract;
 mod disk;
 mod faults;
@@ -58,6 +59,9 @@ mod names;
 mod rng;
 mod state;
 
+pub use tidelog_replica::Planted;
+
+pub use cluster::{ClusterOptions, ClusterStats, run_cluster};
 pub use disk::SimDisk;
 pub use faults::{Astray, FailMode, InjectedError, OpFilter};
 pub use holds::Hang;

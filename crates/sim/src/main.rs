@@ -1,0 +1,90 @@
+//! Hunts: clusters of seeds that nobody has tried, until one fails or time is over.
+//!
+//! `cargo run --release -p tidelog-sim -- --seeds 10000` or `-- --hours 2`; `--from N` begins at another seed
+//! than one drawn from the clock, `--replay N` runs one seed. Ends with 1 when a seed fails, which it
+//! prints.
+
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tidelog_sim::{ClusterOptions, ClusterStats, run_cluster};
+
+struct Hunt {
+    from: u64,
+    seeds: u64,
+    time: Option<Duration>,
+}
+
+const USAGE: &str = "usage: tidelog-sim [--seeds N] [--hours H] [--from SEED] | --replay SEED";
+
+fn parse(arguments: impl Iterator<Item = String>) -> Option<Hunt> {
+    let mut hunt = Hunt {
+        from: drawn(),
+        seeds: u64::MAX,
+        time: None,
+    };
+    let mut arguments = arguments.peekable();
+    arguments.peek()?;
+    while let Some(name) = arguments.next() {
+        let value = arguments.next()?;
+        match name.as_str() {
+            "--seeds" => hunt.seeds = value.parse().ok()?,
+            "--from" => hunt.from = value.parse().ok()?,
+            "--replay" => (hunt.from, hunt.seeds) = (value.parse().ok()?, 1),
+            "--hours" => {
+                let hours: f64 = value.parse().ok()?;
+                hunt.time = Some(Duration::try_from_secs_f64(hours * 3600.0).ok()?);
+            }
+            _ => return None,
+        }
+    }
+    Some(hunt)
+}
+
+/// A seed of now, far from those of the tests.
+fn drawn() -> u64 {
+    let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs() << 20
+}
+
+fn now() -> SystemTime {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a hunt is for people, what it runs knows no clock"
+    )]
+    SystemTime::now()
+}
+
+fn main() -> ExitCode {
+    let Some(hunt) = parse(std::env::args().skip(1)) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let began = now();
+    let is_over = || {
+        let passed = began.elapsed().unwrap_or_default();
+        hunt.time.is_some_and(|time| passed >= time)
+    };
+    let mut sum = ClusterStats::default();
+    let mut runs = 0;
+    for seed in (hunt.from..).take(usize::try_from(hunt.seeds).unwrap_or(usize::MAX)) {
+        if is_over() {
+            break;
+        }
+        let options = ClusterOptions::of_seed(seed);
+        match catch_unwind(|| run_cluster(seed, options)) {
+            Ok(stats) => sum.add(&stats),
+            Err(_) => {
+                eprintln!("seed {seed} failed after {runs} good ones; --replay {seed}");
+                return ExitCode::FAILURE;
+            }
+        }
+        runs += 1;
+        if runs % 1000 == 0 {
+            eprintln!("{runs} seeds, up to {seed}");
+        }
+    }
+    println!("{runs} seeds from {} on, none failed: {sum:?}", hunt.from);
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,75 @@
+//! Clusters under faults, seed after seed; and that each kind of bug is found.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tidelog_sim::{ClusterOptions, ClusterStats, Planted, run_cluster};
+
+/// Runs 200 seeds, or as many as `TIDELOG_SEEDS` says, or the one that `TIDELOG_SEED` says.
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens() {
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse().ok())
+    };
+    let seeds = match number("TIDELOG_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("TIDELOG_SEEDS").unwrap_or(200),
+    };
+    let is_all = seeds.end - seeds.start >= 100;
+    let mut sum = ClusterStats::default();
+    for seed in seeds {
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            run_cluster(seed, ClusterOptions::of_seed(seed))
+        }));
+        match run {
+            Ok(stats) => sum.add(&stats),
+            Err(panic) => {
+                eprintln!(
+                    "seed {seed}; replay: \
+                     TIDELOG_SEED={seed} cargo test -p tidelog-sim --test cluster nothing"
+                );
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    println!("{sum:?}");
+    // Runs in which nothing happens find nothing.
+    let happened = sum.duplicates > 100 && sum.truncations > 20 && sum.terms > 300;
+    assert!(happened && sum.restarts > 500 || !is_all, "{sum:?}");
+}
+
+/// The check that finds a bug must be the one that is there for it.
+#[test]
+fn each_planted_bug_is_found_by_its_check() {
+    let found_by = [
+        (
+            Planted::VoteForgotten,
+            &["has the leaders", "has another entry"][..],
+        ),
+        (
+            Planted::VoteBeforeSync,
+            &["has the leaders", "has another entry"],
+        ),
+        (Planted::AckBeforeSync, &["has another entry"]),
+        (Planted::CommitAhead, &["has another entry"]),
+        (Planted::DuplicateStored, &["was told"]),
+        (Planted::CheckpointKept, &["what was durable is there"]),
+    ];
+    for (bug, checks) in found_by {
+        let run = |seed| {
+            let options = ClusterOptions {
+                planted: Some(bug),
+                ..ClusterOptions::of_seed(seed)
+            };
+            catch_unwind(AssertUnwindSafe(|| run_cluster(seed, options))).err()
+        };
+        let panic = (0..400).find_map(run);
+        let panic = panic.unwrap_or_else(|| panic!("nothing finds {bug:?}"));
+        let text = panic
+            .downcast_ref::<String>()
+            .expect("checks say what is wrong");
+        let is_right = checks.iter().any(|check| text.contains(check));
+        assert!(is_right, "{bug:?} was found by another check: {text}");
+    }
+}
