@@ -288,13 +288,18 @@ impl Log {
     /// Takes back the entry `from` and all behind it, which were never committed. When this returns,
     /// power loss does not bring them back.
     ///
-    /// Whoever keeps the log's checkpoint must have made [`Log::end_before`] durable as such *before*:
-    /// a checkpoint past the end makes the next open refuse the log as damaged. And a sync round that
-    /// is under way must not record an older end after that.
+    /// Before anything is cut, `set_back` makes the new end durable as the log's checkpoint: one past
+    /// the end makes the next open refuse the log as damaged. No sync round that is under way records an
+    /// older end after that. Waits for one that has begun.
     ///
     /// # Errors
-    /// [`TruncateError::OutOfRange`] when the entries are committed or not there.
-    pub fn truncate(&mut self, from: RaftIndex) -> Result<LogEnd, TruncateError> {
+    /// [`TruncateError::OutOfRange`] when the entries are committed or not there;
+    /// [`TruncateError::Poisoned`] when this, or `set_back`, failed.
+    pub fn truncate(
+        &mut self,
+        from: RaftIndex,
+        set_back: impl FnOnce(LogEnd) -> Result<(), Poisoned>,
+    ) -> Result<LogEnd, TruncateError> {
         let end = self.end_before(from)?;
         if end.index == self.end.index {
             return Ok(end);
@@ -303,7 +308,12 @@ impl Log {
         let shared = self.shared.clone();
         // Nobody makes durable meanwhile what is being taken back.
         let syncing = shared.hold_syncs();
-        let taken = self.take_back(&end);
+        let taken = {
+            let mut cuts = shared.cuts();
+            *cuts += 1;
+            set_back(end)
+        };
+        let taken = taken.and_then(|()| self.take_back(&end));
         taken.map_err(|e| self.shared.poison_with(e))?;
         self.shared.set_back(end, &self.file);
         drop(syncing);

@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     /// How often the durable end has moved.
     syncs: AtomicU64,
     poisoned: OnceLock<Poisoned>,
+    /// How many times entries were taken back. Held while a checkpoint is recorded, or set back.
+    cuts: Mutex<u64>,
     /// Whether the directory lies on the file system that rounds sync as a whole; asked once.
     is_on_synced: OnceLock<bool>,
     pub(crate) cold_indexes: ColdIndexes,
@@ -124,6 +126,7 @@ impl Shared {
             committed_offset: AtomicU64::new(durable.offset.get()),
             syncs: AtomicU64::new(0),
             poisoned: OnceLock::new(),
+            cuts: Mutex::default(),
             is_on_synced: OnceLock::new(),
             cold_indexes: ColdIndexes::default(),
         };
@@ -202,6 +205,12 @@ impl Shared {
         self.ends.lock().committed = Some(end);
         self.committed_offset
             .store(end.offset.get(), Ordering::Release);
+    }
+
+    /// How many times entries were taken back; no checkpoint is recorded, or set back, while it is
+    /// held.
+    pub(crate) fn cuts(&self) -> MutexGuard<'_, u64> {
+        self.cuts.lock()
     }
 
     /// Keeps others from syncing the log, and waits for who does.

@@ -432,6 +432,7 @@ impl Inner {
 
     fn try_round(&self, targets: &[Arc<dyn SyncTarget>]) {
         let began = now();
+        let cuts: Vec<u64> = targets.iter().map(|t| *t.log().shared.cuts()).collect();
         let mut results = self.sync_all(targets);
         // A failed sync says that the device lost writes: no log of the round is to be trusted.
         let failed = results.iter().find_map(|result| match result {
@@ -439,10 +440,16 @@ impl Inner {
             _ => None,
         });
         let failed = failed.or_else(|| {
+            // Where entries were taken back since, the checkpoint has been set back: an end from before
+            // must not be recorded over that. Nor while one is.
+            let held: Vec<_> = targets.iter().map(|t| t.log().shared.cuts()).collect();
+            let is_current = held.iter().zip(&cuts).map(|(now, then)| **now == *then);
             let ends: Vec<_> = targets
                 .iter()
                 .zip(&results)
-                .filter_map(|(target, result)| Some((target.clone(), *result.as_ref().ok()?)))
+                .zip(is_current)
+                .filter(|(_, is_current)| *is_current)
+                .filter_map(|((target, result), _)| Some((target.clone(), *result.as_ref().ok()?)))
                 .collect();
             if ends.is_empty() {
                 None

@@ -18,6 +18,9 @@ pub enum ProposeError {
     /// another. Soon it will be known.
     #[error("the leader is not ready yet")]
     NotReady,
+    /// This replica leads, and would be no voter any more: another has to lead first.
+    #[error("the leader cannot leave its group; hand over the leadership first")]
+    LeaderLeaves,
     /// Too much is not committed yet.
     #[error("{bytes} bytes are not committed yet; the limit is {max}")]
     Busy {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfChangeV2, Entry, Message, MessageType};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 use tidelog_log::state::GroupState;
 use tidelog_log::{InternalKind, Log, LogEnd, LogEntry, Poisoned};
@@ -31,7 +31,6 @@ pub trait GroupStore {
     fn sync(&mut self) -> Result<(), Poisoned>;
 
     /// Records, durably, that the log is known to be durable up to `end` only: it will be cut there.
-    /// No sync round that began before records more after this.
     ///
     /// # Errors
     /// When it is not known to be.
@@ -194,7 +193,8 @@ impl Group {
     /// Whether this replica leads, and knows how far the log is committed.
     pub fn is_ready(&self) -> bool {
         let raft = &self.node.raft;
-        let is_leader = raft.state == StateRole::Leader;
+        // One that was removed leads until it hears of another, and takes nothing.
+        let is_leader = raft.state == StateRole::Leader && raft.prs().get(self.config.id).is_some();
         is_leader && raft.commit_to_current_term() && raft.lead_transferee.is_none()
     }
 
@@ -313,11 +313,24 @@ impl Group {
     /// Proposes other members.
     ///
     /// # Errors
-    /// When this replica does not lead, is not ready, or another change is under way.
+    /// When this replica does not lead, is not ready, or another change is under way; and
+    /// [`ProposeError::LeaderLeaves`] when this one would be no voter any more.
     pub fn propose_members(&mut self, change: &ConfChangeV2) -> Result<(), ProposeError> {
         self.check_leads()?;
         if self.node.raft.has_pending_conf() {
             return Err(ProposeError::NotReady);
+        }
+        let id = self.config.id;
+        let stays = if change.leave_joint() {
+            self.members().state.voters.contains(&id)
+        } else {
+            let is_kept = |single: &ConfChangeSingle| {
+                single.node_id != id || single.change_type == ConfChangeType::AddNode as i32
+            };
+            change.changes.iter().all(is_kept)
+        };
+        if !stays {
+            return Err(ProposeError::LeaderLeaves);
         }
         let proposed = self.node.propose_conf_change(Vec::new(), change.clone());
         proposed.map_err(|_| ProposeError::NotReady)

@@ -18,6 +18,8 @@ pub enum Planted {
     CommitAhead,
     /// A batch that is sent again is not looked for.
     DuplicateStored,
+    /// Members that were changed are not remembered.
+    MembersForgotten,
     /// The checkpoint is not set back before entries are taken back.
     CheckpointKept,
 }

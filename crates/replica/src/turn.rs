@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message};
 use raft::{ReadState, Ready, StateRole};
-use tidelog_log::{InternalKind, LogEnd, LogEntry, ReplicateError};
+use tidelog_log::{InternalKind, LogEnd, LogEntry, ReplicateError, TruncateError};
 use tidelog_record::Timestamp;
 
 use crate::error::GroupError;
@@ -145,12 +145,13 @@ impl Group {
     ) -> Result<(), GroupError> {
         let first = entries[0].index;
         if first < self.log().end_index().get() {
-            let invariant = |e: tidelog_log::TruncateError| GroupError::Invariant(e.to_string());
-            let end = self.log().end_before(at(first)).map_err(invariant)?;
-            if !self.config.has(Planted::CheckpointKept) {
-                store.set_back(end)?;
-            }
-            self.log_mut().truncate(at(first)).map_err(invariant)?;
+            let is_kept = self.config.has(Planted::CheckpointKept);
+            let set_back = |end| if is_kept { Ok(()) } else { store.set_back(end) };
+            let truncated = self.log_mut().truncate(at(first), set_back);
+            truncated.map_err(|e| match e {
+                TruncateError::Poisoned(poisoned) => GroupError::Poisoned(poisoned),
+                e @ TruncateError::OutOfRange { .. } => GroupError::Invariant(e.to_string()),
+            })?;
             self.recent.clear();
             // Nobody is told any more that entries are here which are not: a message that is lost is
             // sent again. The rest waits for what comes instead.
@@ -233,8 +234,11 @@ impl Group {
                 let state = self.node.apply_conf_change(&change);
                 let state = state.map_err(|e| GroupError::Invariant(e.to_string()))?;
                 let index = entry.index;
+                self.step_down_if_removed();
                 let members = Members { state, index };
-                self.node.mut_store().members = members.clone();
+                if !self.config.has(Planted::MembersForgotten) {
+                    self.node.mut_store().members = members.clone();
+                }
                 turn.members = Some(members);
             }
         }
@@ -257,6 +261,16 @@ impl Group {
         self.committed(last);
         self.node.advance_apply_to(last);
         Ok(())
+    }
+
+    /// A leader that is no member any more leads on in Raft's eyes, and has no place in its own books:
+    /// the next entry to become durable would end in a panic.
+    fn step_down_if_removed(&mut self) {
+        let id = self.config.id;
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(id).is_none() {
+            raft.become_follower(raft.term, 0);
+        }
     }
 
     /// Puts a message among those to be sent, with the batches of its entries.

@@ -2,13 +2,16 @@
 //! crashed, failing, and read by index and by offset.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tidelog_disk::Disk;
+use parking_lot::Mutex;
+use tidelog_disk::{Disk, DiskOp};
 use tidelog_log::{
     EntriesError, EntryError, EntryInfo, EntryKind, InternalKind, Log, LogEnd, LogEntry,
-    LogOptions, ReplicateError, TruncateError,
+    LogOptions, LogSync, Poisoned, ReplicateError, RoundObserver, SyncConfig, SyncCoordinator,
+    SyncTarget, TruncateError,
 };
 use tidelog_record::{LeaderEpoch, RaftIndex};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
@@ -216,15 +219,16 @@ impl Run {
     fn take_back(&mut self) -> Result<(), String> {
         let from = self.one_of(self.ever_committed + 1, self.list.end() + 1);
         let end = self.log.end_before(at_index(from)).unwrap();
-        if end.index < self.checkpoint.index {
-            self.checkpoint = end;
-        }
         self.maybe = self.list.clone();
-        let cut = self
-            .log
-            .truncate(at_index(from))
-            .map_err(|e| e.to_string())?;
-        assert_eq!(cut, end);
+        let checkpoint = &mut self.checkpoint;
+        let set_back = |end: LogEnd| {
+            if end.index < checkpoint.index {
+                *checkpoint = end;
+            }
+            Ok(())
+        };
+        let cut = self.log.truncate(at_index(from), set_back);
+        assert_eq!(cut.map_err(|e| e.to_string())?, end);
         let is_cut = from < self.list.end();
         self.list
             .entries
@@ -481,7 +485,7 @@ fn entries_that_do_not_follow_on_the_log_change_nothing() {
         // Behind one that does, it is left for the next call.
         let taken = log.append_entries(&[next_batch(&log, 6), entry], at(0));
         assert_eq!(taken.unwrap(), 1, "{what}");
-        log.truncate(end.index).unwrap();
+        log.truncate(end.index, |_| Ok(())).unwrap();
         assert_eq!(log.end(), end);
     }
 }
@@ -498,13 +502,16 @@ fn what_is_committed_is_never_taken_back() {
     log.sync().unwrap();
     log.commit_to(at_index(20));
     for from in [0, 6, 20, 38] {
-        let refused = log.truncate(at_index(from));
+        let refused = log.truncate(at_index(from), |_| Ok(()));
         assert!(
             matches!(refused, Err(TruncateError::OutOfRange { .. })),
             "from {from}: {refused:?}"
         );
     }
-    assert_eq!(log.truncate(at_index(21)).unwrap().index.get(), 21);
+    assert_eq!(
+        log.truncate(at_index(21), |_| Ok(())).unwrap().index.get(),
+        21
+    );
     assert_eq!(log.reader().end_offset(), log.reader().committed_offset());
 }
 
@@ -562,7 +569,7 @@ fn a_batch_that_was_taken_back_may_be_stored_again() {
         "it is known as stored"
     );
     log.commit_to(at_index(7));
-    log.truncate(at_index(8)).unwrap();
+    log.truncate(at_index(8), |_| Ok(())).unwrap();
     assert!(log.check_producer(&sent[0]).unwrap().is_some());
     assert_eq!(
         log.check_producer(&sent[1]).unwrap(),
@@ -573,4 +580,84 @@ fn a_batch_that_was_taken_back_may_be_stored_again() {
         log.check_producer(&sent[2]).is_err(),
         "one is missing before it"
     );
+}
+
+#[derive(Debug)]
+struct Owner {
+    log: LogSync,
+    told: mpsc::SyncSender<()>,
+}
+
+impl SyncTarget for Owner {
+    fn log(&self) -> &LogSync {
+        &self.log
+    }
+    fn synced(&self, _result: &Result<LogEnd, Poisoned>) {
+        self.told.send(()).ok();
+    }
+}
+
+/// What the state file would say, in the order in which it is told.
+#[derive(Clone, Debug, Default)]
+struct Checkpoints(Arc<Mutex<Vec<LogEnd>>>);
+
+impl RoundObserver for Checkpoints {
+    fn record(&self, ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
+        self.0.lock().extend(ends.iter().map(|(_, end)| *end));
+        Ok(())
+    }
+    fn finished(&self, _logs: usize, _took: Duration) {}
+}
+
+/// A round may have synced what is then taken back, while another log of it is not done: its checkpoint
+/// must not be the last word.
+#[test]
+fn no_round_records_a_checkpoint_past_what_was_taken_back() {
+    let disk = disk();
+    let mut log = create_replica(&disk, large());
+    let mut slow = Log::create(
+        dynamic(&disk),
+        Path::new("/data/slow"),
+        identity(),
+        large(),
+        at(0),
+    )
+    .unwrap();
+    let checkpoints = Checkpoints::default();
+    let observer = Arc::new(checkpoints.clone());
+    let coordinator = SyncCoordinator::start(observer, SyncConfig::default()).unwrap();
+    let (told, rounds) = mpsc::sync_channel(8);
+    let targets: Vec<Arc<dyn SyncTarget>> = [&log, &slow]
+        .map(|log| {
+            let (log, told) = (log.sync_handle(), told.clone());
+            Arc::new(Owner { log, told }) as Arc<dyn SyncTarget>
+        })
+        .into();
+    begin(&mut log, 6);
+    let start = log.end();
+    let entry = next_batch(&log, 6);
+    log.append_entries(&[entry], at(0)).unwrap();
+    append(&mut slow, batch(1, 10));
+    let hang = disk.hang(OpFilter::op(DiskOp::Sync).on("/data/slow"));
+    let asking = std::thread::spawn(move || coordinator.sync(targets));
+    // One log after the other: the first one is synced.
+    hang.wait_until_one_hangs();
+    let set_back = |end| {
+        checkpoints.0.lock().push(end);
+        Ok(())
+    };
+    log.truncate(start.index, set_back).unwrap();
+    drop(hang);
+    asking.join().unwrap();
+    rounds.iter().take(2).for_each(drop);
+    let recorded = checkpoints.0.lock().clone();
+    assert!(
+        recorded.contains(&slow.end()),
+        "the other one's is recorded"
+    );
+    let of_log: Vec<_> = recorded
+        .into_iter()
+        .filter(|end| *end != slow.end())
+        .collect();
+    assert_eq!(of_log, [start], "the log ends there");
 }

@@ -8,6 +8,7 @@ use tidelog_record::{
 
 use super::Cluster;
 use super::events::Event;
+use super::replica::Replica;
 
 /// A batch on its way.
 #[derive(Clone, Debug)]
@@ -144,7 +145,8 @@ impl Cluster {
         sent.attempt += 1;
         let batch = batch(id, sent.sequence, sent.records, now);
         let leader = self.leader().filter(|_| self.rng.chance(90));
-        let to = leader.unwrap_or_else(|| 1 + self.rng.below(self.options.replicas));
+        let ids: Vec<u64> = self.replicas.keys().copied().collect();
+        let to = leader.unwrap_or_else(|| ids[self.rng.index(ids.len())]);
         let mut answer = None;
         self.with(to, |replica, _| {
             if let Some(group) = replica.group_mut() {
@@ -171,11 +173,11 @@ impl Cluster {
 
     /// Acknowledges what has become committed at a replica that leads still.
     pub(super) fn answer(&mut self, replica: u64) {
-        let Some(group) = self.replicas[&replica].group() else {
+        let Some(group) = self.replicas.get(&replica).and_then(Replica::group) else {
             return;
         };
         let role = group.role();
-        let committed = self.replicas[&replica].committed_offset();
+        let committed = Some(group.log().reader().committed_offset());
         for (id, producer) in &mut self.clients.producers {
             let Some(sent) = &mut producer.sent else {
                 continue;

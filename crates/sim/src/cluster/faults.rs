@@ -11,13 +11,14 @@ impl Cluster {
         }
         let next = self.now + 50 + self.rng.below(3000);
         self.events.at(next, Event::Fault);
-        let id = 1 + self.rng.below(self.options.replicas);
-        match self.rng.below(12) {
+        let ids: Vec<u64> = self.replicas.keys().copied().collect();
+        let id = ids[self.rng.index(ids.len())];
+        match self.rng.below(14) {
             0 | 1 => self.stop_with(id, true),
             2 => self.stop_with(id, false),
             // Everywhere at once.
             3 if self.rng.chance(40) => {
-                for id in 1..=self.options.replicas {
+                for id in ids {
                     self.stop_with(id, true);
                 }
             }
@@ -29,7 +30,11 @@ impl Cluster {
                 let replica = self.replicas.get_mut(&id).expect("there is one");
                 replica.fail(&mut self.rng);
             }
-            _ => self.transfer(id),
+            11 => self.transfer(id),
+            _ => self.change_members(),
+        }
+        if self.rng.chance(5) {
+            self.retire();
         }
     }
 
@@ -40,10 +45,9 @@ impl Cluster {
     }
 
     fn stop_with(&mut self, id: u64, loses_power: bool) {
-        let replica = self.replicas.get_mut(&id).expect("there is one");
-        if !replica.is_up() {
+        let Some(replica) = self.replicas.get_mut(&id).filter(|r| r.is_up()) else {
             return;
-        }
+        };
         replica.stop(loses_power, &mut self.rng);
         self.clients.lost(id);
         let back = match self.rng.below(10) {
@@ -55,10 +59,9 @@ impl Cluster {
     }
 
     pub(super) fn restart(&mut self, id: u64) {
-        let replica = self.replicas.get_mut(&id).expect("there is one");
-        if replica.is_up() {
+        let Some(replica) = self.replicas.get_mut(&id).filter(|r| !r.is_up()) else {
             return;
-        }
+        };
         replica.start(&mut self.rng);
         self.stats.restarts += 1;
         self.checks.restarted(&self.replicas[&id]);
@@ -73,7 +76,9 @@ impl Cluster {
     }
 
     pub(super) fn resume(&mut self, id: u64) {
-        let replica = self.replicas.get_mut(&id).expect("there is one");
+        let Some(replica) = self.replicas.get_mut(&id) else {
+            return;
+        };
         replica.is_paused = false;
         // What it had asked for before is done by now.
         let life = replica.life();
@@ -83,12 +88,12 @@ impl Cluster {
 
     /// Cuts one replica off, one way or both, or one from one.
     fn cut(&mut self) {
-        let count = self.options.replicas;
-        if count == 1 {
+        let ids: Vec<u64> = self.replicas.keys().copied().collect();
+        if ids.len() == 1 {
             return;
         }
-        let one = 1 + self.rng.below(count);
-        let others: Vec<u64> = (1..=count).filter(|id| *id != one).collect();
+        let one = ids[self.rng.index(ids.len())];
+        let others: Vec<u64> = ids.into_iter().filter(|id| *id != one).collect();
         let others = if self.rng.chance(50) {
             others
         } else {
@@ -138,7 +143,8 @@ impl Cluster {
         self.is_stormy = false;
         self.loss = 0;
         self.cuts.clear();
-        for id in 1..=self.options.replicas {
+        let ids: Vec<u64> = self.replicas.keys().copied().collect();
+        for id in ids {
             if self.replicas[&id].is_paused {
                 self.resume(id);
             }

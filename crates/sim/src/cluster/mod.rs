@@ -17,12 +17,14 @@ mod checks;
 mod clients;
 mod events;
 mod faults;
+mod members;
 mod replica;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidelog_record::Timestamp;
-use tidelog_replica::Planted;
+use tidelog_replica::eraftpb::ConfState;
+use tidelog_replica::{Members, Planted};
 
 use self::checks::Checks;
 use self::clients::Clients;
@@ -83,6 +85,8 @@ pub struct ClusterStats {
     pub terms: u64,
     /// Times a replica was started again.
     pub restarts: u64,
+    /// Changes of members that were committed.
+    pub changes: u64,
     /// Times entries that were not committed were taken back.
     pub truncations: u64,
     /// Messages delivered.
@@ -101,6 +105,7 @@ impl ClusterStats {
         self.terms += other.terms;
         self.restarts += other.restarts;
         self.truncations += other.truncations;
+        self.changes += other.changes;
         self.messages += other.messages;
         self.refused += other.refused;
     }
@@ -121,6 +126,10 @@ pub(crate) struct Cluster {
     now: u64,
     events: Events,
     replicas: BTreeMap<u64, Replica>,
+    /// Who is in the group, by the newest change that was committed.
+    members: Members,
+    /// Who ever was, or was to be: none of them is added again.
+    ever_members: BTreeSet<u64>,
     clients: Clients,
     checks: Checks,
     /// Pairs that do not hear each other: from, to.
@@ -139,6 +148,11 @@ impl Cluster {
     fn new(seed: u64, options: ClusterOptions) -> Self {
         let mut rng = SimRng::new(seed);
         let voters: Vec<u64> = (1..=options.replicas).collect();
+        let members = Members {
+            state: ConfState::from((voters.clone(), Vec::new())),
+            index: 0,
+        };
+        let ever_members = voters.iter().copied().collect();
         let replicas = voters
             .iter()
             .map(|id| {
@@ -163,6 +177,8 @@ impl Cluster {
             now: 0,
             events,
             replicas,
+            members,
+            ever_members,
             checks: Checks::default(),
             cuts: Vec::new(),
             loss: 0,
@@ -202,6 +218,9 @@ impl Cluster {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Tick { id } => {
+                if !self.replicas.contains_key(&id) {
+                    return;
+                }
                 self.events.at(self.now + TICK_MILLIS, Event::Tick { id });
                 self.with(id, |replica, _| replica.tick());
             }
@@ -235,13 +254,9 @@ impl Cluster {
     /// Does something to a replica that runs, and then what comes of it.
     fn with(&mut self, id: u64, act: impl FnOnce(&mut Replica, &mut SimRng)) {
         let now = self.time();
-        let replica = self
-            .replicas
-            .get_mut(&id)
-            .expect("there is one of this number");
-        if !replica.is_running() {
+        let Some(replica) = self.replicas.get_mut(&id).filter(|r| r.is_running()) else {
             return;
-        }
+        };
         act(replica, &mut self.rng);
         let Some(outcome) = replica.turn(now) else {
             self.stop(id);
@@ -265,6 +280,9 @@ impl Cluster {
         self.checks.committed(replica);
         if let Some(role) = outcome.role {
             self.stats.terms += self.checks.role(id, role);
+        }
+        if let Some(members) = outcome.members {
+            self.members_changed(members);
         }
         self.answer(id);
     }
@@ -306,12 +324,13 @@ impl Cluster {
     fn is_caught_up(&self) -> bool {
         let length = self.checks.length();
         self.replicas
-            .values()
-            .all(|replica| replica.is_running() && replica.committed() == length)
+            .iter()
+            .filter(|(id, _)| self.is_member(**id))
+            .all(|(_, replica)| replica.is_running() && replica.committed() == length)
     }
 
     fn check_end(&mut self) {
-        for replica in self.replicas.values() {
+        for replica in self.replicas.values().filter(|r| r.is_up()) {
             self.checks.all_of(replica);
         }
         self.checks.batches(&self.clients);

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tidelog_disk::{Disk, DiskOp};
 use tidelog_log::state::GroupState;
 use tidelog_log::{Log, LogEnd, LogIdentity, LogOptions, Poisoned};
-use tidelog_record::{Offset, PartitionId, Timestamp, TopicId};
+use tidelog_record::{PartitionId, Timestamp, TopicId};
 use tidelog_replica::eraftpb::ConfState;
 use tidelog_replica::{Group, GroupConfig, GroupStore, Members, Payload, Planted, Role};
 
+use super::checks::Checks;
 use super::events::Letter;
 use crate::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
@@ -85,6 +86,7 @@ pub(super) struct Outcome {
     pub(super) is_log_dirty: bool,
     pub(super) is_state_dirty: bool,
     pub(super) role: Option<Role>,
+    pub(super) members: Option<Members>,
     pub(super) truncations: u64,
 }
 
@@ -215,13 +217,14 @@ impl Replica {
         self.group.as_mut()
     }
 
+    /// Whether it lacks more than a few entries.
+    pub(super) fn is_behind(&self, checks: &Checks) -> bool {
+        self.committed() + 20 < checks.length()
+    }
+
     /// How many entries are committed here.
     pub(super) fn committed(&self) -> u64 {
         self.group().map_or(0, |group| group.log().commit().get())
-    }
-
-    pub(super) fn committed_offset(&self) -> Option<Offset> {
-        Some(self.group()?.log().reader().committed_offset())
     }
 
     pub(super) fn tick(&mut self) {
@@ -280,6 +283,7 @@ impl Replica {
             is_log_dirty: turn.is_log_dirty,
             is_state_dirty: turn.is_state_dirty,
             role: turn.role,
+            members: turn.members,
             truncations: std::mem::take(&mut self.journal.truncations),
         })
     }
