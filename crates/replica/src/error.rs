@@ -21,6 +21,12 @@ pub enum ProposeError {
     /// This replica leads, and would be no voter any more: another has to lead first.
     #[error("the leader cannot leave its group; hand over the leadership first")]
     LeaderLeaves,
+    /// The members would be too many to be remembered.
+    #[error("a group has {max} members at most, each counted twice while they change")]
+    TooManyMembers {
+        /// The limit.
+        max: usize,
+    },
     /// Too much is not committed yet.
     #[error("{bytes} bytes are not committed yet; the limit is {max}")]
     Busy {

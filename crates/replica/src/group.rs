@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
-use tidelog_log::state::GroupState;
+use tidelog_log::state::{GROUP_MEMBERS_MAX, GroupState};
 use tidelog_log::{InternalKind, Log, LogEnd, LogEntry, Poisoned};
 use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp};
 
@@ -105,6 +105,7 @@ impl std::fmt::Debug for Group {
             .field("last", &(self.log().end_index().get() - 1))
             .field("durable", &self.durable())
             .field("commit", &self.log().commit().get())
+            .field("members", self.members())
             .field("held", &self.held)
             .finish_non_exhaustive()
     }
@@ -314,11 +315,21 @@ impl Group {
     ///
     /// # Errors
     /// When this replica does not lead, is not ready, or another change is under way; and
-    /// [`ProposeError::LeaderLeaves`] when this one would be no voter any more.
+    /// [`ProposeError::LeaderLeaves`] when this one would be no voter any more,
+    /// [`ProposeError::TooManyMembers`] when they would be too many to be remembered.
     pub fn propose_members(&mut self, change: &ConfChangeV2) -> Result<(), ProposeError> {
         self.check_leads()?;
         if self.node.raft.has_pending_conf() {
             return Err(ProposeError::NotReady);
+        }
+        let state = &self.members().state;
+        let lists = [&state.voters, &state.learners, &state.voters_outgoing];
+        let count: usize = lists.iter().map(|list| list.len()).sum();
+        // A change may put every voter among the outgoing ones as well, and those it is about.
+        if !change.leave_joint() && 2 * count + change.changes.len() > GROUP_MEMBERS_MAX {
+            return Err(ProposeError::TooManyMembers {
+                max: GROUP_MEMBERS_MAX,
+            });
         }
         let id = self.config.id;
         let stays = if change.leave_joint() {

@@ -32,6 +32,7 @@ mod message;
 mod payload;
 mod planted;
 mod storage;
+mod store;
 mod turn;
 
 pub use config::{GroupConfig, ReplicaId};
@@ -42,4 +43,5 @@ pub use message::{Outgoing, Payload};
 pub use planted::Planted;
 pub use raft::eraftpb;
 pub use storage::Members;
+pub use store::StateStore;
 pub use turn::Turn;

@@ -16,7 +16,7 @@ use super::generations::{
 use super::records::{
     FRAME_LEN, JOURNAL_END, RECORD_LEN_MAX, SNAPSHOT_END, SYNCED, frame, frame_crc,
 };
-use super::{BrokerState, DirectoryIdentity, StateRecord};
+use super::{BrokerState, DirectoryIdentity, GroupKey, GroupState, StateRecord};
 use crate::error::Poisoned;
 use crate::log::{create_dir_durably, parents};
 
@@ -108,6 +108,7 @@ impl StateFile {
             boots: 0,
             clean: true,
             groups: BTreeMap::new(),
+            members: BTreeMap::new(),
         };
         Self::begin_generation(disk, dir, state, 1)
     }
@@ -136,7 +137,7 @@ impl StateFile {
         write_snapshot(&*disk, dir, generation, &state)?;
         let journal = create_journal(&*disk, dir, generation)?;
         recycle(&*disk, dir, generation);
-        let room = snapshot_room(state.groups.len());
+        let room = snapshot_room(&state);
         keep_space(&*disk, dir, room);
         Ok(Self {
             inner: Mutex::new(Inner {
@@ -163,6 +164,11 @@ impl StateFile {
     /// What the file says now.
     pub fn state(&self) -> BrokerState {
         self.inner.lock().state.clone()
+    }
+
+    /// What the file says of one group now.
+    pub fn group(&self, key: &GroupKey) -> Option<GroupState> {
+        self.inner.lock().state.groups.get(key).copied()
     }
 
     /// Why nothing is recorded any more, if so.
@@ -205,7 +211,7 @@ impl Inner {
         for record in records {
             self.state.apply(record);
         }
-        let room = snapshot_room(self.state.groups.len());
+        let room = snapshot_room(&self.state);
         if room > self.room {
             keep_space(&*self.disk, &self.dir, room);
             self.room = room;
@@ -443,6 +449,7 @@ pub(super) fn read_snapshot(
         boots: 0,
         clean: false,
         groups: BTreeMap::new(),
+        members: BTreeMap::new(),
     };
     for record in &records {
         state.apply(record);

@@ -24,9 +24,14 @@ const SNAPSHOT_ROOM_MIN: u64 = 64 << 10;
 /// More than the records of one partition take in a snapshot.
 const PARTITION_BYTES: u64 = 160;
 
-/// The space that snapshots of so many partitions get: it doubles, so that it seldom changes.
-pub(super) fn snapshot_room(partitions: usize) -> u64 {
-    let needed = (partitions as u64 + 1).saturating_mul(PARTITION_BYTES);
+/// More than the record of the members of one takes.
+const MEMBERS_BYTES: u64 = 264;
+
+/// The space that snapshots of this state get: it doubles, so that it seldom changes.
+pub(super) fn snapshot_room(state: &BrokerState) -> u64 {
+    let partitions = (state.groups.len() as u64 + 1).saturating_mul(PARTITION_BYTES);
+    let members = (state.members.len() as u64).saturating_mul(MEMBERS_BYTES);
+    let needed = partitions.saturating_add(members);
     needed.next_power_of_two().max(SNAPSHOT_ROOM_MIN)
 }
 

@@ -53,6 +53,36 @@ pub struct GroupState {
     pub checkpoint: Option<LogEnd>,
 }
 
+/// Who is in one partition's Raft group, as Raft has it: numbers of replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupMembers {
+    /// The entry that made them so; 0 for those who founded the group.
+    pub index: u64,
+    /// Those who vote.
+    pub voters: Vec<u64>,
+    /// Those who only listen.
+    pub learners: Vec<u64>,
+    /// Those who voted before, while the configuration is joint.
+    pub voters_outgoing: Vec<u64>,
+    /// Those of them who will only listen.
+    pub learners_next: Vec<u64>,
+    /// Whether the joint configuration is left without being asked.
+    pub auto_leave: bool,
+}
+
+impl GroupMembers {
+    /// How many numbers all lists have together.
+    pub fn count(&self) -> usize {
+        self.voters.len()
+            + self.learners.len()
+            + self.voters_outgoing.len()
+            + self.learners_next.len()
+    }
+}
+
+/// So many numbers all lists of a group's members have together at most: they fit one record.
+pub const GROUP_MEMBERS_MAX: usize = 24;
+
 /// Who a data directory belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirectoryIdentity {
@@ -75,6 +105,8 @@ pub struct BrokerState {
     pub clean: bool,
     /// The partitions that have a log here.
     pub groups: BTreeMap<GroupKey, GroupState>,
+    /// The members of those groups that others are in too.
+    pub members: BTreeMap<GroupKey, GroupMembers>,
 }
 
 impl BrokerState {
@@ -102,8 +134,14 @@ impl BrokerState {
                     group.checkpoint = Some(*end);
                 }
             }
+            StateRecord::Members(key, members) => {
+                if self.groups.contains_key(key) {
+                    self.members.insert(*key, members.clone());
+                }
+            }
             StateRecord::GroupRemoved(key) => {
                 self.groups.remove(key);
+                self.members.remove(key);
             }
         }
     }
@@ -117,6 +155,9 @@ impl BrokerState {
             records.push(StateRecord::Group(*key, *group));
             if let Some(end) = group.checkpoint {
                 records.push(StateRecord::Checkpoint(*key, end));
+            }
+            if let Some(members) = self.members.get(key) {
+                records.push(StateRecord::Members(*key, members.clone()));
             }
         }
         if self.clean {

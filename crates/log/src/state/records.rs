@@ -2,7 +2,7 @@
 
 use tidelog_record::{PartitionId, TopicId};
 
-use super::{DirectoryIdentity, GroupKey, GroupState};
+use super::{DirectoryIdentity, GROUP_MEMBERS_MAX, GroupKey, GroupMembers, GroupState};
 use crate::segment::LogEnd;
 use crate::wire::Fields;
 
@@ -21,6 +21,8 @@ pub enum StateRecord {
     Checkpoint(GroupKey, LogEnd),
     /// A partition's log was deleted.
     GroupRemoved(GroupKey),
+    /// Who is in a partition's group.
+    Members(GroupKey, GroupMembers),
 }
 
 const IDENTITY: u8 = 1;
@@ -36,6 +38,7 @@ pub(crate) const JOURNAL_END: u8 = 8;
 /// The journal was durable up to the position in the content when this was written: damage below
 /// is no torn end.
 pub(crate) const SYNCED: u8 = 9;
+const MEMBERS: u8 = 10;
 
 /// Length, checksum.
 pub(crate) const FRAME_LEN: usize = 8;
@@ -70,6 +73,10 @@ impl StateRecord {
             Self::GroupRemoved(key) => {
                 frame(generation, GROUP_REMOVED, out, |out| put_key(out, key));
             }
+            Self::Members(key, members) => frame(generation, MEMBERS, out, |out| {
+                put_key(out, key);
+                put_members(out, members);
+            }),
         }
     }
 
@@ -103,6 +110,7 @@ impl StateRecord {
                 Self::Checkpoint(key, LogEnd::take(&mut fields)?)
             }
             GROUP_REMOVED => Self::GroupRemoved(take_key(&mut fields)?),
+            MEMBERS => Self::Members(take_key(&mut fields)?, take_members(&mut fields)?),
             _ => return None,
         };
         fields.rest().is_empty().then_some(record)
@@ -144,6 +152,45 @@ pub(crate) fn frame_crc(generation: u64, body: &[u8]) -> u32 {
 fn put_key(out: &mut Vec<u8>, key: &GroupKey) {
     out.extend_from_slice(&key.topic_id.to_bytes());
     out.extend_from_slice(&key.partition.get().to_be_bytes());
+}
+
+fn put_members(out: &mut Vec<u8>, members: &GroupMembers) {
+    out.extend_from_slice(&members.index.to_be_bytes());
+    out.push(u8::from(members.auto_leave));
+    let GroupMembers {
+        voters,
+        learners,
+        voters_outgoing,
+        learners_next,
+        ..
+    } = members;
+    for list in [voters, learners, voters_outgoing, learners_next] {
+        out.push(u8::try_from(list.len()).expect("at most GROUP_MEMBERS_MAX"));
+        list.iter()
+            .for_each(|id| out.extend_from_slice(&id.to_be_bytes()));
+    }
+}
+
+fn take_members(fields: &mut Fields<'_>) -> Option<GroupMembers> {
+    let index = fields.u64()?;
+    let auto_leave = match fields.u8()? {
+        0 => false,
+        1 => true,
+        _ => return None,
+    };
+    let mut list = || {
+        let count = usize::from(fields.u8()?);
+        (0..count).map(|_| fields.u64()).collect::<Option<Vec<_>>>()
+    };
+    let members = GroupMembers {
+        index,
+        voters: list()?,
+        learners: list()?,
+        voters_outgoing: list()?,
+        learners_next: list()?,
+        auto_leave,
+    };
+    (members.count() <= GROUP_MEMBERS_MAX).then_some(members)
 }
 
 fn take_key(fields: &mut Fields<'_>) -> Option<GroupKey> {

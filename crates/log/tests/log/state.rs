@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use tidelog_disk::{Disk, DiskOp};
 use tidelog_log::state::{
-    BrokerState, DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
+    BrokerState, DirectoryIdentity, GroupKey, GroupMembers, GroupState, StateError, StateFile,
+    StateRecord,
 };
 use tidelog_log::{LogEnd, Poisoned};
 use tidelog_record::{LeaderEpoch, PartitionId, RaftIndex, TopicId};
@@ -98,14 +99,33 @@ fn fold(state: &mut BrokerState, record: &StateRecord) {
         }
         StateRecord::GroupRemoved(key) => {
             state.groups.remove(key);
+            state.members.remove(key);
         }
+        StateRecord::Members(key, members) => {
+            if state.groups.contains_key(key) {
+                state.members.insert(*key, members.clone());
+            }
+        }
+    }
+}
+
+fn members(rng: &mut SimRng) -> GroupMembers {
+    let mut list = || (0..rng.below(4)).collect();
+    GroupMembers {
+        voters: list(),
+        learners: list(),
+        voters_outgoing: list(),
+        learners_next: list(),
+        index: rng.below(1000),
+        auto_leave: rng.chance(50),
     }
 }
 
 fn random_record(rng: &mut SimRng) -> StateRecord {
     let key = key(u32::try_from(rng.below(5)).unwrap());
     let n = rng.below(1000);
-    match rng.below(12) {
+    match rng.below(14) {
+        12.. => StateRecord::Members(key, members(rng)),
         0 => StateRecord::Boot(n),
         1 => StateRecord::Clean,
         2..5 => StateRecord::Group(key, group(n)),
@@ -556,6 +576,7 @@ fn workload(
         boots: 0,
         clean: true,
         groups: std::collections::BTreeMap::new(),
+        members: std::collections::BTreeMap::new(),
     };
     states.push(current.clone());
     let mut file = StateFile::create(dynamic(disk), &home(), identity()).ok()?;

@@ -48,7 +48,7 @@ impl Cluster {
         let Some(replica) = self.replicas.get_mut(&id).filter(|r| r.is_up()) else {
             return;
         };
-        replica.stop(loses_power, &mut self.rng);
+        replica.stop(loses_power);
         self.clients.lost(id);
         let back = match self.rng.below(10) {
             0..5 => self.rng.below(200),

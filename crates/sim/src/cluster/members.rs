@@ -32,6 +32,9 @@ impl Cluster {
     /// A replica has committed a change.
     pub(super) fn members_changed(&mut self, members: Members) {
         if members.index > self.members.index {
+            let were = self.members.state.clone();
+            self.left
+                .extend([were.voters, were.learners, were.voters_outgoing].concat());
             self.members = members;
             self.stats.changes += 1;
         }
@@ -117,8 +120,8 @@ impl Cluster {
         id
     }
 
-    /// Those that are no members any more are gone for good, once all members know it: until then they
-    /// may need them to choose a leader.
+    /// Those that were members and are none any more are gone for good, once all members know it: until
+    /// then they may need them to choose a leader.
     pub(super) fn retire(&mut self) {
         let mut members = self.replicas.iter().filter(|(id, _)| self.is_member(**id));
         if !members.all(|(_, replica)| replica.committed() >= self.members.index) {
@@ -128,7 +131,7 @@ impl Cluster {
             .replicas
             .keys()
             .copied()
-            .filter(|id| !self.is_member(*id))
+            .filter(|id| self.left.contains(id) && !self.is_member(*id))
             .collect();
         for id in gone {
             self.clients.lost(id);

@@ -130,6 +130,8 @@ pub(crate) struct Cluster {
     members: Members,
     /// Who ever was, or was to be: none of them is added again.
     ever_members: BTreeSet<u64>,
+    /// Who was in it before the newest change, and may be still.
+    left: BTreeSet<u64>,
     clients: Clients,
     checks: Checks,
     /// Pairs that do not hear each other: from, to.
@@ -179,6 +181,7 @@ impl Cluster {
             replicas,
             members,
             ever_members,
+            left: BTreeSet::new(),
             checks: Checks::default(),
             cuts: Vec::new(),
             loss: 0,

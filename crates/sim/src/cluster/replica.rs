@@ -4,79 +4,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskOp};
-use tidelog_log::state::GroupState;
+use tidelog_log::state::{DirectoryIdentity, GroupKey, GroupState, StateFile};
 use tidelog_log::{Log, LogEnd, LogIdentity, LogOptions, Poisoned};
-use tidelog_record::{PartitionId, Timestamp, TopicId};
+use tidelog_record::{PartitionId, RaftIndex, Timestamp, TopicId};
 use tidelog_replica::eraftpb::ConfState;
-use tidelog_replica::{Group, GroupConfig, GroupStore, Members, Payload, Planted, Role};
+use tidelog_replica::{
+    Group, GroupConfig, GroupStore, Members, Payload, Planted, Role, StateStore,
+};
 
 use super::checks::Checks;
 use super::events::Letter;
 use crate::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
 
-/// What a broker's state file says of the group.
-#[derive(Clone, Debug)]
-struct Kept {
-    state: GroupState,
-    members: Members,
-    checkpoint: LogEnd,
-}
-
-/// The state file: a journal, of which power loss keeps what was synced and some of the rest.
+/// The state file, and how many times entries were taken back.
 #[derive(Debug)]
-struct Journal {
-    durable: Kept,
-    /// Recorded since, oldest first.
-    pending: Vec<Kept>,
+struct Store {
+    inner: StateStore,
     truncations: u64,
 }
 
-impl Journal {
-    fn last(&self) -> &Kept {
-        self.pending.last().unwrap_or(&self.durable)
-    }
-
-    fn push(&mut self, change: impl FnOnce(&mut Kept)) {
-        let mut kept = self.last().clone();
-        change(&mut kept);
-        self.pending.push(kept);
-    }
-
-    fn sync(&mut self) {
-        if let Some(last) = self.pending.pop() {
-            self.durable = last;
-            self.pending.clear();
-        }
-    }
-
-    fn crash(&mut self, rng: &mut SimRng) {
-        let kept = rng.index(self.pending.len() + 1);
-        self.pending.truncate(kept);
-        self.sync();
-    }
-}
-
-impl GroupStore for Journal {
+impl GroupStore for Store {
     fn record(&mut self, state: &GroupState, members: &Members) -> Result<(), Poisoned> {
-        self.push(|kept| {
-            kept.state = *state;
-            kept.members = members.clone();
-        });
-        Ok(())
+        self.inner.record(state, members)
     }
 
     fn sync(&mut self) -> Result<(), Poisoned> {
-        Self::sync(self);
-        Ok(())
+        self.inner.sync()
     }
 
     fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned> {
         self.truncations += 1;
-        if end.index < self.last().checkpoint.index {
-            self.push(|kept| kept.checkpoint = end);
-        }
-        Self::sync(self);
-        Ok(())
+        self.inner.set_back(end)
     }
 }
 
@@ -90,12 +48,17 @@ pub(super) struct Outcome {
     pub(super) truncations: u64,
 }
 
+/// What a replica has while its process is there.
+struct Running {
+    store: Store,
+    group: Group,
+}
+
 pub(super) struct Replica {
     pub(super) id: u64,
     planted: Option<Planted>,
     disk: SimDisk,
-    journal: Journal,
-    group: Option<Group>,
+    running: Option<Running>,
     /// Counts its starts.
     life: u64,
     pub(super) is_paused: bool,
@@ -103,6 +66,22 @@ pub(super) struct Replica {
 
 fn dir() -> PathBuf {
     PathBuf::from("/data/topic-0")
+}
+
+fn state_dir() -> PathBuf {
+    PathBuf::from("/data/state")
+}
+
+fn key() -> GroupKey {
+    let LogIdentity {
+        topic_id,
+        partition,
+        ..
+    } = identity();
+    GroupKey {
+        topic_id,
+        partition,
+    }
 }
 
 fn identity() -> LogIdentity {
@@ -136,11 +115,8 @@ fn config(id: u64, planted: Option<Planted>, seed: u64) -> GroupConfig {
 
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "replica {} in life {}: {:?}",
-            self.id, self.life, self.group
-        )
+        let group = self.group();
+        write!(f, "replica {} in life {}: {group:?}", self.id, self.life)
     }
 }
 
@@ -152,12 +128,14 @@ impl Replica {
         rng: &mut SimRng,
     ) -> Self {
         let disk = SimDisk::new(rng.next_u64());
-        disk.create_dir_all(Path::new("/data"))
-            .expect("nothing fails yet");
-        disk.sync_dir(Path::new("/")).expect("nothing fails yet");
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        disk.create_dir_all(&state_dir())
+            .expect("nothing fails yet");
+        for dir in ["/", "/data"] {
+            disk.sync_dir(Path::new(dir)).expect("nothing fails yet");
+        }
         let now = Timestamp::from_millis(0);
-        let log = Log::create_replica(shared, &dir(), identity(), options(), now);
+        let log = Log::create_replica(shared.clone(), &dir(), identity(), options(), now);
         let log = log.expect("nothing fails yet");
         let members = Members {
             state: ConfState::from((voters.to_vec(), Vec::new())),
@@ -171,38 +149,42 @@ impl Replica {
             commit: 5,
             checkpoint: None,
         };
-        let checkpoint = log.end();
-        let group = Group::open(
-            config(id, planted, rng.next_u64()),
-            log,
-            state,
-            members.clone(),
-        );
+        let owner = DirectoryIdentity {
+            cluster_id: [7; 16],
+            node_id: u32::try_from(id).expect("few"),
+            directory_id: [u8::try_from(id).expect("few"); 16],
+        };
+        let file = StateFile::create(shared, &state_dir(), owner).expect("nothing fails yet");
+        let mut store = StateStore::new(Arc::new(file), key());
+        let recorded = store
+            .record(&state, &members)
+            .and_then(|()| store.checkpoint(log.end()))
+            .and_then(|()| store.sync());
+        recorded.expect("nothing fails yet");
+        let group = Group::open(config(id, planted, rng.next_u64()), log, state, members);
+        let running = Running {
+            store: Store {
+                inner: store,
+                truncations: 0,
+            },
+            group: group.expect("the configuration is a good one"),
+        };
         Self {
             id,
             planted,
             disk,
-            journal: Journal {
-                durable: Kept {
-                    state,
-                    members,
-                    checkpoint,
-                },
-                pending: Vec::new(),
-                truncations: 0,
-            },
-            group: Some(group.expect("the configuration is a good one")),
+            running: Some(running),
             life: 0,
             is_paused: false,
         }
     }
 
     pub(super) fn is_running(&self) -> bool {
-        self.group.is_some() && !self.is_paused
+        self.running.is_some() && !self.is_paused
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.group.is_some()
+        self.running.is_some()
     }
 
     pub(super) fn life(&self) -> u64 {
@@ -210,11 +192,11 @@ impl Replica {
     }
 
     pub(super) fn group(&self) -> Option<&Group> {
-        self.group.as_ref()
+        Some(&self.running.as_ref()?.group)
     }
 
     pub(super) fn group_mut(&mut self) -> Option<&mut Group> {
-        self.group.as_mut()
+        Some(&mut self.running.as_mut()?.group)
     }
 
     /// Whether it lacks more than a few entries.
@@ -228,14 +210,14 @@ impl Replica {
     }
 
     pub(super) fn tick(&mut self) {
-        if let Some(group) = &mut self.group {
+        if let Some(group) = self.group_mut() {
             group.tick();
         }
     }
 
     /// Says whether the message was refused.
     pub(super) fn step(&mut self, letter: &Letter, now: Timestamp) -> bool {
-        let Some(group) = &mut self.group else {
+        let Some(group) = self.group_mut() else {
             return false;
         };
         let stepped = group.step(letter.message.clone(), letter.payloads.clone(), now);
@@ -248,29 +230,34 @@ impl Replica {
         true
     }
 
-    /// The sync of the log that was asked for has taken its time.
+    fn in_life(&mut self, life: u64) -> Option<&mut Running> {
+        let is_this = life == self.life;
+        self.running.as_mut().filter(|_| is_this)
+    }
+
+    /// The sync of the log that was asked for has taken its time. A failure shows in the next turn.
     pub(super) fn sync_log(&mut self, life: u64) {
-        if let Some(group) = self.group.as_ref().filter(|_| life == self.life)
-            && let Ok(end) = group.log().sync_handle().sync()
+        if let Some(running) = self.in_life(life)
+            && let Ok(end) = running.group.log().sync_handle().sync()
         {
-            self.journal.push(|kept| kept.checkpoint = end);
+            running.store.inner.checkpoint(end).ok();
         }
     }
 
     pub(super) fn sync_state(&mut self, life: u64) {
-        if let Some(group) = self.group.as_mut().filter(|_| life == self.life) {
-            self.journal.sync();
-            group.state_synced();
+        if let Some(running) = self.in_life(life)
+            && running.store.sync().is_ok()
+        {
+            running.group.state_synced();
         }
     }
 
     /// Does what the group asks for; `None` when it has failed.
     pub(super) fn turn(&mut self, now: Timestamp) -> Option<Outcome> {
-        let group = self.group.as_mut()?;
-        let before = std::mem::take(&mut self.journal.truncations);
-        debug_assert_eq!(before, 0);
-        let turn = group.turn(&mut self.journal, now).ok()?;
-        if group.log().reader().poisoned().is_some() {
+        let Running { store, group } = self.running.as_mut()?;
+        let turn = group.turn(store, now).ok()?;
+        // As a broker stops all its logs when nothing can be remembered.
+        if group.log().reader().poisoned().is_some() || store.inner.is_poisoned() {
             return None;
         }
         let letters = turn.messages.iter().map(|outgoing| Letter {
@@ -284,7 +271,7 @@ impl Replica {
             is_state_dirty: turn.is_state_dirty,
             role: turn.role,
             members: turn.members,
-            truncations: std::mem::take(&mut self.journal.truncations),
+            truncations: std::mem::take(&mut store.truncations),
         })
     }
 
@@ -297,49 +284,41 @@ impl Replica {
             .fail_nth(filter, nth, InjectedError::Io, FailMode::Once);
     }
 
-    pub(super) fn stop(&mut self, loses_power: bool, rng: &mut SimRng) {
-        self.group = None;
+    pub(super) fn stop(&mut self, loses_power: bool) {
+        self.running = None;
         self.is_paused = false;
         if loses_power {
             self.disk.crash();
-            self.journal.crash(rng);
         } else {
             self.disk.kill();
         }
-        self.journal.truncations = 0;
     }
 
     pub(super) fn start(&mut self, rng: &mut SimRng) {
-        if self.group.is_some() {
+        if self.running.is_some() {
             return;
         }
         self.disk.stop_failing();
-        let Kept {
-            state,
-            members,
-            checkpoint,
-        } = self.journal.last().clone();
         let shared: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let commit = tidelog_record::RaftIndex::new(state.commit);
-        let opened = Log::open_replica(
-            shared,
-            &dir(),
-            identity(),
-            options(),
-            Some(checkpoint),
-            commit,
-        );
+        let file = StateFile::open(shared.clone(), &state_dir());
+        let file = Arc::new(file.expect("what was remembered is there"));
+        let store = StateStore::new(file, key());
+        let (state, members) = store.load().expect("the group was recorded at its making");
+        let commit = RaftIndex::new(state.commit);
+        let checkpoint = state.checkpoint;
+        let opened = Log::open_replica(shared, &dir(), identity(), options(), checkpoint, commit);
         let log = opened.expect("what was durable is there").0;
         // An open makes durable what it keeps.
-        let end = log.end();
-        self.journal.push(|kept| kept.checkpoint = end);
-        let group = Group::open(
-            config(self.id, self.planted, rng.next_u64()),
-            log,
-            state,
-            members,
-        );
-        self.group = Some(group.expect("the configuration is a good one"));
+        store.checkpoint(log.end()).expect("nothing fails now");
+        let config = config(self.id, self.planted, rng.next_u64());
+        let group = Group::open(config, log, state, members);
+        self.running = Some(Running {
+            store: Store {
+                inner: store,
+                truncations: 0,
+            },
+            group: group.expect("the configuration is a good one"),
+        });
         self.life += 1;
     }
 }

@@ -5,7 +5,7 @@ use tidelog_sim::SimDisk;
 use super::*;
 use crate::golden::golden;
 use crate::segment::LogEnd;
-use crate::state::{GroupKey, GroupState};
+use crate::state::{GroupKey, GroupMembers, GroupState};
 
 fn key(partition: u32) -> GroupKey {
     let topic_id = std::array::from_fn(|n| 16 + u8::try_from(n).unwrap());
@@ -42,6 +42,7 @@ fn state() -> BrokerState {
         boots: 7,
         clean: false,
         groups: BTreeMap::from([(key(3), group)]),
+        members: BTreeMap::new(),
     }
 }
 
@@ -84,6 +85,27 @@ fn a_snapshot_is_as_the_golden_file_says() {
     assert_eq!(bytes, golden("state-snapshot_v1_one-group"));
     let read = read_snapshot(&*disk, home(), 1).unwrap().unwrap();
     assert_eq!(read, state());
+}
+
+#[test]
+fn members_are_as_the_golden_file_says() {
+    let disk = disk();
+    let file = StateFile::create(disk.clone(), home(), identity()).unwrap();
+    let members = GroupMembers {
+        index: 99,
+        voters: vec![4, 5],
+        learners: vec![6],
+        voters_outgoing: vec![7],
+        learners_next: Vec::new(),
+        auto_leave: true,
+    };
+    let record = StateRecord::Members(key(3), members.clone());
+    file.record(&[record], false).unwrap();
+    let expected = golden("state-journal_v1_members");
+    let bytes = read_file(&*disk, &journal_path(home(), 1)).unwrap();
+    assert_eq!(bytes[..expected.len()], expected);
+    let opened = open_golden("state-snapshot_v1_one-group", "state-journal_v1_members").unwrap();
+    assert_eq!(opened.members, BTreeMap::from([(key(3), members)]));
 }
 
 #[test]

@@ -1,0 +1,129 @@
+//! The state of a group in a broker's state file, which all groups of the broker share.
+
+use std::sync::Arc;
+
+use tidelog_log::state::{GroupKey, GroupMembers, GroupState, StateFile, StateRecord};
+use tidelog_log::{LogEnd, Poisoned};
+
+use crate::eraftpb::ConfState;
+use crate::group::GroupStore;
+use crate::storage::Members;
+
+/// One group's part of a state file.
+#[derive(Clone, Debug)]
+pub struct StateStore {
+    file: Arc<StateFile>,
+    key: GroupKey,
+    /// As they were recorded last.
+    members: Option<GroupMembers>,
+}
+
+impl StateStore {
+    /// The part of the group `key` in `file`.
+    pub fn new(file: Arc<StateFile>, key: GroupKey) -> Self {
+        let members = file.state().members.remove(&key);
+        Self { file, key, members }
+    }
+
+    /// What is known of the group; `None` for one that was never recorded. A group without recorded
+    /// members has one: this replica.
+    pub fn load(&self) -> Option<(GroupState, Members)> {
+        let known = self.file.state();
+        let state = *known.groups.get(&self.key)?;
+        let members = known.members.get(&self.key).map_or_else(
+            || Members {
+                state: ConfState::from((vec![state.replica_id], Vec::new())),
+                index: 0,
+            },
+            Members::from,
+        );
+        Some((state, members))
+    }
+
+    /// Whether nothing is recorded any more.
+    pub fn is_poisoned(&self) -> bool {
+        self.file.poisoned().is_some()
+    }
+
+    /// Records that the log is durable up to `end`; not durable itself, which it need not be.
+    ///
+    /// # Errors
+    /// When nothing more can be recorded.
+    pub fn checkpoint(&self, end: LogEnd) -> Result<(), Poisoned> {
+        let record = StateRecord::Checkpoint(self.key, end);
+        self.file.record(&[record], false)
+    }
+}
+
+impl GroupStore for StateStore {
+    fn record(&mut self, state: &GroupState, members: &Members) -> Result<(), Poisoned> {
+        let mut records = vec![StateRecord::Group(self.key, *state)];
+        let members = GroupMembers::from(members);
+        let is_news = self.members.as_ref() != Some(&members);
+        if is_news {
+            records.push(StateRecord::Members(self.key, members.clone()));
+        }
+        self.file.record(&records, false)?;
+        if is_news {
+            self.members = Some(members);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), Poisoned> {
+        self.file.sync()
+    }
+
+    fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned> {
+        let known = self
+            .file
+            .group(&self.key)
+            .and_then(|group| group.checkpoint);
+        // One that lies before is as true as it was.
+        if known.is_some_and(|known| known.index > end.index) {
+            self.checkpoint(end)?;
+        }
+        self.file.sync()
+    }
+}
+
+impl From<&GroupMembers> for Members {
+    fn from(members: &GroupMembers) -> Self {
+        let GroupMembers {
+            index,
+            voters,
+            learners,
+            voters_outgoing,
+            learners_next,
+            auto_leave,
+        } = members.clone();
+        let state = ConfState {
+            voters,
+            learners,
+            voters_outgoing,
+            learners_next,
+            auto_leave,
+        };
+        Self { state, index }
+    }
+}
+
+impl From<&Members> for GroupMembers {
+    fn from(members: &Members) -> Self {
+        let ConfState {
+            voters,
+            learners,
+            voters_outgoing,
+            learners_next,
+            auto_leave,
+        } = members.state.clone();
+        Self {
+            index: members.index,
+            voters,
+            learners,
+            voters_outgoing,
+            learners_next,
+            auto_leave,
+        }
+    }
+}
