@@ -43,6 +43,8 @@ pub struct Log {
     pub(crate) since_snapshot: u64,
     /// How long that was.
     pub(crate) snapshot_len: u64,
+    /// Whether the last one could not be written.
+    pub(crate) lacks_snapshot: bool,
     /// The epoch that could not begin for want of space: nothing is written before it has.
     pub(crate) pending_epoch: Option<LeaderEpoch>,
     /// How much each sync covers.
@@ -233,6 +235,10 @@ impl Log {
             self.remove_or_note(segment.path.clone(), file);
             let index = index_path(self.dir(), segment.header.base_offset);
             self.remove_or_note(index, None);
+        }
+        if self.lacks_snapshot {
+            // What was removed told of its producers, and has left space.
+            self.write_producers_durably();
         }
         self.remove_stale_producers();
         if let Err(e) = self.disk().sync_dir(self.dir()) {

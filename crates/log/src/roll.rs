@@ -13,7 +13,6 @@ use crate::index::SegmentIndex;
 use crate::internal::{InternalEntry, InternalKind};
 use crate::log::{Log, remove_if_there};
 use crate::options::LogOptions;
-use crate::producers;
 use crate::segment::{LogEnd, SealedEnd, Segment, segment_path};
 
 /// A segment that was just begun.
@@ -127,11 +126,8 @@ impl Log {
         self.shared.set_segments(segments);
         // Durable, since the segments before tell nothing any more of their producers once they are
         // removed, and kept for as long as this segment is. Without it the log is as good.
-        self.write_producers();
+        self.write_producers_durably();
         self.remove_stale_producers();
-        if let Err(error) = producers::sync(self.disk(), self.dir(), self.end.offset) {
-            tracing::warn!(%error, "power loss may make producers of removed segments forgotten");
-        }
         Ok(())
     }
 

@@ -46,11 +46,21 @@ impl Log {
     pub(crate) fn write_producers(&mut self) {
         // Also when it fails: the next interval tries again.
         self.since_snapshot = 0;
-        match snapshot::write(self.disk(), self.dir(), &self.end, &self.producers) {
+        let written = snapshot::write(self.disk(), self.dir(), &self.end, &self.producers);
+        self.lacks_snapshot = written.is_err();
+        match written {
             Ok(len) => self.snapshot_len = len,
             Err(error) => tracing::warn!(%error, "a snapshot of producers was not written"),
         }
         self.recent_snapshots.push_back(self.end.offset);
+    }
+
+    /// As [`Log::write_producers`]; the snapshot survives power loss, where it could be written.
+    pub(crate) fn write_producers_durably(&mut self) {
+        self.write_producers();
+        if let Err(error) = snapshot::sync(self.disk(), self.dir(), self.end.offset) {
+            tracing::warn!(%error, "power loss may make producers of removed segments forgotten");
+        }
     }
 
     /// As [`Log::write_producers`] between two rolls. What no start will want any more goes at once,

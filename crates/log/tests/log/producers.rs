@@ -319,3 +319,27 @@ fn later_snapshots_do_not_drive_out_the_durable_one() {
         );
     }
 }
+
+/// On a full disk a roll may go through, and its snapshot not.
+#[test]
+fn a_snapshot_that_a_roll_could_not_write_is_there_before_what_it_stands_for_is_gone() {
+    let disk = disk();
+    let mut log = create(&disk, small());
+    append(&mut log, batch_by(7, 0, 0, &[(1000, b"value")]));
+    let filter = OpFilter::op(DiskOp::Write).on(".producers");
+    disk.fail_nth(filter, 1, InjectedError::Full, FailMode::Forever);
+    log.roll(at(0)).unwrap();
+    append(&mut log, batch(1, 10));
+    disk.stop_failing();
+    let end = log.sync().unwrap();
+    log.trim(offset(1), end.offset).unwrap();
+    let end = log.sync().unwrap();
+    drop(log);
+    disk.crash();
+    let (log, _) = open(&disk, small(), Some(end)).unwrap();
+    let again = batch_by(7, 0, 0, &[(1000, b"value")]);
+    assert!(
+        log.check_producer(&again).unwrap().is_some(),
+        "it was stored"
+    );
+}
