@@ -96,6 +96,27 @@ fn code_1_is_for_what_has_no_other() {
     assert_eq!(code(&output), 1, "{}", stderr(&output));
 }
 
+/// What was done is done, whether or not people can be told.
+#[test]
+fn the_codes_hold_where_stderr_cannot_be_written() {
+    let (_dir, broker) = started();
+    broker.ok(&["topic", "create", "t"]);
+    let code_of = |args: &[&str], input: &str| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        let mut command = std::process::Command::new(TIDELOG);
+        command.args(args).stderr(full.unwrap());
+        let input_file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(input_file.path(), input).unwrap();
+        command.stdin(std::fs::File::open(input_file.path()).unwrap());
+        command.env("TIDELOG_BROKER", &broker.grpc);
+        code(&command.output().unwrap())
+    };
+    assert_eq!(code_of(&["produce", "t"], "one\ntwo\n"), 0);
+    assert_eq!(code_of(&["topic", "delete", "t", "--dry-run"], ""), 0);
+    assert_eq!(code_of(&["consume", "nope"], ""), 3);
+    assert_eq!(code_of(&["serve", "--data-dir", "/dev/null"], ""), 1);
+}
+
 #[test]
 fn code_2_is_for_a_wrong_command_line() {
     for args in [

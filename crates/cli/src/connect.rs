@@ -29,7 +29,7 @@ pub(crate) async fn waiting_aloud<T>(
     if let Ok(done) = tokio::time::timeout(SAID_AFTER, &mut waited_for).await {
         return done;
     }
-    eprintln!("waiting for {}", for_what());
+    say!("waiting for {}", for_what());
     waited_for.await
 }
 

@@ -89,7 +89,8 @@ impl Failure {
     }
 
     pub(crate) fn print(&self) {
-        eprint!("{}", self.text());
+        let text = self.text();
+        say!("{}", text.trim_end_matches('\n'));
     }
 }
 

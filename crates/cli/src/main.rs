@@ -4,6 +4,15 @@
 //! in `parse/`, what they print in `output/`. Every command gives a `Failure` (`failure.rs`) or
 //! nothing, which becomes the exit code here.
 
+/// Tells people something on stderr. Where that cannot be written nobody is told, and the exit code
+/// says what it always says.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stderr(), $($text)*).ok();
+    }};
+}
+
 mod args;
 mod clock;
 mod commands;

@@ -1,4 +1,5 @@
-//! Logs: to stderr, so that stdout is for data.
+//! Logs: to stderr, so that stdout is for data. Where stderr cannot be written they are lost, and nothing
+//! else is.
 
 use std::io::{self, IsTerminal};
 
@@ -21,7 +22,12 @@ pub(crate) fn start(config: &Config) {
         LogFormat::Text => {
             let colours = io::stderr().is_terminal();
             registry
-                .with(fmt::layer().with_ansi(colours).with_writer(io::stderr))
+                .with(
+                    fmt::layer()
+                        .with_ansi(colours)
+                        .log_internal_errors(false)
+                        .with_writer(io::stderr),
+                )
                 .try_init()
         }
         LogFormat::Json => registry
@@ -29,6 +35,7 @@ pub(crate) fn start(config: &Config) {
                 fmt::layer()
                     .json()
                     .flatten_event(true)
+                    .log_internal_errors(false)
                     .with_writer(io::stderr),
             )
             .try_init(),

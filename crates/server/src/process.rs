@@ -1,6 +1,6 @@
 //! The process of `tidelog serve`: start, say so, serve, stop.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,9 +48,9 @@ impl Exit {
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error("cannot start the runtime: {0}")]
-    Runtime(#[source] std::io::Error),
+    Runtime(#[source] io::Error),
     #[error("cannot listen for signals: {0}")]
-    Signals(#[source] std::io::Error),
+    Signals(#[source] io::Error),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error(transparent)]
@@ -126,8 +126,11 @@ fn say_failed(error: &RunError, config: &Config) {
     let next_step = error.next_step(&config.data_dir);
     match (config.log_format, next_step) {
         (LogFormat::Json, _) => tracing::error!(error = %error, next_step, "the broker ended"),
-        (LogFormat::Text, Some(next_step)) => eprintln!("error: {error}\n  {next_step}"),
-        (LogFormat::Text, None) => eprintln!("error: {error}"),
+        (LogFormat::Text, next_step) => {
+            let next_step = next_step.map_or_else(String::new, |step| format!("\n  {step}"));
+            // Where that cannot be written, the exit code tells.
+            writeln!(io::stderr(), "error: {error}{next_step}").ok();
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn run(command: ConfigCommand) -> Result<(), Failure> {
     let ConfigCommand::Explain(args) = command;
     let resolved = serve::resolve(&args.serve)?;
     for warning in &resolved.warnings {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     print(&match args.output.form {
         OutputForm::Table => config::explain_table(&resolved.explained),

@@ -80,7 +80,7 @@ pub(super) fn run(args: &DumpArgs) -> Result<(), Failure> {
             Ok(batch) => batch,
             Err(DumpError::Problem(problem)) if problem.severity == Severity::Note => {
                 let _gone_or_not: Reader = sink.flush()?;
-                eprintln!("note: {problem}");
+                say!("note: {problem}");
                 return Ok(());
             }
             Err(error) => {

@@ -48,7 +48,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), Failure> {
         let report = report.map_err(disk_failed)?;
         for problem in &found {
             counts.add(problem);
-            eprintln!("{}: {problem}", problem.severity.name());
+            say!("{}: {problem}", problem.severity.name());
         }
         match args.output.form {
             OutputForm::Table => text.push_str(&table(&report)),

@@ -105,12 +105,12 @@ impl Target {
         match &self.taken {
             Taken::DataDir { partitions } => {
                 let partitions = counted(partitions.len() as u64, "partition");
-                eprintln!("{dir} is a data directory with {partitions}");
+                say!("{dir} is a data directory with {partitions}");
             }
             Taken::Partition { data_dir: Some(_) } => {
-                eprintln!("{dir} is a partition of the data directory above it");
+                say!("{dir} is a partition of the data directory above it");
             }
-            Taken::Partition { data_dir: None } => eprintln!(
+            Taken::Partition { data_dir: None } => say!(
                 "{dir} is a partition without a data directory around it: it is not known what of \
                  its end was durable"
             ),
@@ -123,7 +123,7 @@ impl Target {
             .data_dir()
             .is_some_and(|data_dir| data_dir.join("addresses.json").exists());
         if in_use {
-            eprintln!(
+            say!(
                 "a broker runs on it, or was killed: while one runs, what it is just writing at \
                  the ends of logs may be told as torn"
             );

@@ -71,14 +71,14 @@ pub(super) fn run(args: &RepairArgs) -> Result<(), Failure> {
     printing.finish()?;
     let dir = target.dir.display();
     if args.yes && todo > 0 {
-        eprintln!(
+        say!(
             "{} done; check it with: tidelog log verify {dir}",
             counted(todo as u64, "step")
         );
     } else if todo > 0 {
-        eprintln!("nothing was changed; add --yes to do it");
+        say!("nothing was changed; add --yes to do it");
     } else if remaining == 0 {
-        eprintln!("there is nothing to repair");
+        say!("there is nothing to repair");
     }
     if remaining == 0 {
         return Ok(());
@@ -113,7 +113,7 @@ impl Observer for Both<'_> {
 fn lock(target: &Target, is_sure: bool) -> Result<Option<Box<dyn DirLock>>, Failure> {
     let Some(data_dir) = target.data_dir() else {
         if is_sure {
-            eprintln!("there is no data directory to lock: nobody else may use this one meanwhile");
+            say!("there is no data directory to lock: nobody else may use this one meanwhile");
         }
         return Ok(None);
     };

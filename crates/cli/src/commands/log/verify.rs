@@ -122,7 +122,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         }
     }
     let counts = printing.finish()?;
-    eprintln!(
+    say!(
         "{} of {} in {} looked at; {}, {}, {}",
         counted(records, "record"),
         counted(reports.len() as u64, "partition"),
@@ -132,7 +132,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         counted(counts.notes, "note"),
     );
     if counts == Counts::default() {
-        eprintln!(
+        say!(
             "all {} bytes are as they were written",
             grouped(target.segment_bytes())
         );

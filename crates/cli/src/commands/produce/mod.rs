@@ -135,15 +135,15 @@ async fn produce(
 
     let stored = counted(outcome.acknowledged, "record");
     match args.acks {
-        AcksArg::None => eprintln!("{stored} sent; with --acks 0 none is acknowledged"),
-        AcksArg::All | AcksArg::Leader => eprintln!("{stored} acknowledged"),
+        AcksArg::None => say!("{stored} sent; with --acks 0 none is acknowledged"),
+        AcksArg::All | AcksArg::Leader => say!("{stored} acknowledged"),
     }
     match outcome.first_failure {
         None => sent,
         Some((number, error)) => {
             if outcome.failed > 1 {
                 let failed = counted(outcome.failed, "record");
-                eprintln!("{failed} not acknowledged; the first of them:");
+                say!("{failed} not acknowledged; the first of them:");
             }
             Err(at_line(number, error))
         }

@@ -240,12 +240,12 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
         grouped(bytes)
     );
     if args.dry_run {
-        eprintln!("{what} would be deleted");
+        say!("{what} would be deleted");
         return Ok(());
     }
     confirm(&format!("deletes {what}"), name.as_str(), args.yes)?;
     client.delete_topic(name).await?;
-    eprintln!("topic {name} deleted");
+    say!("topic {name} deleted");
     Ok(())
 }
 
@@ -258,7 +258,7 @@ fn told(message: &str, topic: &TopicSummary, output: OutputArgs) -> Result<(), F
     match output.form {
         OutputForm::Json => print(&format!("{}\n", summary(topic))),
         OutputForm::Table => {
-            eprintln!("{message}");
+            say!("{message}");
             Ok(())
         }
     }

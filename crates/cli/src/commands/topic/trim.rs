@@ -111,7 +111,7 @@ pub(super) async fn run(client: &Client, args: &TrimArgs) -> Result<(), Failure>
     } else {
         "dropped"
     };
-    eprintln!(
+    say!(
         "{} of topic {} {verb}",
         counted(dropped, "offset"),
         args.name
