@@ -53,12 +53,13 @@ impl Log {
     /// open.
     ///
     /// # Panics
-    /// When `batches` is empty.
+    /// When `batches` is empty, or the log is a replica.
     pub fn append(
         &mut self,
         batches: &mut [ProducedBatch],
         now: Timestamp,
     ) -> Result<Appended, AppendError> {
+        assert!(self.tail.is_none(), "a replica takes entries");
         self.shared.check()?;
         if let Verdict::Stored(stored) = self.producers.check(batches[0].header())? {
             return Ok(Appended {
@@ -165,7 +166,10 @@ impl Log {
     }
 
     /// Checks that a batch of `len` bytes fits a segment behind its header.
-    pub(crate) fn check_len(&self, len: u64) -> Result<(), AppendError> {
+    ///
+    /// # Errors
+    /// [`AppendError::TooLarge`] when it does not.
+    pub fn check_len(&self, len: u64) -> Result<(), AppendError> {
         let max = u64::from(self.options.segment_bytes_max());
         if len + SEGMENT_HEADER_LEN as u64 > max {
             return Err(AppendError::TooLarge {

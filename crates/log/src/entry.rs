@@ -121,6 +121,11 @@ impl LogEntry {
         })
     }
 
+    /// Whether its producer is known by it already: see [`crate::Log::note_proposed`].
+    pub fn is_noted(&self) -> bool {
+        self.is_noted
+    }
+
     /// What it is.
     pub fn kind(&self) -> EntryKind {
         self.kind

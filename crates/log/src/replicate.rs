@@ -136,9 +136,8 @@ impl Log {
         )
         .map_err(ReplicateError::NotNext)?;
         if first.kind() == EntryKind::Batch {
-            let len = first.len_bytes() as u64;
-            self.check_len(len)?;
-            self.roll_if_due(len, now)?;
+            // One that is longer than a segment is to be, as it was allowed to be once, gets its own.
+            self.roll_if_due(first.len_bytes() as u64, now)?;
         }
         self.write_durable_epochs();
 
@@ -175,7 +174,9 @@ impl Log {
                 });
                 self.epochs_unwritten = true;
             }
-            if entry.kind() == EntryKind::Batch && !entry.is_noted {
+            if entry.is_noted {
+                self.noted = self.noted.saturating_sub(1);
+            } else if entry.kind() == EntryKind::Batch {
                 self.producers.note(&entry.header, before.offset, Some(now));
             }
             let tail = self.tail.as_mut().expect("checked above");
@@ -185,6 +186,9 @@ impl Log {
         self.since_snapshot += len;
         self.advance(end);
         self.write_index_if_due();
+        if self.noted == 0 && self.lacks_snapshot {
+            self.write_producers_durably();
+        }
         self.write_producers_if_due();
         Ok(ends.len())
     }
@@ -196,7 +200,6 @@ impl Log {
     /// Those of [`Log::append`].
     pub fn make_room(&mut self, len: u64, now: Timestamp) -> Result<(), AppendError> {
         self.shared.check()?;
-        self.check_len(len.min(u64::from(u32::MAX)))?;
         self.roll_if_due(len, now)?;
         self.reserve(len, self.options.appends_use_room)
     }
@@ -212,6 +215,7 @@ impl Log {
         now: Timestamp,
     ) -> LogEntry {
         self.producers.note(batch.header(), base, Some(now));
+        self.noted += 1;
         let mut entry = LogEntry::batch(batch);
         entry.is_noted = true;
         entry
@@ -220,6 +224,7 @@ impl Log {
     /// Forgets the batches that were noted and did not go in: what is known of producers is found out
     /// again from the log.
     pub fn forget_noted(&mut self) {
+        self.noted = 0;
         let segments = self.shared.segments();
         let known = rebuild(self.disk(), self.dir(), &segments, &self.end);
         self.producers = known.producers;

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 use tidelog_log::{AppendError, EntriesError, EntryError, Poisoned, ProducerError};
+use tidelog_record::Offset;
 
 use crate::config::ReplicaId;
 
@@ -26,6 +27,14 @@ pub enum ProposeError {
     TooManyMembers {
         /// The limit.
         max: usize,
+    },
+    /// A log start must be committed.
+    #[error("offset {to} is not committed yet; everything below {end} is")]
+    PastEnd {
+        /// The offset.
+        to: Offset,
+        /// The end of what is committed.
+        end: Offset,
     },
     /// Too much is not committed yet.
     #[error("{bytes} bytes are not committed yet; the limit is {max}")]

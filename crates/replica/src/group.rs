@@ -1,6 +1,6 @@
 //! One replica of one group: what is asked of it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
@@ -92,6 +92,9 @@ pub struct Group {
     pub(crate) states: u64,
     pub(crate) states_synced: u64,
     pub(crate) told_role: Option<Role>,
+    /// Numbers of reads that wait, and the last one that was given.
+    pub(crate) reads: BTreeSet<u64>,
+    last_read: u64,
     /// The term, role and leader for which the election timeout was drawn.
     drawn_for: Option<(u64, StateRole, u64)>,
     rng: fastrand::Rng,
@@ -160,6 +163,8 @@ impl Group {
             states: 0,
             states_synced: 0,
             told_role: None,
+            reads: BTreeSet::new(),
+            last_read: 0,
             drawn_for: None,
             rng: fastrand::Rng::with_seed(config.seed),
         };
@@ -257,7 +262,12 @@ impl Group {
             let bytes = self.uncommitted_bytes;
             return Err(ProposeError::Busy { bytes, max });
         }
-        let staged: u64 = entries.iter().map(|entry| entry.data.len() as u64).sum();
+        self.log().check_len(len)?;
+        let staged: u64 = self
+            .fresh
+            .values()
+            .map(|entry| entry.len_bytes() as u64)
+            .sum();
         self.log_mut().make_room(staged + len, now)?;
 
         let base_offset = self.next_offset.unwrap_or(self.log().end().offset);
@@ -286,9 +296,14 @@ impl Group {
     /// Proposes that nothing below `to` is read again.
     ///
     /// # Errors
-    /// When this replica does not lead, or is not ready.
+    /// When this replica does not lead, or is not ready; [`ProposeError::PastEnd`] when `to` is not
+    /// committed yet.
     pub fn propose_log_start(&mut self, to: Offset) -> Result<(), ProposeError> {
         self.check_leads()?;
+        let end = self.log().reader().committed_offset();
+        if to > end {
+            return Err(ProposeError::PastEnd { to, end });
+        }
         let term = self.node.raft.term;
         let index = self.node.raft.raft_log.last_index() + 1;
         let end = self.log().end();
@@ -311,7 +326,7 @@ impl Group {
         Ok(())
     }
 
-    /// Proposes other members.
+    /// Proposes other members. The context of the change is left out.
     ///
     /// # Errors
     /// When this replica does not lead, is not ready, or another change is under way; and
@@ -343,7 +358,12 @@ impl Group {
         if !stays {
             return Err(ProposeError::LeaderLeaves);
         }
-        let proposed = self.node.propose_conf_change(Vec::new(), change.clone());
+        // Longer than this no replica takes one.
+        let change = ConfChangeV2 {
+            context: Bytes::new(),
+            ..change.clone()
+        };
+        let proposed = self.node.propose_conf_change(Vec::new(), change);
         proposed.map_err(|_| ProposeError::NotReady)
     }
 
@@ -359,10 +379,18 @@ impl Group {
         stepped
     }
 
-    /// Asks for the place up to which the log was committed when this was asked: it comes with a
-    /// later turn, with the same `context`.
-    pub fn read_index(&mut self, context: Vec<u8>) {
-        self.node.read_index(context);
+    /// Asks for the place up to which the log was committed when this was asked, which a leader knows
+    /// only once a majority has said that it leads still. Gives the number under which it comes with a
+    /// later turn.
+    ///
+    /// # Errors
+    /// When this replica does not lead, or is not ready.
+    pub fn read_index(&mut self) -> Result<u64, ProposeError> {
+        self.check_leads()?;
+        self.last_read += 1;
+        self.reads.insert(self.last_read);
+        self.node.read_index(self.last_read.to_be_bytes().to_vec());
+        Ok(self.last_read)
     }
 
     /// Hands the leadership over, as soon as `to` has all of the log.
@@ -389,15 +417,26 @@ impl Group {
         now: Timestamp,
     ) -> Result<(), StepError> {
         let placed = message::check(&mut message, payloads, &self.config)?;
-        if message.get_msg_type() == MessageType::MsgHeartbeat
-            && message.commit > self.node.raft.raft_log.last_index()
-        {
-            let what = "its commit is beyond the log";
+        let last = self.node.raft.raft_log.last_index();
+        let is_beyond = match message.get_msg_type() {
+            MessageType::MsgHeartbeat => message.commit > last,
+            // Others of older terms Raft ignores; in its own a leader has all it sent.
+            MessageType::MsgAppendResponse if message.term == self.node.raft.term => {
+                message.index > last || message.reject_hint > last
+            }
+            _ => false,
+        };
+        if is_beyond {
+            let what = "what it speaks of is beyond the log";
             let from = message.from;
             return Err(StepError::Malformed { from, what });
         }
-        let len: usize = placed.iter().map(|placed| placed.entry.len_bytes()).sum();
-        if len > 0 {
+        if !placed.is_empty() {
+            let fresh = self
+                .fresh
+                .values()
+                .chain(placed.iter().map(|placed| &placed.entry));
+            let len: usize = fresh.map(LogEntry::len_bytes).sum();
             self.log_mut().make_room(len as u64, now)?;
         }
         for placed in placed {
@@ -420,9 +459,14 @@ impl Group {
         self.node.report_unreachable(id);
     }
 
-    /// What [`GroupStore::record`] recorded until now is durable.
-    pub fn state_synced(&mut self) {
-        self.states_synced = self.states;
+    /// How many votes and terms were recorded: to be asked before a sync of the state begins.
+    pub fn recorded(&self) -> u64 {
+        self.states
+    }
+
+    /// A sync of the state has ended well that began when so many were [recorded](Self::recorded).
+    pub fn state_synced(&mut self, recorded: u64) {
+        self.states_synced = self.states_synced.max(recorded);
     }
 
     /// Raft draws its election timeouts from the thread's own randomness, at every change of its role:

@@ -66,14 +66,28 @@ pub(crate) fn check(
         | MessageType::MsgUnreachable
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum
+        | MessageType::MsgReadIndex
+        | MessageType::MsgReadIndexResp
         | MessageType::MsgSnapshot => return Err(malformed("it is not for others")),
         _ => {}
     }
     if from == 0 || message.to != config.id {
         return Err(malformed("it is not for this replica"));
     }
-    if message.term > u64::from(i32::MAX.unsigned_abs()) {
+    // Without a term Raft takes it for one of its own.
+    if !(1..=u64::from(i32::MAX.unsigned_abs())).contains(&message.term) {
         return Err(malformed("its term is no leader epoch"));
+    }
+    let is_append = kind == MessageType::MsgAppend;
+    if !is_append && !message.entries.is_empty() {
+        return Err(malformed("it has entries"));
+    }
+    // Beyond the end of a log Raft takes the term 0 for a match.
+    if is_append && message.log_term == 0 {
+        return Err(malformed("the entry before its entries has no term"));
+    }
+    if message.request_snapshot != 0 {
+        return Err(malformed("it asks for a snapshot"));
     }
     if message.snapshot.is_some() || message.index > u64::MAX / 2 || message.commit > u64::MAX / 2 {
         return Err(malformed("its fields are out of range"));
@@ -209,6 +223,18 @@ mod tests {
             ("not for others", |m, _| {
                 m.set_msg_type(MessageType::MsgSnapshot)
             }),
+            ("not for others", |m, _| {
+                m.set_msg_type(MessageType::MsgReadIndex)
+            }),
+            ("not for others", |m, _| {
+                m.set_msg_type(MessageType::MsgReadIndexResp)
+            }),
+            ("has entries", |m, _| {
+                m.set_msg_type(MessageType::MsgHeartbeat)
+            }),
+            ("has no term", |m, _| m.log_term = 0),
+            ("asks for a snapshot", |m, _| m.request_snapshot = 1),
+            ("no leader epoch", |m, _| m.term = 0),
             ("not for this replica", |m, _| m.to = 3),
             ("not for this replica", |m, _| m.from = 0),
             ("no leader epoch", |m, _| m.term = 1 << 31),

@@ -57,12 +57,14 @@ impl StateStore {
 
 impl GroupStore for StateStore {
     fn record(&mut self, state: &GroupState, members: &Members) -> Result<(), Poisoned> {
-        let mut records = vec![StateRecord::Group(self.key, *state)];
+        let mut records = Vec::with_capacity(2);
         let members = GroupMembers::from(members);
         let is_news = self.members.as_ref() != Some(&members);
         if is_news {
+            // First: should only one of the two survive, changes up to the commit are not lost.
             records.push(StateRecord::Members(self.key, members.clone()));
         }
+        records.push(StateRecord::Group(self.key, *state));
         self.file.record(&records, false)?;
         if is_news {
             self.members = Some(members);

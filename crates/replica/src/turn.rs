@@ -1,9 +1,8 @@
 //! A turn of a group: what Raft asks for is done.
 
-use bytes::Bytes;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message};
 use raft::{ReadState, Ready, StateRole};
-use tidelog_log::{InternalKind, LogEnd, LogEntry, ReplicateError, TruncateError};
+use tidelog_log::{EntriesError, InternalKind, LogEnd, LogEntry, ReplicateError, TruncateError};
 use tidelog_record::Timestamp;
 
 use crate::error::GroupError;
@@ -25,8 +24,10 @@ pub struct Turn {
     pub is_state_dirty: bool,
     /// Everything before this is committed now.
     pub committed: Option<LogEnd>,
-    /// Answers to [`Group::read_index`]: the context, and the entry up to which the log was committed.
-    pub reads: Vec<(Bytes, u64)>,
+    /// Answers to [`Group::read_index`]: its number, and the entry up to which the log was committed.
+    pub reads: Vec<(u64, u64)>,
+    /// Those that get no answer, since this replica does not lead any more.
+    pub lost_reads: Vec<u64>,
     /// What this replica is now, if that changed.
     pub role: Option<Role>,
     /// Who is in the group now, if that changed.
@@ -52,8 +53,7 @@ impl Group {
             self.handle(ready, store, &mut turn, now)?;
         }
         // What was proposed or received and did not go in: others decided otherwise.
-        if !self.fresh.is_empty() {
-            self.fresh.clear();
+        if self.fresh.drain().any(|(_, entry)| entry.is_noted()) {
             self.log_mut().forget_noted();
         }
         self.next_offset = None;
@@ -62,6 +62,7 @@ impl Group {
             self.told_role = Some(role);
             turn.role = Some(role);
             if !role.is_leader {
+                turn.lost_reads.extend(std::mem::take(&mut self.reads));
                 self.uncommitted.clear();
                 self.uncommitted_bytes = 0;
             }
@@ -100,7 +101,12 @@ impl Group {
         }
         for read in ready.take_read_states() {
             let ReadState { index, request_ctx } = read;
-            turn.reads.push((request_ctx.into(), index));
+            let ticket = request_ctx.try_into().map(u64::from_be_bytes);
+            if let Ok(ticket) = ticket
+                && self.reads.remove(&ticket)
+            {
+                turn.reads.push((ticket, index));
+            }
         }
         for message in ready.take_messages() {
             self.send(message, turn)?;
@@ -206,9 +212,11 @@ impl Group {
         store: &mut dyn GroupStore,
     ) -> Result<(), GroupError> {
         let storage = self.node.mut_store();
+        // Not Raft's commit, which may be ahead: what lies between would count as applied after a
+        // restart, and a change of members in it be lost.
+        storage.state.commit = storage.log.commit().get();
         storage.state.term = hard_state.term;
         storage.state.vote = hard_state.vote;
-        storage.state.commit = hard_state.commit;
         let mut state = storage.state;
         if self.config.has(Planted::VoteForgotten) {
             (state.term, state.vote) = (5, 0);
@@ -227,8 +235,11 @@ impl Group {
         let Some(last) = committed.last().map(|entry| entry.index) else {
             return Ok(());
         };
+        let known = self.members().index;
         for entry in committed {
-            if entry.entry_type == EntryType::EntryConfChangeV2 as i32 {
+            // What was remembered of the members may be ahead of the commit that was.
+            let is_change = entry.entry_type == EntryType::EntryConfChangeV2 as i32;
+            if is_change && entry.index > known {
                 let change = ConfChangeV2::decode_bytes(&entry.data);
                 let change = change.map_err(|e| GroupError::Invariant(e.to_string()))?;
                 let state = self.node.apply_conf_change(&change);
@@ -292,9 +303,13 @@ impl Group {
                 .last()
                 .map_or(entry.index, |last| last.index)
                 + 1;
-            let read = self
-                .log()
-                .read_entries(at(entry.index), at(end), u64::MAX)?;
+            let read = self.log().read_entries(at(entry.index), at(end), u64::MAX);
+            let read = match read {
+                Ok(read) => read,
+                // Taken back or removed since the message was made: the receiver is told anew.
+                Err(EntriesError::Gone { .. } | EntriesError::NotYet { .. }) => return Ok(()),
+                Err(e @ EntriesError::Read(_)) => return Err(e.into()),
+            };
             for (entry, (info, bytes)) in message.entries[at_entry - 1..].iter().zip(read) {
                 if u64::from(info.epoch.get()) != entry.term {
                     // Taken back since: the receiver will be told anew.

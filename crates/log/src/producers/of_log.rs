@@ -44,6 +44,11 @@ impl Log {
 
     /// Writes a snapshot of the producers as they are now. Without one the next open reads more.
     pub(crate) fn write_producers(&mut self) {
+        if self.noted > 0 {
+            // It would tell of batches that power loss may still take, or a leader refuse.
+            self.lacks_snapshot = true;
+            return;
+        }
         // Also when it fails: the next interval tries again.
         self.since_snapshot = 0;
         let written = snapshot::write(self.disk(), self.dir(), &self.end, &self.producers);
@@ -58,6 +63,9 @@ impl Log {
     /// As [`Log::write_producers`]; the snapshot survives power loss, where it could be written.
     pub(crate) fn write_producers_durably(&mut self) {
         self.write_producers();
+        if self.noted > 0 {
+            return;
+        }
         if let Err(error) = snapshot::sync(self.disk(), self.dir(), self.end.offset) {
             tracing::warn!(%error, "power loss may make producers of removed segments forgotten");
         }

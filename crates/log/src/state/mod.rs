@@ -105,7 +105,8 @@ pub struct BrokerState {
     pub clean: bool,
     /// The partitions that have a log here.
     pub groups: BTreeMap<GroupKey, GroupState>,
-    /// The members of those groups that others are in too.
+    /// The members of those groups that others are in too. They may be known before the group is: where
+    /// only one of the two survives, a group must not be taken for one without others.
     pub members: BTreeMap<GroupKey, GroupMembers>,
 }
 
@@ -135,9 +136,7 @@ impl BrokerState {
                 }
             }
             StateRecord::Members(key, members) => {
-                if self.groups.contains_key(key) {
-                    self.members.insert(*key, members.clone());
-                }
+                self.members.insert(*key, members.clone());
             }
             StateRecord::GroupRemoved(key) => {
                 self.groups.remove(key);
@@ -156,9 +155,9 @@ impl BrokerState {
             if let Some(end) = group.checkpoint {
                 records.push(StateRecord::Checkpoint(*key, end));
             }
-            if let Some(members) = self.members.get(key) {
-                records.push(StateRecord::Members(*key, members.clone()));
-            }
+        }
+        for (key, members) in &self.members {
+            records.push(StateRecord::Members(*key, members.clone()));
         }
         if self.clean {
             records.push(StateRecord::Clean);

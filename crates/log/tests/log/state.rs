@@ -102,9 +102,7 @@ fn fold(state: &mut BrokerState, record: &StateRecord) {
             state.members.remove(key);
         }
         StateRecord::Members(key, members) => {
-            if state.groups.contains_key(key) {
-                state.members.insert(*key, members.clone());
-            }
+            state.members.insert(*key, members.clone());
         }
     }
 }

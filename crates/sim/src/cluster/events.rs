@@ -15,15 +15,19 @@ pub(super) struct Letter {
     pub(super) is_damaged: bool,
 }
 
+/// Where the part of a batch begins that its checksum covers.
+const CHECKED_FROM: usize = 21;
+
 impl Letter {
-    /// Flips a bit of one of its batches, if it has any.
+    /// Flips a bit of one of its batches, if it has any: of what its own checksum covers. That of the
+    /// frame around it, which is the network's business, covers the rest.
     pub(super) fn damage(&mut self, rng: &mut SimRng) {
         if self.payloads.is_empty() {
             return;
         }
         let at = rng.index(self.payloads.len());
         let mut bytes = self.payloads[at].to_vec();
-        let position = rng.index(bytes.len());
+        let position = CHECKED_FROM + rng.index(bytes.len() - CHECKED_FROM);
         bytes[position] ^= 1 << rng.below(8);
         self.payloads[at] = bytes.into();
         self.is_damaged = true;
@@ -43,7 +47,7 @@ pub(super) enum Event {
     /// A sync that a replica asked for in this life of it comes to its end.
     LogSync { id: u64, life: u64 },
     /// The same of what it keeps beside its log.
-    StateSync { id: u64, life: u64 },
+    StateSync { id: u64, life: u64, recorded: u64 },
     /// A replica that stopped starts again.
     Restart { id: u64 },
     /// A replica that was paused goes on.

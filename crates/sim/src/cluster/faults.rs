@@ -82,8 +82,9 @@ impl Cluster {
         replica.is_paused = false;
         // What it had asked for before is done by now.
         let life = replica.life();
+        let recorded = replica.group().map_or(0, tidelog_replica::Group::recorded);
         self.handle(Event::LogSync { id, life });
-        self.handle(Event::StateSync { id, life });
+        self.handle(Event::StateSync { id, life, recorded });
     }
 
     /// Cuts one replica off, one way or both, or one from one.

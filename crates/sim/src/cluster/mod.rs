@@ -239,8 +239,8 @@ impl Cluster {
             Event::LogSync { id, life } => {
                 self.with(id, |replica, _| replica.sync_log(life));
             }
-            Event::StateSync { id, life } => {
-                self.with(id, |replica, _| replica.sync_state(life));
+            Event::StateSync { id, life, recorded } => {
+                self.with(id, |replica, _| replica.sync_state(life, recorded));
             }
             Event::Restart { id } => self.restart(id),
             Event::Resume { id } => self.resume(id),
@@ -270,10 +270,10 @@ impl Cluster {
             let took = self.sync_millis();
             self.events.at(self.now + took, Event::LogSync { id, life });
         }
-        if outcome.is_state_dirty {
+        if let Some(recorded) = outcome.state_to_sync {
             let took = self.sync_millis();
-            self.events
-                .at(self.now + took, Event::StateSync { id, life });
+            let event = Event::StateSync { id, life, recorded };
+            self.events.at(self.now + took, event);
         }
         for letter in outcome.letters {
             self.post(id, letter);
@@ -336,7 +336,27 @@ impl Cluster {
         for replica in self.replicas.values().filter(|r| r.is_up()) {
             self.checks.all_of(replica);
         }
+        for (id, replica) in self.replicas.iter().filter(|(id, _)| self.is_member(**id)) {
+            let known = replica.members().map(sorted);
+            let members = Some(sorted(&self.members));
+            assert_eq!(known, members, "the members, as replica {id} knows them");
+        }
         self.checks.batches(&self.clients);
         self.stats.acknowledged = self.clients.acknowledged();
     }
+}
+
+/// The members in an order that Raft does not keep.
+fn sorted(members: &Members) -> Members {
+    let mut members = members.clone();
+    let state = &mut members.state;
+    for ids in [
+        &mut state.voters,
+        &mut state.learners,
+        &mut state.voters_outgoing,
+        &mut state.learners_next,
+    ] {
+        ids.sort_unstable();
+    }
+    members
 }

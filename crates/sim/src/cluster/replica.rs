@@ -9,7 +9,7 @@ use tidelog_log::{Log, LogEnd, LogIdentity, LogOptions, Poisoned};
 use tidelog_record::{PartitionId, RaftIndex, Timestamp, TopicId};
 use tidelog_replica::eraftpb::ConfState;
 use tidelog_replica::{
-    Group, GroupConfig, GroupStore, Members, Payload, Planted, Role, StateStore,
+    Group, GroupConfig, GroupError, GroupStore, Members, Payload, Planted, Role, StateStore,
 };
 
 use super::checks::Checks;
@@ -42,7 +42,7 @@ impl GroupStore for Store {
 pub(super) struct Outcome {
     pub(super) letters: Vec<Letter>,
     pub(super) is_log_dirty: bool,
-    pub(super) is_state_dirty: bool,
+    pub(super) state_to_sync: Option<u64>,
     pub(super) role: Option<Role>,
     pub(super) members: Option<Members>,
     pub(super) truncations: u64,
@@ -244,18 +244,28 @@ impl Replica {
         }
     }
 
-    pub(super) fn sync_state(&mut self, life: u64) {
+    /// The sync of the state that was asked for when so much was recorded has taken its time.
+    pub(super) fn sync_state(&mut self, life: u64, recorded: u64) {
         if let Some(running) = self.in_life(life)
             && running.store.sync().is_ok()
         {
-            running.group.state_synced();
+            running.group.state_synced(recorded);
         }
+    }
+
+    /// Who is in the group, as far as it is committed here.
+    pub(super) fn members(&self) -> Option<&Members> {
+        Some(self.group()?.members())
     }
 
     /// Does what the group asks for; `None` when it has failed.
     pub(super) fn turn(&mut self, now: Timestamp) -> Option<Outcome> {
         let Running { store, group } = self.running.as_mut()?;
-        let turn = group.turn(store, now).ok()?;
+        let turn = match group.turn(store, now) {
+            Ok(turn) => turn,
+            Err(GroupError::Poisoned(_)) => return None,
+            Err(e) => panic!("replica {} fails by itself: {e}", self.id),
+        };
         // As a broker stops all its logs when nothing can be remembered.
         if group.log().reader().poisoned().is_some() || store.inner.is_poisoned() {
             return None;
@@ -268,7 +278,7 @@ impl Replica {
         Some(Outcome {
             letters: letters.collect(),
             is_log_dirty: turn.is_log_dirty,
-            is_state_dirty: turn.is_state_dirty,
+            state_to_sync: turn.is_state_dirty.then(|| group.recorded()),
             role: turn.role,
             members: turn.members,
             truncations: std::mem::take(&mut store.truncations),
@@ -327,6 +337,6 @@ impl Replica {
 fn is_late(e: &tidelog_replica::StepError) -> bool {
     matches!(
         e,
-        tidelog_replica::StepError::Malformed { what, .. } if *what == "its commit is beyond the log"
+        tidelog_replica::StepError::Malformed { what, .. } if *what == "what it speaks of is beyond the log"
     )
 }
