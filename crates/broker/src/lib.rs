@@ -27,6 +27,7 @@
 //! Time, ids and files come in through [`Seams`].
 
 mod age_clock;
+mod answers;
 mod append;
 mod background;
 mod compaction;

@@ -10,10 +10,11 @@ use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::Broker;
+use crate::answers::append_error;
 use crate::error::{AppendError, DeleteError, LookupError, ReadError};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
-use crate::shard::{Command, append_error};
+use crate::shard::Command;
 
 /// Reads that wait for the disk at the same time, for the whole broker: each holds a few MiB.
 pub(crate) const COLD_READS_MAX: usize = 16;
