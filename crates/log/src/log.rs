@@ -45,6 +45,8 @@ pub struct Log {
     pub(crate) snapshot_len: u64,
     /// Whether the last one could not be written.
     pub(crate) lacks_snapshot: bool,
+    /// Whether the last one waits for batches that were noted to go in.
+    pub(crate) owes_snapshot: bool,
     /// How many batches the producers are known by that did not go in yet.
     pub(crate) noted: usize,
     /// The epoch that could not begin for want of space: nothing is written before it has.

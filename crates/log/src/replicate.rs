@@ -186,7 +186,7 @@ impl Log {
         self.since_snapshot += len;
         self.advance(end);
         self.write_index_if_due();
-        if self.noted == 0 && self.lacks_snapshot {
+        if self.noted == 0 && self.owes_snapshot {
             self.write_producers_durably();
         }
         self.write_producers_if_due();

@@ -272,23 +272,16 @@ macro_rules! accessors {
             self.$field
         }
 
-        pub fn $set(&mut self, value: $ty) {
-            self.$field = value;
-        }
-
-        pub fn $mut(&mut self) -> &mut $ty {
-            &mut self.$field
-        }
-
-        pub fn $take(&mut self) -> $ty {
-            std::mem::take(&mut self.$field)
-        }
+        accessors!(@ owned $field: $ty, $set, $mut, $take);
     };
     (@ plain $field:ident: $ty:ty, $get:ident, $set:ident, $mut:ident, $take:ident) => {
         pub fn $get(&self) -> &$ty {
             &self.$field
         }
 
+        accessors!(@ owned $field: $ty, $set, $mut, $take);
+    };
+    (@ owned $field:ident: $ty:ty, $set:ident, $mut:ident, $take:ident) => {
         pub fn $set(&mut self, value: $ty) {
             self.$field = value;
         }

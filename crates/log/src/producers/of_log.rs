@@ -47,8 +47,10 @@ impl Log {
         if self.noted > 0 {
             // It would tell of batches that power loss may still take, or a leader refuse.
             self.lacks_snapshot = true;
+            self.owes_snapshot = true;
             return;
         }
+        self.owes_snapshot = false;
         // Also when it fails: the next interval tries again.
         self.since_snapshot = 0;
         let written = snapshot::write(self.disk(), self.dir(), &self.end, &self.producers);
