@@ -120,7 +120,7 @@ pub enum OpenError {
 }
 
 /// Why nothing was appended, or, with [`AppendError::WriteFailed`] alone, perhaps nothing.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum AppendError {
     /// The disk is full. Nothing was written; appends work again once there is space.
     #[error("no space for {needed} bytes in {}", dir.display())]

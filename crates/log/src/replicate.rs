@@ -84,8 +84,30 @@ impl Log {
         checkpoint: Option<LogEnd>,
         commit: RaftIndex,
     ) -> Result<(Self, Recovery), OpenError> {
-        let (mut log, recovery) =
-            Self::open_how(disk, dir, identity, options, checkpoint, false, true)?;
+        let opened = Self::open_how(disk, dir, identity, options, checkpoint, false, true)?;
+        Self::with_tail(opened, commit)
+    }
+
+    /// As [`Log::open_closed`] and [`Log::open_replica`] both: a log that was closed at `end`.
+    ///
+    /// # Errors
+    /// As for [`Log::open`].
+    pub fn open_closed_replica(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: LogIdentity,
+        options: LogOptions,
+        end: LogEnd,
+        commit: RaftIndex,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let opened = Self::open_how(disk, dir, identity, options, Some(end), true, true)?;
+        Self::with_tail(opened, commit)
+    }
+
+    fn with_tail(
+        (mut log, recovery): (Self, Recovery),
+        commit: RaftIndex,
+    ) -> Result<(Self, Recovery), OpenError> {
         let tail = log.find_tail(commit.checked_add(1).unwrap_or(commit));
         let tail = tail.map_err(|e| match e {
             ReadError::Corrupt(corruption) => OpenError::Corrupt(corruption),
@@ -104,6 +126,11 @@ impl Log {
     pub fn commit(&self) -> RaftIndex {
         let committed = self.shared.committed();
         RaftIndex::new(committed.index.get().saturating_sub(1))
+    }
+
+    /// The place behind that entry.
+    pub fn committed_end(&self) -> LogEnd {
+        self.shared.committed()
     }
 
     /// Appends entries that a leader decided on, from the front of `entries`: as many as fit the
@@ -202,6 +229,24 @@ impl Log {
         self.shared.check()?;
         self.roll_if_due(len, now)?;
         self.reserve(len, self.options.appends_use_room)
+    }
+
+    /// As [`Log::make_room`], for internal entries: they may take the last of the log's space, and
+    /// never cause a roll.
+    ///
+    /// # Errors
+    /// Those of [`Log::append`].
+    pub fn make_internal_room(&mut self, len: u64) -> Result<(), AppendError> {
+        self.shared.check()?;
+        self.reserve(len, true)
+    }
+
+    /// Whether a change of members lies past the commit.
+    pub fn has_uncommitted_change(&self) -> bool {
+        let committed = self.shared.committed().index;
+        self.tail
+            .as_ref()
+            .is_some_and(|tail| tail.infos(committed).any(|info| info.kind == EntryKind::ConfChange))
     }
 
     /// A batch that is about to be proposed at `base`: what its producer sends next is measured by it

@@ -6,15 +6,18 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 use tidelog_log::state::{GROUP_MEMBERS_MAX, GroupState};
-use tidelog_log::{InternalKind, Log, LogEnd, LogEntry, Poisoned};
-use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp};
+use tidelog_log::{
+    Compacted, InstallError, InternalKind, Log, LogEnd, LogEntry, LogOptions, Poisoned, RemovedFile,
+};
+use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp, TimestampType};
 
 use crate::config::{GroupConfig, ReplicaId};
 use crate::error::{GroupError, ProposeError, StepError};
 use crate::message;
-use crate::payload::{Recent, stub};
+use crate::payload::{Placed, Recent, stub};
 use crate::planted::Planted;
 use crate::storage::{LogStorage, Members};
+use crate::turn::Stalled;
 
 /// Where a group keeps what it must remember beside its log.
 pub trait GroupStore {
@@ -57,6 +60,8 @@ pub struct Proposed {
     pub end_offset: Offset,
     /// The term it was proposed in.
     pub term: u64,
+    /// The timestamp its records get, where that is the broker's.
+    pub log_append_time: Option<Timestamp>,
     /// It was there before, at `base_offset`: it waits for what was proposed then.
     pub is_duplicate: bool,
 }
@@ -79,6 +84,10 @@ pub struct Group {
     pub(crate) config: GroupConfig,
     /// Entries that were proposed or received, and not written yet, by index and term.
     pub(crate) fresh: HashMap<(u64, u64), LogEntry>,
+    /// The bytes of these.
+    pub(crate) fresh_bytes: u64,
+    /// What could not be written for want of space; until it is, the group does nothing else.
+    pub(crate) stalled: Option<Stalled>,
     /// Where the next batch begins, when some are proposed that are not written.
     pub(crate) next_offset: Option<Offset>,
     /// Batches that were proposed here and are not committed: their indexes and lengths.
@@ -86,8 +95,9 @@ pub struct Group {
     pub(crate) uncommitted_bytes: u64,
     pub(crate) recent: Recent,
     pub(crate) held: VecDeque<Held>,
-    /// The term and the vote that were recorded last.
+    /// The term and the vote that were recorded last, and the commit.
     pub(crate) voted: (u64, u64),
+    pub(crate) recorded_commit: LogEnd,
     /// How many times these were recorded, and how many of these are durable.
     pub(crate) states: u64,
     pub(crate) states_synced: u64,
@@ -120,14 +130,21 @@ const RECENT_BYTES_MAX: usize = 4 << 20;
 impl Group {
     /// The replica whose log, state and members these are, as they were at its last stop.
     ///
+    /// The log of a sole voter is committed as far as it is there: nobody else has a say in it.
+    ///
     /// # Errors
     /// [`GroupError::Invariant`] when Raft does not take the configuration.
     pub fn open(
         config: GroupConfig,
-        log: Log,
+        mut log: Log,
         state: GroupState,
         members: Members,
     ) -> Result<Self, GroupError> {
+        // A change of members is taken as committed by Raft alone, which applies it.
+        if members.is_sole_voter(config.id) && !log.has_uncommitted_change() {
+            log.commit_to(at(log.end_index().get() - 1));
+        }
+        let recorded_commit = log.committed_end();
         let applied = log.commit().get();
         let raft = Config {
             id: config.id,
@@ -154,12 +171,15 @@ impl Group {
             node,
             config,
             fresh: HashMap::new(),
+            fresh_bytes: 0,
+            stalled: None,
             next_offset: None,
             uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
             recent: Recent::new(RECENT_BYTES_MAX),
             held: VecDeque::new(),
             voted: (state.term, state.vote),
+            recorded_commit,
             states: 0,
             states_synced: 0,
             told_role: None,
@@ -202,6 +222,30 @@ impl Group {
         // One that was removed leads until it hears of another, and takes nothing.
         let is_leader = raft.state == StateRole::Leader && raft.prs().get(self.config.id).is_some();
         is_leader && raft.commit_to_current_term() && raft.lead_transferee.is_none()
+    }
+
+    /// Whether this replica votes, and nobody else does.
+    pub fn is_sole_voter(&self) -> bool {
+        self.members().is_sole_voter(self.config.id)
+    }
+
+    /// So many bytes of batches may be proposed now, beside one that is longer where none is under way.
+    pub fn room(&self) -> u64 {
+        if self.uncommitted_bytes == 0 {
+            return u64::MAX;
+        }
+        let max = self.config.uncommitted_bytes_max;
+        max.saturating_sub(self.uncommitted_bytes)
+    }
+
+    /// Why entries that were decided on cannot be written now; they will be when there is space.
+    pub fn stalled(&self) -> Option<&tidelog_log::AppendError> {
+        self.stalled.as_ref().map(|stalled| &stalled.cause)
+    }
+
+    /// Whether there is something to do for a [turn](Self::turn).
+    pub fn has_work(&self) -> bool {
+        self.stalled.is_some() || self.node.has_ready() || self.could_release()
     }
 
     fn check_leads(&self) -> Result<(), ProposeError> {
@@ -253,6 +297,7 @@ impl Group {
                 base_offset: stored.base_offset,
                 end_offset: end_offset.ok_or(tidelog_log::AppendError::Exhausted)?,
                 term,
+                log_append_time: stored.log_append_time,
                 is_duplicate: true,
             });
         }
@@ -263,11 +308,10 @@ impl Group {
             return Err(ProposeError::Busy { bytes, max });
         }
         self.log().check_len(len)?;
-        let staged: u64 = self
-            .fresh
-            .values()
-            .map(|entry| entry.len_bytes() as u64)
-            .sum();
+        if let Some(stalled) = &self.stalled {
+            return Err(stalled.cause.clone().into());
+        }
+        let staged = self.fresh_bytes;
         self.log_mut().make_room(staged + len, now)?;
 
         let base_offset = self.next_offset.unwrap_or(self.log().end().offset);
@@ -275,13 +319,16 @@ impl Group {
             .checked_add(u64::from(batch.record_count()))
             .ok_or(tidelog_log::AppendError::Exhausted)?;
         batch.stamp(base_offset, epoch(term));
+        let header = batch.header();
+        let is_stamped = header.attributes.timestamp_type() == TimestampType::LogAppendTime;
+        let log_append_time = is_stamped.then(|| batch.max_timestamp());
         let entry = self.log_mut().note_proposed(&batch, base_offset, now);
         let index = self.node.raft.raft_log.last_index() + 1 + entries.len() as u64;
         entries.push(Entry {
             data: stub(entry.len_bytes()),
             ..Entry::default()
         });
-        self.fresh.insert((index, term), entry);
+        self.put_fresh(index, term, entry);
         self.uncommitted.push_back((index, len));
         self.uncommitted_bytes += len;
         self.next_offset = Some(end_offset);
@@ -289,8 +336,22 @@ impl Group {
             base_offset,
             end_offset,
             term,
+            log_append_time,
             is_duplicate: false,
         })
+    }
+
+    pub(crate) fn put_fresh(&mut self, index: u64, term: u64, entry: LogEntry) {
+        self.fresh_bytes += entry.len_bytes() as u64;
+        if let Some(before) = self.fresh.insert((index, term), entry) {
+            self.fresh_bytes -= before.len_bytes() as u64;
+        }
+    }
+
+    pub(crate) fn take_fresh(&mut self, index: u64, term: u64) -> Option<LogEntry> {
+        let entry = self.fresh.remove(&(index, term))?;
+        self.fresh_bytes -= entry.len_bytes() as u64;
+        Some(entry)
     }
 
     /// Proposes that nothing below `to` is read again.
@@ -315,8 +376,13 @@ impl Group {
             .log()
             .next_internal(kind, epoch(term), ahead, records)?;
         let entry = LogEntry::internal(&entry);
+        if let Some(stalled) = &self.stalled {
+            return Err(stalled.cause.clone().into());
+        }
+        let needed = self.fresh_bytes + entry.len_bytes() as u64;
+        self.log_mut().make_internal_room(needed)?;
         let data = stub(entry.len_bytes());
-        self.fresh.insert((index, term), entry);
+        self.put_fresh(index, term, entry);
         let proposal = Entry {
             data,
             ..Entry::default()
@@ -431,20 +497,52 @@ impl Group {
             let from = message.from;
             return Err(StepError::Malformed { from, what });
         }
+        self.check_offsets(&message, &placed)?;
         if !placed.is_empty() {
-            let fresh = self
-                .fresh
-                .values()
-                .chain(placed.iter().map(|placed| &placed.entry));
-            let len: usize = fresh.map(LogEntry::len_bytes).sum();
-            self.log_mut().make_room(len as u64, now)?;
+            let placed = placed.iter().map(|placed| placed.entry.len_bytes() as u64);
+            let len = self.fresh_bytes + placed.sum::<u64>();
+            self.log_mut().make_room(len, now)?;
         }
         for placed in placed {
-            self.fresh.insert((placed.index, placed.term), placed.entry);
+            self.put_fresh(placed.index, placed.term, placed.entry);
         }
         // What is not for it, Raft drops; that of strangers too.
         self.node.step(message).ok();
         self.draw();
+        Ok(())
+    }
+
+    /// Checks that the batches of a message have the offsets that come next.
+    fn check_offsets(&self, message: &Message, placed: &[Placed]) -> Result<(), StepError> {
+        let raft = &self.node.raft;
+        // Raft looks at the message before it takes anything: what is older, or behind a gap, goes.
+        let is_taken = message.term >= raft.term && message.index <= raft.raft_log.last_index();
+        let committed = self.log().commit().get();
+        let mut placed = placed.iter().skip_while(|placed| placed.index <= committed);
+        // What waits for space stands between the log and them.
+        if !is_taken || !self.fresh.is_empty() || self.stalled.is_some() {
+            return Ok(());
+        }
+        let Some(first) = placed.next() else {
+            return Ok(());
+        };
+        let mut expected = None;
+        // Raft's own entries have no offsets.
+        let after_own = (message.index.max(committed) + 1..=first.index).find_map(|index| {
+            let place = self.log().end_before(at(index)).ok()?;
+            Some(place.offset)
+        });
+        for entry in std::iter::once(first).chain(placed) {
+            let header = entry.entry.header();
+            let base = header.base_offset;
+            if expected.or(after_own.map(Offset::to_wire)).is_some_and(|next| next != base) {
+                return Err(StepError::Malformed {
+                    from: message.from,
+                    what: "a batch has another offset than comes next",
+                });
+            }
+            expected = Some(base.saturating_add(i64::from(header.record_count.max(0))));
+        }
         Ok(())
     }
 
@@ -488,6 +586,53 @@ impl Group {
             self.uncommitted.pop_front();
             self.uncommitted_bytes -= len;
         }
+    }
+
+    /// Forgets producers of which nothing was heard since `before`.
+    pub fn expire_producers(&mut self, before: Timestamp, now: Timestamp) {
+        self.log_mut().expire_producers(before, now);
+    }
+
+    /// Takes other options for the log.
+    pub fn set_log_options(&mut self, options: LogOptions) {
+        self.log_mut().set_options(options);
+    }
+
+    /// As [`Log::roll_if_aged`].
+    ///
+    /// # Errors
+    /// Those of [`Log::roll`].
+    pub fn roll_if_aged(
+        &mut self,
+        now: Timestamp,
+        age_ms: u64,
+    ) -> Result<(), tidelog_log::AppendError> {
+        self.log_mut().roll_if_aged(now, age_ms)
+    }
+
+    /// As [`Log::install`].
+    ///
+    /// # Errors
+    /// Those of [`Log::install`].
+    pub fn install(&mut self, compacted: Compacted) -> Result<(), InstallError> {
+        self.log_mut().install(compacted)
+    }
+
+    /// As [`Log::take_removed`].
+    pub fn take_removed(&mut self) -> Vec<RemovedFile> {
+        self.log_mut().take_removed()
+    }
+
+    /// Closes the log; gives what is to be recorded of the group, with the end of the log as its
+    /// checkpoint.
+    ///
+    /// # Errors
+    /// [`Poisoned`] when a write or sync failed.
+    pub fn close(self) -> Result<GroupState, Poisoned> {
+        let LogStorage { log, mut state, .. } = self.node.raft.r.raft_log.store;
+        state.commit = log.commit().get();
+        state.checkpoint = Some(log.close()?);
+        Ok(state)
     }
 
     /// The last entry that is durable here.

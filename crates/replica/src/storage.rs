@@ -17,6 +17,24 @@ pub struct Members {
     pub index: u64,
 }
 
+impl Members {
+    /// Whether `id` votes, and nobody else does, nor did before a change that is under way.
+    pub fn is_sole_voter(&self, id: u64) -> bool {
+        self.state.voters == [id] && self.state.voters_outgoing.is_empty()
+    }
+
+    /// Whether there is anybody beside `id`.
+    pub fn has_others(&self, id: u64) -> bool {
+        let lists = [
+            &self.state.voters,
+            &self.state.learners,
+            &self.state.voters_outgoing,
+            &self.state.learners_next,
+        ];
+        lists.iter().any(|list| list.iter().any(|other| *other != id))
+    }
+}
+
 /// A partition log with what Raft has to remember beside it.
 #[derive(Debug)]
 pub(crate) struct LogStorage {

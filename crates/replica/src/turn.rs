@@ -1,8 +1,12 @@
 //! A turn of a group: what Raft asks for is done.
 
+use std::collections::VecDeque;
+
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message};
 use raft::{ReadState, Ready, StateRole};
-use tidelog_log::{EntriesError, InternalKind, LogEnd, LogEntry, ReplicateError, TruncateError};
+use tidelog_log::{
+    AppendError, EntriesError, InternalKind, LogEnd, LogEntry, ReplicateError, TruncateError,
+};
 use tidelog_record::Timestamp;
 
 use crate::error::GroupError;
@@ -34,8 +38,32 @@ pub struct Turn {
     pub members: Option<Members>,
 }
 
+/// Entries that were decided on and could not be written, and what waits behind them.
+#[derive(Debug)]
+pub(crate) struct Stalled {
+    unwritten: Unwritten,
+    /// What is lacking.
+    pub(crate) cause: AppendError,
+}
+
+/// What Raft asked for last, and which of its entries are not in the log yet.
+#[derive(Debug)]
+struct Unwritten {
+    ready: Ready,
+    /// The last of its entries; 0 if it had none.
+    last: u64,
+    entries: VecDeque<LogEntry>,
+}
+
+/// The commit is recorded when it has moved by so many bytes: what lies behind is walked by the next
+/// start.
+const COMMIT_RECORD_BYTES: u32 = 8 << 20;
+
 impl Group {
     /// Does what Raft asks for, until it asks for nothing more before something is durable.
+    ///
+    /// Where the log has no space for entries that were decided on, all that comes behind them waits;
+    /// each turn tries again, and until one succeeds the group is [stalled](Self::stalled).
     ///
     /// # Errors
     /// [`GroupError`]: the group does no more, until it is opened again.
@@ -43,20 +71,29 @@ impl Group {
         let mut turn = Turn::default();
         loop {
             let is_released = self.release(&mut turn)?;
-            if !self.node.has_ready() {
-                if is_released {
-                    continue;
-                }
+            let unwritten = if let Some(stalled) = self.stalled.take() {
+                stalled.unwritten
+            } else if self.node.has_ready() {
+                let ready = self.node.ready();
+                self.prepare(ready, store, &mut turn)?
+            } else if is_released {
+                continue;
+            } else {
+                break;
+            };
+            self.handle(unwritten, store, &mut turn, now)?;
+            if self.stalled.is_some() {
                 break;
             }
-            let ready = self.node.ready();
-            self.handle(ready, store, &mut turn, now)?;
         }
-        // What was proposed or received and did not go in: others decided otherwise.
-        if self.fresh.drain().any(|(_, entry)| entry.is_noted()) {
-            self.log_mut().forget_noted();
+        if self.stalled.is_none() {
+            // What was proposed or received and did not go in: others decided otherwise.
+            self.fresh_bytes = 0;
+            if self.fresh.drain().any(|(_, entry)| entry.is_noted()) {
+                self.log_mut().forget_noted();
+            }
+            self.next_offset = None;
         }
-        self.next_offset = None;
         let role = self.role();
         if self.told_role != Some(role) {
             self.told_role = Some(role);
@@ -65,39 +102,123 @@ impl Group {
                 turn.lost_reads.extend(std::mem::take(&mut self.reads));
                 self.uncommitted.clear();
                 self.uncommitted_bytes = 0;
+                self.recent.clear();
             }
         }
         self.draw();
         Ok(turn)
     }
 
-    fn handle(
+    /// Takes back what the entries of `ready` replace, and finds what they stand for.
+    fn prepare(
         &mut self,
         mut ready: Ready,
         store: &mut dyn GroupStore,
         turn: &mut Turn,
-        now: Timestamp,
-    ) -> Result<(), GroupError> {
+    ) -> Result<Unwritten, GroupError> {
         if !ready.snapshot().is_empty() {
             let what = "a snapshot was taken from a message".to_owned();
             return Err(GroupError::Invariant(what));
         }
-        let entries = ready.take_entries();
-        let last = entries.last().map_or(0, |entry| entry.index);
-        if !entries.is_empty() {
-            self.write(entries, store, now)?;
+        let raft_entries = ready.take_entries();
+        let last = raft_entries.last().map_or(0, |entry| entry.index);
+        if let Some(first) = raft_entries.first().map(|entry| entry.index)
+            && first < self.log().end_index().get()
+        {
+            self.take_back(first, store, turn)?;
+        }
+        let mut entries = VecDeque::with_capacity(raft_entries.len());
+        let mut records = 0;
+        for (ahead, entry) in (0..).zip(raft_entries) {
+            let in_log = self.in_log(entry, ahead, records)?;
+            records += u64::from(in_log.header().record_count.unsigned_abs());
+            entries.push_back(in_log);
+        }
+        Ok(Unwritten {
+            ready,
+            last,
+            entries,
+        })
+    }
+
+    /// Takes back the entry `first` and those behind it. Before, all that waits to be durable is made so,
+    /// and told: afterwards nothing is left that speaks of an entry that is not there any more.
+    fn take_back(
+        &mut self,
+        first: u64,
+        store: &mut dyn GroupStore,
+        turn: &mut Turn,
+    ) -> Result<(), GroupError> {
+        self.log().sync_handle().sync()?;
+        store.sync()?;
+        self.states_synced = self.states;
+        self.release(turn)?;
+        let is_kept = self.config.has(Planted::CheckpointKept);
+        let set_back = |end| if is_kept { Ok(()) } else { store.set_back(end) };
+        let truncated = self.log_mut().truncate(at(first), set_back);
+        truncated.map_err(|e| match e {
+            TruncateError::Poisoned(poisoned) => GroupError::Poisoned(poisoned),
+            e @ TruncateError::OutOfRange { .. } => GroupError::Invariant(e.to_string()),
+        })?;
+        self.recent.clear();
+        Ok(())
+    }
+
+    /// An entry of Raft's as the log has it, behind `ahead` others with so many records.
+    fn in_log(&mut self, entry: Entry, ahead: u64, records: u64) -> Result<LogEntry, GroupError> {
+        let (index, term) = (entry.index, entry.term);
+        let in_log = if has_payload(&entry) {
+            self.take_fresh(index, term).ok_or_else(|| {
+                GroupError::Invariant(format!("the batch of entry {index} is not there"))
+            })?
+        } else {
+            let kind = if entry.entry_type == EntryType::EntryNormal as i32 {
+                InternalKind::RaftEmpty
+            } else {
+                InternalKind::RaftConfChange(entry.data)
+            };
+            let made = self.log().next_internal(kind, epoch(term), ahead, records);
+            LogEntry::internal(&made.map_err(|e| GroupError::Invariant(e.to_string()))?)
+        };
+        if self.node.raft.state == StateRole::Leader && self.members().has_others(self.config.id) {
+            self.recent.push(Placed {
+                index,
+                term,
+                entry: in_log.clone(),
+            });
+        }
+        Ok(in_log)
+    }
+
+    fn handle(
+        &mut self,
+        mut unwritten: Unwritten,
+        store: &mut dyn GroupStore,
+        turn: &mut Turn,
+        now: Timestamp,
+    ) -> Result<(), GroupError> {
+        while !unwritten.entries.is_empty() {
+            let entries = unwritten.entries.make_contiguous();
+            match self.log_mut().append_entries(entries, now) {
+                Ok(taken) => drop(unwritten.entries.drain(..taken)),
+                Err(ReplicateError::Append(AppendError::Poisoned(poisoned))) => {
+                    return Err(GroupError::Poisoned(poisoned));
+                }
+                Err(ReplicateError::Append(
+                    cause @ (AppendError::Full { .. } | AppendError::OutOfFiles { .. }),
+                )) => {
+                    self.stalled = Some(Stalled { unwritten, cause });
+                    return Ok(());
+                }
+                Err(e) => return Err(GroupError::Invariant(e.to_string())),
+            }
             turn.is_log_dirty = true;
         }
+        let Unwritten {
+            mut ready, last, ..
+        } = unwritten;
         if let Some(hard_state) = ready.hs().cloned() {
-            self.remember(&hard_state, store)?;
-            // A commit that is forgotten is learned again; a vote must not be.
-            let state = &self.node.store().state;
-            let voted = (state.term, state.vote);
-            if voted != self.voted && !self.config.has(Planted::VoteBeforeSync) {
-                self.voted = voted;
-                self.states += 1;
-                turn.is_state_dirty = true;
-            }
+            self.remember(&hard_state, store, turn)?;
         }
         for read in ready.take_read_states() {
             let ReadState { index, request_ctx } = read;
@@ -122,17 +243,21 @@ impl Group {
         self.apply(&committed, store, turn)
     }
 
+    /// Whether the first of what waits is durable by now.
+    pub(crate) fn could_release(&self) -> bool {
+        self.held.front().is_some_and(|first| {
+            let is_durable =
+                first.index <= self.durable() || self.config.has(Planted::AckBeforeSync);
+            is_durable && first.states <= self.states_synced
+        })
+    }
+
     /// Lets go of what waited and is durable by now, in order; says whether there was any.
     fn release(&mut self, turn: &mut Turn) -> Result<bool, GroupError> {
-        let durable = self.durable();
         let mut is_released = false;
-        while let Some(first) = self.held.front()
-            && (first.index <= durable || self.config.has(Planted::AckBeforeSync))
-            && first.states <= self.states_synced
+        while self.could_release()
+            && let Some(first) = self.held.pop_front()
         {
-            let Some(first) = self.held.pop_front() else {
-                break;
-            };
             self.node.on_persist_ready(first.number);
             for message in first.messages {
                 self.send(message, turn)?;
@@ -142,86 +267,39 @@ impl Group {
         Ok(is_released)
     }
 
-    /// Writes entries to the log, after taking back those in their place.
-    fn write(
-        &mut self,
-        entries: Vec<Entry>,
-        store: &mut dyn GroupStore,
-        now: Timestamp,
-    ) -> Result<(), GroupError> {
-        let first = entries[0].index;
-        if first < self.log().end_index().get() {
-            let is_kept = self.config.has(Planted::CheckpointKept);
-            let set_back = |end| if is_kept { Ok(()) } else { store.set_back(end) };
-            let truncated = self.log_mut().truncate(at(first), set_back);
-            truncated.map_err(|e| match e {
-                TruncateError::Poisoned(poisoned) => GroupError::Poisoned(poisoned),
-                e @ TruncateError::OutOfRange { .. } => GroupError::Invariant(e.to_string()),
-            })?;
-            self.recent.clear();
-            // Nobody is told any more that entries are here which are not: a message that is lost is
-            // sent again. The rest waits for what comes instead.
-            for held in self.held.iter_mut().filter(|held| held.index >= first) {
-                held.index = first - 1;
-                held.messages.retain(|message| message.index < first);
-            }
-        }
-        let mut written = Vec::with_capacity(entries.len());
-        let mut records = 0;
-        for (ahead, entry) in (0..).zip(entries) {
-            let (index, term) = (entry.index, entry.term);
-            let in_log = if has_payload(&entry) {
-                let fresh = self.fresh.remove(&(index, term));
-                fresh.ok_or_else(|| {
-                    GroupError::Invariant(format!("the batch of entry {index} is not there"))
-                })?
-            } else {
-                let kind = if entry.entry_type == EntryType::EntryNormal as i32 {
-                    InternalKind::RaftEmpty
-                } else {
-                    InternalKind::RaftConfChange(entry.data)
-                };
-                let made = self.log().next_internal(kind, epoch(term), ahead, records);
-                LogEntry::internal(&made.map_err(|e| GroupError::Invariant(e.to_string()))?)
-            };
-            records += u64::from(in_log.header().record_count.unsigned_abs());
-            self.recent.push(Placed {
-                index,
-                term,
-                entry: in_log.clone(),
-            });
-            written.push(in_log);
-        }
-        let mut rest = &written[..];
-        while !rest.is_empty() {
-            let taken = self.log_mut().append_entries(rest, now);
-            let taken = taken.map_err(|e| match e {
-                ReplicateError::Append(tidelog_log::AppendError::Poisoned(poisoned)) => {
-                    GroupError::Poisoned(poisoned)
-                }
-                e => GroupError::Invariant(e.to_string()),
-            })?;
-            rest = &rest[taken..];
-        }
-        Ok(())
-    }
-
     fn remember(
         &mut self,
         hard_state: &HardState,
         store: &mut dyn GroupStore,
+        turn: &mut Turn,
     ) -> Result<(), GroupError> {
         let storage = self.node.mut_store();
         // Not Raft's commit, which may be ahead: what lies between would count as applied after a
         // restart, and a change of members in it be lost.
+        let commit = storage.log.committed_end();
         storage.state.commit = storage.log.commit().get();
         storage.state.term = hard_state.term;
         storage.state.vote = hard_state.vote;
         let mut state = storage.state;
+        // A commit that is forgotten is learned again; a vote must not be.
+        let voted = (state.term, state.vote);
+        let is_vote = voted != self.voted;
+        let known = self.recorded_commit;
+        let is_far = commit.sequence != known.sequence
+            || commit.position.saturating_sub(known.position) > COMMIT_RECORD_BYTES;
+        if !is_vote && !is_far {
+            return Ok(());
+        }
         if self.config.has(Planted::VoteForgotten) {
             (state.term, state.vote) = (5, 0);
         }
         store.record(&state, &storage.members)?;
+        self.recorded_commit = commit;
+        if is_vote && !self.config.has(Planted::VoteBeforeSync) {
+            self.voted = voted;
+            self.states += 1;
+            turn.is_state_dirty = true;
+        }
         Ok(())
     }
 
@@ -270,6 +348,7 @@ impl Group {
         };
         turn.committed = Some(self.log_mut().commit_to(at(upto)));
         self.committed(last);
+        self.recent.forget_to(last);
         self.node.advance_apply_to(last);
         Ok(())
     }
