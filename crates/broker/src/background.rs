@@ -5,6 +5,9 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+use crate::Broker;
+use crate::shard::ShardHandle;
+
 /// Waits of one thread, each ended by the broker's stop.
 #[derive(Debug)]
 pub(crate) struct Waits {
@@ -45,6 +48,28 @@ impl Waits {
         *self.stopping.borrow()
     }
 }
+
+impl Broker {
+    /// Starts the thread that tells the shards of time, for as long as they want to know.
+    pub(crate) fn start_ticker(&self) -> std::io::Result<()> {
+        let shards = self.inner().shards.clone();
+        let stopping = self.inner().stopping.subscribe();
+        let thread = std::thread::Builder::new()
+            .name("tidelog-ticker".to_owned())
+            .spawn(move || {
+                if let Some(mut waits) = Waits::new(stopping, "the ticker") {
+                    while waits.wait(TICK).is_ok() {
+                        shards.iter().for_each(ShardHandle::tick);
+                    }
+                }
+            })?;
+        self.inner().threads.lock().push(thread);
+        Ok(())
+    }
+}
+
+/// What replicas count time in.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Lets at most so many bytes a second pass, by pausing for as long as those that passed take at
 /// that rate: the time that the work itself takes comes on top.

@@ -158,7 +158,7 @@ fn describe(partition: u32, slot: &Slot, include_segments: bool) -> PartitionDes
                 log_start: serving.reader.log_start(),
                 high_watermark: serving.high_watermark(),
                 log_end: serving.reader.end_offset(),
-                leader_epoch: serving.leader_epoch,
+                leader_epoch: serving.leader_epoch(),
                 size_bytes: segments.iter().map(|segment| segment.len).sum(),
                 segment_count: segments.len(),
                 segments: if include_segments {

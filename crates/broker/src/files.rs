@@ -3,19 +3,23 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidelog_controller::{Topic, TopicSettings};
 use tidelog_disk::{DirEntry, DiskError};
 use tidelog_log::state::{GroupKey, GroupState, StateRecord};
-use tidelog_log::{
-    AppendError as LogAppendError, CreateError, INITIAL_EPOCH, Log, LogIdentity, LogOptions,
-};
+use tidelog_log::{BATCH_BYTES_LIMIT, CreateError, INITIAL_EPOCH, Log, LogIdentity, LogOptions};
 use tidelog_record::{PartitionId, TopicId};
+use tidelog_replica::{
+    Group, GroupConfig, GroupError, Members, NodeId, ReplicaId, StateStore, replica_of,
+};
 use tokio::sync::oneshot;
 
 use crate::error::{AppendError, TopicError};
 use crate::partition::Partition;
-use crate::shard::Command;
+use crate::seams::Random;
+use crate::shard::{Command, Opened};
 use crate::start::shard_number;
 use crate::{Broker, Slot};
 
@@ -39,6 +43,8 @@ pub(crate) fn log_options(settings: &TopicSettings) -> LogOptions {
     }
 }
 
+/// How long it takes at most until a new partition serves, where the disk does not hang.
+const SERVE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// What the files of an empty partition take, about.
 const PARTITION_BYTES: u64 = 8 << 10;
 /// For some twenty starts and deletions of records on a full disk.
@@ -46,20 +52,57 @@ const ROOM_BYTES: u32 = 2 << 10;
 /// For some hundred changes of topics on a full disk: settings that let go of more, deletions.
 pub(crate) const METADATA_ROOM_BYTES: u32 = 64 << 10;
 
-/// What the state file says of a group that is new here: its only voter, which has the vote.
-pub(crate) fn new_group(term: u64) -> GroupState {
+/// What is known of a group that is new here.
+fn new_group(replica: ReplicaId) -> GroupState {
+    let initial = u64::from(INITIAL_EPOCH.get());
     GroupState {
         incarnation: 1,
-        replica_id: 1,
-        term,
-        vote: 1,
-        commit: u64::from(INITIAL_EPOCH.get()),
+        replica_id: replica,
+        term: initial,
+        vote: 0,
+        commit: initial,
         checkpoint: None,
     }
 }
 
-/// A new partition, and the log for its shard.
-pub(crate) type Made = (Arc<Partition>, Log);
+/// How a broker's replica of a partition works.
+fn group_config(replica: ReplicaId, seed: u64) -> GroupConfig {
+    GroupConfig {
+        id: replica,
+        batch_bytes_max: BATCH_BYTES_LIMIT,
+        uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+        seed,
+        ..GroupConfig::default()
+    }
+}
+
+/// Bytes of a log that may be written and not committed: with `acks=1` what power loss may take, and
+/// what whoever waits next has to wait for.
+const UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
+
+/// Makes the replica that a log, and what is known of its group, stand for.
+pub(crate) fn open_group(
+    random: &dyn Random,
+    log: Log,
+    state: GroupState,
+    members: Members,
+) -> Result<Group, GroupError> {
+    let [a, b, c, d, e, f, g, h, ..] = random.id();
+    let seed = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let config = group_config(state.replica_id, seed);
+    Group::open(config, log, state, members)
+}
+
+/// The replica of a partition that is new here, and has no others.
+pub(crate) fn open_new_group(
+    random: &dyn Random,
+    log: Log,
+    node: NodeId,
+) -> Result<Group, GroupError> {
+    let replica = replica_of(node, 0);
+    let members = Members::founded_by(vec![replica]);
+    open_group(random, log, new_group(replica), members)
+}
 
 impl Broker {
     /// Checks that there is space for new partitions, and moves out of their way what an earlier
@@ -124,83 +167,86 @@ impl Broker {
         &self,
         topic: &Topic,
         numbers: Range<u32>,
-    ) -> Result<Vec<Made>, TopicError> {
+    ) -> Result<Vec<Opened>, TopicError> {
         let (broker, topic) = (self.clone(), topic.clone());
         let made = tokio::task::spawn_blocking(move || {
-            let made: Result<Vec<Made>, TopicError> = numbers
+            let made: Result<Vec<Opened>, TopicError> = numbers
                 .map(|number| broker.make_partition(&topic, number))
                 .collect();
-            let made = made?;
-            let records: Vec<StateRecord> = made
-                .iter()
-                .flat_map(|(partition, log)| {
-                    let group = new_group(u64::from(log.end().epoch.get()));
-                    // A crash may have left a record of a partition that was never decided on.
-                    [
-                        StateRecord::GroupRemoved(partition.key),
-                        StateRecord::Group(partition.key, group),
-                    ]
-                })
-                .collect();
+            let mut made = made?;
+            let mut records = Vec::with_capacity(made.len() * 4);
+            for one in &mut made {
+                // A crash may have left a record of a partition that was never decided on.
+                records.push(StateRecord::GroupRemoved(one.partition.key));
+                records.extend(one.store.records_of(&one.group));
+            }
             let recorded = broker.inner.state.record(&records, true);
             recorded.map_err(|e| storage(&e)).map(|()| made)
         });
         made.await.map_err(|e| storage(&e))?
     }
 
-    /// Gives new logs to their shards.
-    pub(crate) async fn serve(&self, made: Vec<Made>) -> Vec<Slot> {
+    /// Gives new partitions to their shards, and waits until they serve.
+    pub(crate) async fn serve(&self, made: Vec<Opened>) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(made.len());
-        for (partition, log) in made {
+        let mut serving = Vec::with_capacity(made.len());
+        for opened in made {
+            let partition = opened.partition.clone();
+            let (reply, replied) = oneshot::channel();
+            let opened = Box::new(opened);
             // Without its thread the partition is faulted, and says so by itself.
-            drop(partition.shard.send(Command::Add(Box::new(log))).await);
+            if partition
+                .shard
+                .send(Command::Add { opened, reply })
+                .await
+                .is_ok()
+            {
+                serving.push(replied);
+            }
             slots.push(Slot::Serving(partition));
         }
+        // One that takes longer serves later: its appends wait for it.
+        drop(tokio::time::timeout(SERVE_WAIT_MAX, join_all(serving)).await);
         slots
     }
 
-    fn make_partition(&self, topic: &Topic, number: u32) -> Result<Made, TopicError> {
+    fn make_partition(&self, topic: &Topic, number: u32) -> Result<Opened, TopicError> {
         let inner = self.inner();
         let key = GroupKey {
             topic_id: topic.id,
             partition: PartitionId::new(number),
         };
+        let incarnation = 1;
         let identity = LogIdentity {
             cluster_id: inner.identity.cluster_id,
             topic_id: key.topic_id,
             partition: key.partition,
-            incarnation: 1,
+            incarnation,
         };
         let dir = partition_dir(&inner.config.data_dir, topic.name.as_str(), number);
         let disk = inner.seams.disk.clone();
         let now = inner.seams.clock.now();
         let options = log_options(&topic.settings);
-        let created = Log::create(disk, &dir, identity, options, now);
-        let mut log = created.map_err(|e| match e {
+        let created = Log::create_replica(disk, &dir, identity, options, now);
+        let log = created.map_err(|e| match e {
             CreateError::Disk(e) => made_error(e),
             e @ CreateError::Exists { .. } => storage(&e),
-        })?;
-        let epoch = INITIAL_EPOCH.next().expect("6 is small");
-        log.begin_epoch(epoch).map_err(|e| match e {
-            LogAppendError::Full { ref dir, needed } => AppendError::Full {
-                what: e.to_string(),
-                dir: dir.clone(),
-                needed,
-            }
-            .into(),
-            e => storage(&e),
         })?;
         let partition = Partition::new(
             topic.name.clone(),
             key,
-            epoch,
             &log,
             inner.shards[shard_number(key, inner.shards.len())].clone(),
             Arc::new(topic.settings.clone()),
-            inner.metrics.clone(),
         );
         partition.note_append(now);
-        Ok((Arc::new(partition), log))
+        let group = open_new_group(&*inner.seams.random, log, inner.identity.node_id);
+        Ok(Opened {
+            partition: Arc::new(partition),
+            group: group.map_err(|e| storage(&e))?,
+            store: StateStore::new(inner.state.clone(), key),
+            incarnation,
+        })
     }
 
     /// Takes partitions out of service and removes their files: first renamed aside, so that a

@@ -5,10 +5,11 @@
 //! # How data flows
 //!
 //! *Append*: [`Broker::submit`] (`append.rs`) takes room in the broker's budget, chooses a batch's
-//! partition, checks the batch, and sends it to the partition's shard (`shard.rs`), a thread that owns
-//! many logs. The shard writes what waits and asks the sync coordinator of the `log` crate for a round;
-//! when the batch is durable, `partition.rs` raises the high watermark and answers. Near the end of
-//! the disk's space (`space.rs`) it refuses instead. A panic in a log's code stops that log alone.
+//! partition, checks the batch, and sends it to the partition's shard (`shard.rs`), a thread that runs
+//! the Raft groups of many partitions. The shard has them propose and write what waits, and asks the
+//! sync coordinator of the `log` crate for a round; when the batch is committed, it raises the high
+//! watermark (`partition.rs`) and answers (`waiters.rs`). Near the end of the disk's space (`space.rs`)
+//! it refuses instead. A panic in a group's code stops that partition alone.
 //!
 //! *Read*: [`PartitionHandle::read`] and [`Broker::fetch`] (`read.rs`) give slices of the log below
 //! the high watermark; what is not in memory is fetched on threads that may wait.
@@ -27,7 +28,6 @@
 //! Time, ids and files come in through [`Seams`].
 
 mod age_clock;
-mod answers;
 mod append;
 mod background;
 mod compaction;
@@ -46,6 +46,7 @@ mod space;
 mod start;
 mod stop;
 mod topics;
+mod waiters;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

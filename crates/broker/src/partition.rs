@@ -1,20 +1,15 @@
 //! One partition of a broker: what readers, its shard and the sync coordinator share.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tidelog_controller::TopicSettings;
 use tidelog_log::state::GroupKey;
 use tidelog_log::{LogEnd, LogReader, LogSync, Poisoned, SyncTarget};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicName};
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::watch;
 
-use crate::append::Appended;
-use crate::error::AppendError;
-use crate::metrics::Metrics;
 use crate::shard::ShardHandle;
 
 /// What readers wait on.
@@ -26,23 +21,11 @@ pub(crate) struct Progress {
     pub(crate) closed: bool,
 }
 
-/// An append that was written and waits to be durable.
-#[derive(Debug)]
-pub(crate) struct Waiter {
-    pub(crate) end: Offset,
-    pub(crate) appended: Appended,
-    pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
-    pub(crate) since: Instant,
-    /// The request's bytes of the broker's budget, given back before the answer: whoever is
-    /// answered finds room for the next request.
-    pub(crate) room: Arc<OwnedSemaphorePermit>,
-}
-
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) topic: TopicName,
     pub(crate) key: GroupKey,
-    pub(crate) leader_epoch: LeaderEpoch,
+    leader_epoch: AtomicU32,
     pub(crate) reader: LogReader,
     pub(crate) shard: ShardHandle,
     pub(crate) settings: RwLock<Arc<TopicSettings>>,
@@ -50,43 +33,47 @@ pub(crate) struct Partition {
     /// When something was last appended, by the broker's clock, or when the log was opened.
     last_append: AtomicI64,
     sync: LogSync,
-    /// In the order of their offsets.
-    waiters: Mutex<VecDeque<Waiter>>,
-    metrics: Arc<Metrics>,
 }
 
 impl Partition {
     pub(crate) fn new(
         topic: TopicName,
         key: GroupKey,
-        leader_epoch: LeaderEpoch,
         log: &tidelog_log::Log,
         shard: ShardHandle,
         settings: Arc<TopicSettings>,
-        metrics: Arc<Metrics>,
     ) -> Self {
         let reader = log.reader();
         let progress = Progress {
-            high_watermark: reader.durable_offset(),
+            high_watermark: reader.committed_offset(),
             closed: false,
         };
         Self {
             topic,
             key,
-            leader_epoch,
+            leader_epoch: AtomicU32::new(log.end().epoch.get()),
             reader,
             shard,
             settings: RwLock::new(settings),
             progress: watch::Sender::new(progress),
             last_append: AtomicI64::new(i64::MAX),
             sync: log.sync_handle(),
-            waiters: Mutex::default(),
-            metrics,
         }
     }
 
     pub(crate) fn number(&self) -> u32 {
         self.key.partition.get()
+    }
+
+    /// The leader epoch that is known here.
+    pub(crate) fn leader_epoch(&self) -> LeaderEpoch {
+        let epoch = self.leader_epoch.load(Ordering::Acquire);
+        LeaderEpoch::new(epoch).expect("only epochs are stored")
+    }
+
+    /// Takes note of another leader epoch. Called by the shard only.
+    pub(crate) fn set_leader_epoch(&self, epoch: LeaderEpoch) {
+        self.leader_epoch.store(epoch.get(), Ordering::Release);
     }
 
     pub(crate) fn high_watermark(&self) -> Offset {
@@ -112,17 +99,6 @@ impl Partition {
         self.settings.read().clone()
     }
 
-    /// Puts an append among those that wait for the next sync. Called by the shard only, in the
-    /// order of the offsets, and before it asks for that sync.
-    pub(crate) fn wait(&self, waiter: Waiter) {
-        self.waiters.lock().push_back(waiter);
-    }
-
-    /// Whether appends wait for the next sync.
-    pub(crate) fn has_waiters(&self) -> bool {
-        !self.waiters.lock().is_empty()
-    }
-
     /// Wakes everybody who waits for more; there will be none.
     pub(crate) fn close(&self) {
         self.progress
@@ -138,7 +114,8 @@ impl Partition {
         })
     }
 
-    fn raise_high_watermark(&self, to: Offset) {
+    /// Everything below `to` is committed. Called by the shard only.
+    pub(crate) fn raise_high_watermark(&self, to: Offset) {
         self.progress.send_if_modified(|progress| {
             let raised = to > progress.high_watermark;
             progress.high_watermark = progress.high_watermark.max(to);
@@ -152,40 +129,8 @@ impl SyncTarget for Partition {
         &self.sync
     }
 
-    fn synced(&self, result: &Result<LogEnd, Poisoned>) {
-        match result {
-            Ok(end) => {
-                // Readable first, so that whoever is answered can read what it wrote.
-                self.raise_high_watermark(end.offset);
-                let mut done = Vec::new();
-                {
-                    let mut waiters = self.waiters.lock();
-                    while waiters
-                        .front()
-                        .is_some_and(|waiter| waiter.end <= end.offset)
-                    {
-                        done.extend(waiters.pop_front());
-                    }
-                }
-                for waiter in done {
-                    Metrics::observe(&self.metrics.append_seconds, waiter.since.elapsed());
-                    drop(waiter.room);
-                    // Nobody may be listening any more: the records are stored all the same.
-                    drop(waiter.reply.send(Ok(waiter.appended)));
-                }
-            }
-            Err(poisoned) => {
-                let waiters = std::mem::take(&mut *self.waiters.lock());
-                for waiter in waiters {
-                    let cause = poisoned.to_string();
-                    drop(waiter.room);
-                    drop(
-                        waiter
-                            .reply
-                            .send(Err(AppendError::OutcomeUnknown { cause })),
-                    );
-                }
-            }
-        }
+    fn synced(&self, _result: &Result<LogEnd, Poisoned>) {
+        // How it went, the log knows: its group finds out in its next turn.
+        self.shard.note_synced(self.key);
     }
 }

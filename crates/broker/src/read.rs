@@ -10,7 +10,6 @@ use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::Broker;
-use crate::answers::append_error;
 use crate::error::{AppendError, DeleteError, LookupError, ReadError};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
@@ -137,7 +136,7 @@ impl PartitionHandle {
             log_start: self.partition.reader.log_start(),
             high_watermark: self.partition.high_watermark(),
             log_end: self.partition.reader.end_offset(),
-            leader_epoch: self.partition.leader_epoch,
+            leader_epoch: self.partition.leader_epoch(),
         }
     }
 
@@ -288,7 +287,7 @@ impl PartitionHandle {
         let end = partition.high_watermark();
         let (reply, replied) = oneshot::channel();
         let trim = Command::Trim {
-            key: partition.key,
+            partition: partition.clone(),
             to,
             end,
             reply,
@@ -301,19 +300,7 @@ impl PartitionHandle {
         let unknown = || AppendError::OutcomeUnknown {
             cause: "the broker is stopping".to_owned(),
         };
-        match replied.await.map_err(|_| unknown())? {
-            Ok(log_start) => Ok(log_start),
-            Err(tidelog_log::TrimError::OutOfRange {
-                requested,
-                start,
-                end,
-            }) => Err(DeleteError::OutOfRange {
-                requested,
-                log_start: start,
-                high_watermark: end,
-            }),
-            Err(tidelog_log::TrimError::Append(e)) => Err(append_error(partition, e).into()),
-        }
+        replied.await.map_err(|_| unknown())?
     }
 
     fn check_open(&self) -> Result<(), ReadError> {

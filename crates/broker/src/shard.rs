@@ -1,35 +1,40 @@
-//! Shards: a few threads, each the single writer of many logs.
+//! Shards: a few threads, each of which runs the groups of many partitions and is the single writer of
+//! their logs.
 //!
-//! A shard takes turns. In a turn it takes all the commands that wait, up to a bound, writes the
-//! appends of each partition with as few calls as possible, and asks the sync coordinator for one
-//! sync of every log it wrote to. What arrives meanwhile is in the next turn: the busier the disk,
-//! the more appends share a write and a sync.
+//! A thread takes turns. In a turn it takes all the commands that wait, up to a bound, and has its
+//! [`tidelog_replica::Shard`] do what they ask for: the appends of each partition go in with as few
+//! writes as possible. Then it asks the sync coordinator for one sync of every log that was written
+//! to, and answers those whose records are committed. What arrives meanwhile is in the next turn: the
+//! busier the disk, the more appends share a write and a sync.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tidelog_disk::{DirLock, DiskError, DiskOp};
-use tidelog_log::state::GroupKey;
+use tidelog_log::state::{GroupKey, GroupState, StateFile};
 use tidelog_log::{
-    Compacted, InstallError, Log, LogEnd, LogOptions, LogSync, Poisoned, SyncCoordinator,
-    SyncTarget, TrimError,
+    Compacted, InstallError, LogOptions, LogSync, Poisoned, SyncCoordinator, SyncTarget,
 };
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
+use tidelog_replica::{
+    Answer, Done, Effects, Group, GroupError, Proposal, Refusal, Shard as Groups, StateStore, Until,
+};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::answers::{answer_taken, append_error, refuse, refuse_front};
 use crate::append::{Acks, Appended};
-use crate::error::AppendError;
+use crate::error::{AppendError, DeleteError};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
 use crate::removal::Remover;
 use crate::retention::Due;
 use crate::seams::Clock;
-use crate::space::Space;
+use crate::space::{Shortage, Space};
+use crate::waiters::{AppendWaiter, Waiter, log_error, refused};
 
 /// Commands that wait at most; bytes are bounded by the broker's budget before they get here.
 const MAILBOX_LEN: usize = 4096;
@@ -37,11 +42,6 @@ const MAILBOX_LEN: usize = 4096;
 const TURN_LEN_MAX: usize = 1024;
 /// Bytes of appends taken in one turn at most.
 const TURN_BYTES_MAX: usize = 8 << 20;
-
-/// Bytes of a log that may be written and not durable when more is answered before it is: then the
-/// shard waits for the disk first. What power loss may take, and what whoever waits next has to wait
-/// for.
-const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 
 /// One append on its way to a log.
 #[derive(Debug)]
@@ -57,29 +57,41 @@ pub(crate) struct Append {
     pub(crate) since: Instant,
 }
 
+/// A partition for a shard: its replica, which was opened and recorded.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) partition: Arc<Partition>,
+    pub(crate) group: Group,
+    pub(crate) store: StateStore,
+    pub(crate) incarnation: u32,
+}
+
 /// What a shard is told to do.
 #[derive(Debug)]
 pub(crate) enum Command {
     Append(Append),
-    /// Take this log.
-    Add(Box<Log>),
+    /// Take this partition; answered once it serves, or cannot by itself.
+    Add {
+        opened: Box<Opened>,
+        reply: oneshot::Sender<()>,
+    },
     /// Let go of a log, without closing it.
     Remove {
         key: GroupKey,
         reply: oneshot::Sender<()>,
     },
     Trim {
-        key: GroupKey,
+        partition: Arc<Partition>,
         to: Offset,
         end: Offset,
-        reply: oneshot::Sender<Result<Offset, TrimError>>,
+        reply: oneshot::Sender<Result<Offset, DeleteError>>,
     },
     /// Apply retention to a partition's log.
     Retain {
         partition: Arc<Partition>,
         /// What time it is for retention.
         now: Timestamp,
-        reply: oneshot::Sender<Result<Offset, TrimError>>,
+        reply: oneshot::Sender<Result<Offset, DeleteError>>,
     },
     /// Put a compacted segment into its place.
     Install {
@@ -96,31 +108,23 @@ pub(crate) enum Command {
         before: Timestamp,
         now: Timestamp,
     },
-    /// Close all logs and end the thread; answers with where each ends.
+    /// A sync has ended.
+    Wake,
+    /// Time has passed.
+    Tick,
+    /// Close all logs and end the thread; answers with what is to be recorded of each group.
     Stop {
-        reply: oneshot::Sender<Vec<(GroupKey, Result<LogEnd, Poisoned>)>>,
+        reply: oneshot::Sender<Vec<(GroupKey, Result<GroupState, GroupError>)>>,
     },
-}
-
-impl Command {
-    /// Whose log it is about, if it is one that the shard has.
-    fn key(&self) -> Option<GroupKey> {
-        match self {
-            Self::Append(append) => Some(append.partition.key),
-            Self::Retain { partition, .. } => Some(partition.key),
-            Self::Remove { key, .. }
-            | Self::Trim { key, .. }
-            | Self::Install { key, .. }
-            | Self::SetOptions { key, .. } => Some(*key),
-            Self::Add(_) | Self::ExpireProducers { .. } | Self::Stop { .. } => None,
-        }
-    }
 }
 
 /// Where to send commands for a shard.
 #[derive(Clone, Debug)]
 pub(crate) struct ShardHandle {
     commands: mpsc::Sender<Command>,
+    /// Groups whose logs were synced since the shard looked last: each at most once a round.
+    synced: Arc<Mutex<Vec<GroupKey>>>,
+    needs_ticks: Arc<AtomicBool>,
 }
 
 /// The shard's thread is gone: it was stopped, or it panicked.
@@ -142,6 +146,24 @@ impl ShardHandle {
     pub(crate) fn is_gone(&self) -> bool {
         self.commands.is_closed()
     }
+
+    /// A round that synced the log of a group has ended. Never waits.
+    pub(crate) fn note_synced(&self, key: GroupKey) {
+        let mut synced = self.synced.lock();
+        synced.push(key);
+        if synced.len() == 1 {
+            // A full mailbox keeps the shard awake, and it looks each turn.
+            drop(self.commands.try_send(Command::Wake));
+        }
+    }
+
+    /// Tells the shard that time has passed, if it wants to know.
+    pub(crate) fn tick(&self) {
+        if self.needs_ticks.load(Ordering::Relaxed) {
+            // With a full mailbox time stands still for a moment.
+            drop(self.commands.try_send(Command::Tick));
+        }
+    }
 }
 
 /// What a shard takes its commands from.
@@ -150,318 +172,431 @@ pub(crate) type Mailbox = mpsc::Receiver<Command>;
 /// The two ends of a shard's mailbox; the thread is started later, with its logs.
 pub(crate) fn mailbox() -> (ShardHandle, Mailbox) {
     let (commands, mailbox) = mpsc::channel(MAILBOX_LEN);
-    (ShardHandle { commands }, mailbox)
+    let handle = ShardHandle {
+        commands,
+        synced: Arc::default(),
+        needs_ticks: Arc::default(),
+    };
+    (handle, mailbox)
 }
 
 /// What all shards share.
 #[derive(Clone, Debug)]
 pub(crate) struct Surroundings {
     pub(crate) coordinator: SyncCoordinator,
+    pub(crate) state: Arc<StateFile>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) space: Space,
     pub(crate) remover: Remover,
     /// Held until the last log is let go of: a broker that is dropped without a stop must not be
     /// followed by another while this one still writes. After the coordinator, which may sync yet.
-    pub(crate) lock: Arc<dyn DirLock>,
+    pub(crate) _lock: Arc<dyn DirLock>,
 }
 
+/// Starts the thread. `started` is told when all of `opened` serve, or cannot by themselves.
 pub(crate) fn start(
     number: usize,
-    mailbox: Mailbox,
-    logs: HashMap<GroupKey, Log>,
+    (handle, mailbox): (&ShardHandle, Mailbox),
+    opened: Vec<Opened>,
     around: Surroundings,
+    started: std::sync::mpsc::SyncSender<()>,
 ) -> io::Result<JoinHandle<()>> {
-    let Surroundings {
-        coordinator,
-        clock,
-        metrics,
-        space,
-        remover,
-        lock,
-    } = around;
-    let shard = Shard {
+    let mut shard = Shard {
         commands: mailbox,
-        logs,
-        coordinator,
-        clock,
-        metrics,
-        space,
-        remover,
-        _lock: lock,
+        synced: handle.synced.clone(),
+        needs_ticks: handle.needs_ticks.clone(),
+        groups: Groups::default(),
+        partitions: HashMap::new(),
+        adding: Vec::new(),
+        started: Some(started),
+        bytes_taken: 0,
+        space: None,
+        around,
     };
     std::thread::Builder::new()
         .name(format!("tidelog-shard-{number}"))
-        .spawn(move || shard.run())
+        .spawn(move || {
+            for one in opened {
+                shard.add(one);
+            }
+            shard.run();
+        })
 }
 
 struct Shard {
     commands: Mailbox,
-    logs: HashMap<GroupKey, Log>,
-    coordinator: SyncCoordinator,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    space: Space,
-    remover: Remover,
-    _lock: Arc<dyn DirLock>,
-}
-
-/// The appends of one turn, by partition, in the order they came.
-#[derive(Default)]
-struct Turn {
-    by_partition: Vec<(Arc<Partition>, Vec<Append>)>,
-    places: HashMap<GroupKey, usize>,
-    bytes: usize,
-}
-
-impl Turn {
-    fn add(&mut self, append: Append) {
-        self.bytes += append.batch.total_len();
-        let place = *self.places.entry(append.partition.key).or_insert_with(|| {
-            self.by_partition
-                .push((append.partition.clone(), Vec::new()));
-            self.by_partition.len() - 1
-        });
-        self.by_partition[place].1.push(append);
-    }
+    synced: Arc<Mutex<Vec<GroupKey>>>,
+    needs_ticks: Arc<AtomicBool>,
+    groups: Groups<Waiter>,
+    /// Not held: the way to this thread is through them, and it ends when there is none any more.
+    partitions: HashMap<GroupKey, Weak<Partition>>,
+    /// Partitions that somebody waits for until they serve.
+    adding: Vec<(GroupKey, oneshot::Sender<()>)>,
+    started: Option<std::sync::mpsc::SyncSender<()>>,
+    /// Bytes of appends taken since the last turn.
+    bytes_taken: usize,
+    /// Whether clients may write, as it was when the first of them came since the last turn.
+    space: Option<Result<(), Shortage>>,
+    around: Surroundings,
 }
 
 impl Shard {
     fn run(mut self) {
+        self.turns();
         while let Some(first) = self.commands.blocking_recv() {
-            let mut turn = Turn::default();
             let mut next = Some(first);
             let mut taken = 0;
             while let Some(command) = next {
-                taken += 1;
-                match command {
-                    Command::Append(append) => turn.add(append),
-                    // Everything else keeps its place behind the appends sent before it.
-                    Command::Stop { reply } => {
-                        self.write(std::mem::take(&mut turn));
-                        return self.stop(reply);
-                    }
-                    other => {
-                        self.write(std::mem::take(&mut turn));
-                        let key = other.key();
-                        let act = AssertUnwindSafe(|| self.administer(other));
-                        if catch_unwind(act).is_err()
-                            && let Some(log) = key.and_then(|key| self.logs.get(&key))
-                        {
-                            give_up(&log.sync_handle());
-                        }
-                    }
+                if let Command::Stop { reply } = command {
+                    return self.stop(reply);
                 }
-                let more = taken < TURN_LEN_MAX && turn.bytes < TURN_BYTES_MAX;
+                self.take(command);
+                taken += 1;
+                let more = taken < TURN_LEN_MAX && self.bytes_taken < TURN_BYTES_MAX;
                 next = if more {
                     self.commands.try_recv().ok()
                 } else {
                     None
                 };
             }
-            self.write(turn);
+            self.turns();
         }
     }
 
-    /// Writes the appends of a turn and asks for their syncs.
-    fn write(&mut self, turn: Turn) {
-        if turn.by_partition.is_empty() {
-            return;
-        }
-        let space = self.space.check();
-        let mut dirty: Vec<Arc<dyn SyncTarget>> = Vec::with_capacity(turn.by_partition.len());
-        let mut somebody_waits = false;
-        for (partition, appends) in turn.by_partition {
-            if let Err(shortage) = &space
-                && !partition.topic.is_internal()
-            {
-                for append in appends {
-                    let len = append.batch.total_len() as u64;
-                    refuse(append, &shortage.refusal_of(len));
-                }
-                continue;
+    fn add(&mut self, opened: Opened) {
+        let Opened {
+            partition,
+            group,
+            store,
+            incarnation,
+        } = opened;
+        let key = partition.key;
+        self.partitions.insert(key, Arc::downgrade(&partition));
+        self.groups.add(key, incarnation, group, store);
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Append(append) => self.append(append),
+            Command::Add { opened, reply } => {
+                let key = opened.partition.key;
+                self.add(*opened);
+                self.adding.push((key, reply));
             }
-            // Answered without being durable: these do not wait in the budget of what is in flight.
-            let is_answered_early = appends.iter().any(|append| append.acks != Acks::All);
-            let write = AssertUnwindSafe(|| self.write_partition(&partition, appends));
-            match catch_unwind(write) {
-                Ok(false) => {}
-                Ok(true) => {
-                    if is_answered_early && partition.log().unsynced_bytes() > UNSYNCED_BYTES_MAX {
-                        // A failure poisons the log, of which the round tells.
-                        drop(partition.log().sync());
-                    }
-                    somebody_waits |= partition.has_waiters();
-                    dirty.push(partition);
-                }
-                Err(_panic) => {
-                    give_up(partition.log());
-                    // The round finds the log poisoned, and answers whoever waits for it.
-                    somebody_waits = true;
-                    dirty.push(partition);
-                }
+            Command::Wake => {}
+            Command::Tick => self.groups.tick(),
+            // Everything else keeps its place behind the appends sent before it.
+            other => {
+                self.turns();
+                self.administer(other);
             }
-        }
-        if somebody_waits {
-            self.coordinator.sync(dirty);
-        } else {
-            self.coordinator.sync_behind(dirty);
         }
     }
 
-    /// Says whether anything was written, and so has to be synced and answered.
-    fn write_partition(&mut self, partition: &Arc<Partition>, appends: Vec<Append>) -> bool {
-        let Some(log) = self.logs.get_mut(&partition.key) else {
-            for append in appends {
-                refuse(
-                    append,
-                    &AppendError::Lookup(crate::error::LookupError::TopicNotFound {
-                        topic: partition.topic.to_string(),
-                    }),
-                );
-            }
-            return false;
+    fn append(&mut self, append: Append) {
+        let Append {
+            partition,
+            mut batch,
+            acks,
+            log_append_time,
+            room,
+            reply,
+            since,
+        } = append;
+        let len = batch.total_len();
+        self.bytes_taken += len;
+        let waiter = AppendWaiter {
+            partition: partition.clone(),
+            records: batch.record_count(),
+            bytes: len,
+            since,
+            room,
+            reply,
         };
-        let now = self.clock.now();
+        let Surroundings { space, clock, .. } = &self.around;
+        let space = self.space.get_or_insert_with(|| space.check());
+        if let Err(shortage) = space
+            && !partition.topic.is_internal()
+        {
+            return waiter.refuse(&shortage.refusal_of(len as u64));
+        }
+        let now = clock.now();
         partition.note_append(now);
-        let mut batches = Vec::with_capacity(appends.len());
-        let mut unanswered = VecDeque::with_capacity(appends.len());
-        for mut append in appends {
-            if append.log_append_time {
-                append.batch.set_log_append_time(now);
-            }
-            batches.push(append.batch.clone());
-            unanswered.push_back(append);
+        if log_append_time {
+            batch.set_log_append_time(now);
         }
+        let until = match acks {
+            Acks::All => Until::Committed,
+            Acks::Leader | Acks::None => Until::Written,
+        };
+        let proposal = Proposal {
+            batch,
+            until,
+            waiter: Waiter::Append(waiter),
+        };
+        self.groups.propose(partition.key, proposal);
+    }
 
-        let mut stored = false;
-        while !unanswered.is_empty() {
-            let answered = batches.len() - unanswered.len();
-            match log.append(&mut batches[answered..], now) {
-                Ok(appended) => {
-                    let taken = unanswered.drain(..appended.batches);
-                    stored |= answer_taken(partition, taken, &appended, now, &self.metrics);
-                }
-                Err(e) => refuse_front(&mut unanswered, &append_error(partition, e)),
+    /// Has the groups do what there is to do, until they wait for the disk or for others.
+    fn turns(&mut self) {
+        self.bytes_taken = 0;
+        self.space = None;
+        loop {
+            let synced = std::mem::take(&mut *self.synced.lock());
+            for key in synced {
+                self.groups.log_synced(key);
+            }
+            if !self.groups.has_work() {
+                break;
+            }
+            let effects = self.groups.turn(self.around.clock.now());
+            self.carry_out(effects);
+        }
+        self.needs_ticks
+            .store(self.groups.needs_ticks(), Ordering::Relaxed);
+        self.tell_who_serves();
+    }
+
+    fn partition(&self, key: &GroupKey) -> Option<Arc<Partition>> {
+        self.partitions.get(key)?.upgrade()
+    }
+
+    fn tell_who_serves(&mut self) {
+        let groups = &self.groups;
+        let settled = self
+            .adding
+            .extract_if(.., |(key, _)| groups.is_settled(*key));
+        for (_, reply) in settled {
+            // Whoever asked may have given up waiting.
+            let _gone = reply.send(());
+        }
+        if self.started.is_some()
+            && self.groups.unsettled() == 0
+            && let Some(started) = self.started.take()
+        {
+            let _gone = started.send(());
+        }
+    }
+
+    fn carry_out(&mut self, effects: Effects<Waiter>) {
+        // No partition has a replica at another broker yet.
+        debug_assert!(effects.letters.is_empty(), "there is nobody to send to");
+        if !effects.state_to_sync.is_empty() {
+            match self.around.state.sync() {
+                Ok(()) => self.groups.state_synced(&effects.state_to_sync),
+                Err(poisoned) => self.groups.state_failed(&poisoned),
             }
         }
-        // Not only when the log is dirty: a round that is under way may have made these appends
-        // durable before they were among the waiters, and somebody must answer them.
-        stored
+        for (key, error) in &effects.failed {
+            tracing::error!(?key, %error, "a replica does no more until the next start");
+            if let Some(log) = self.groups.log(*key) {
+                give_up(&log.sync_handle(), error);
+            }
+        }
+        for (key, role) in &effects.roles {
+            let epoch = u32::try_from(role.term).ok();
+            if let Some(epoch) = epoch.and_then(tidelog_record::LeaderEpoch::new)
+                && let Some(partition) = self.partition(key)
+            {
+                partition.set_leader_epoch(epoch);
+            }
+        }
+        for (key, end) in &effects.committed {
+            // Readable first, so that whoever is answered can read what it wrote.
+            if let Some(partition) = self.partition(key) {
+                partition.raise_high_watermark(end.offset);
+            }
+            self.around.remover.take(self.groups.take_removed(*key));
+        }
+        for Answer {
+            key,
+            waiter,
+            result,
+        } in effects.answers
+        {
+            self.answer(key, waiter, result);
+        }
+        let targets = effects.logs_to_sync.iter();
+        let targets = targets.filter_map(|key| self.partition(key));
+        let targets: Vec<_> = targets
+            .map(|partition| partition as Arc<dyn SyncTarget>)
+            .collect();
+        if effects.is_sync_awaited {
+            self.around.coordinator.sync(targets);
+        } else {
+            self.around.coordinator.sync_behind(targets);
+        }
+    }
+
+    fn answer(&mut self, key: GroupKey, waiter: Waiter, result: Result<Done, Refusal>) {
+        match waiter {
+            Waiter::Append(append) => append.answer(result, &self.around.metrics),
+            Waiter::Trim { partition, reply } => {
+                drop(reply.send(log_start(&partition, result)));
+            }
+            Waiter::Retain {
+                partition,
+                now,
+                roll_at,
+                reply,
+            } => {
+                let result = log_start(&partition, result);
+                let result = match (result, roll_at) {
+                    (Ok(_), Some(age)) => self.roll(key, &partition, now, age),
+                    (result, _) => result,
+                };
+                drop(reply.send(result));
+            }
+        }
     }
 
     fn administer(&mut self, command: Command) {
         match command {
-            Command::Add(log) => {
-                let identity = log.identity();
-                let key = GroupKey {
-                    topic_id: identity.topic_id,
-                    partition: identity.partition,
-                };
-                self.logs.insert(key, *log);
-            }
             Command::Remove { key, reply } => {
-                self.logs.remove(&key);
+                self.groups.remove(key);
+                self.partitions.remove(&key);
+                self.turns();
                 // Whoever asked may have given up waiting.
                 let _gone = reply.send(());
             }
             Command::Trim {
-                key,
+                partition,
                 to,
                 end,
                 reply,
             } => {
-                let result = match self.logs.get_mut(&key) {
-                    Some(log) => {
-                        let trimmed = log.trim(to, end);
-                        self.remover.take(log.take_removed());
-                        trimmed.map(|()| log.end().log_start)
-                    }
-                    // Deleted meanwhile: there is nothing left to be trimmed.
-                    None => Ok(to),
-                };
-                drop(reply.send(result));
+                let log_start = partition.reader.log_start();
+                if to < log_start || to > end {
+                    let refused = DeleteError::OutOfRange {
+                        requested: to,
+                        log_start,
+                        high_watermark: end,
+                    };
+                    return drop(reply.send(Err(refused)));
+                }
+                let key = partition.key;
+                self.groups
+                    .set_log_start(key, to, Waiter::Trim { partition, reply });
             }
             Command::Retain {
                 partition,
                 now,
                 reply,
-            } => {
-                let result = match self.logs.get_mut(&partition.key) {
-                    Some(log) => {
-                        let retained = retain(log, &partition, now);
-                        self.remover.take(log.take_removed());
-                        retained
-                    }
-                    None => Ok(partition.reader.log_start()),
-                };
-                drop(reply.send(result));
-            }
+            } => self.retain(partition, now, reply),
             Command::Install {
                 key,
                 compacted,
                 reply,
             } => {
-                let result = match self.logs.get_mut(&key) {
-                    Some(log) => log.install(*compacted),
-                    // Deleted meanwhile, files and all.
-                    None => Err(InstallError::Outdated),
-                };
-                drop(reply.send(result));
+                let installed = self.groups.with(key, |group| group.install(*compacted));
+                // Deleted meanwhile, files and all; or failed.
+                drop(reply.send(installed.unwrap_or(Err(InstallError::Outdated))));
             }
             Command::SetOptions { key, options } => {
-                if let Some(log) = self.logs.get_mut(&key) {
-                    log.set_options(options);
-                }
+                self.groups
+                    .with(key, |group| group.set_log_options(options));
             }
-            Command::ExpireProducers { before, now } => {
-                for log in self.logs.values_mut() {
-                    log.expire_producers(before, now);
-                }
-            }
-            Command::Append(_) | Command::Stop { .. } => unreachable!("handled by the turn"),
+            Command::ExpireProducers { before, now } => self.groups.expire_producers(before, now),
+            Command::Append(_)
+            | Command::Add { .. }
+            | Command::Wake
+            | Command::Tick
+            | Command::Stop { .. } => unreachable!("handled before"),
         }
     }
 
-    fn stop(mut self, reply: oneshot::Sender<Vec<(GroupKey, Result<LogEnd, Poisoned>)>>) {
-        // What was sent before the stop was written; what comes after is refused.
+    /// Applies retention, on the thread that appends: whether a partition is idle is known only here.
+    fn retain(
+        &mut self,
+        partition: Arc<Partition>,
+        now: Timestamp,
+        reply: oneshot::Sender<Result<Offset, DeleteError>>,
+    ) {
+        let key = partition.key;
+        let settings = partition.settings();
+        let end = partition.high_watermark();
+        let due = Due::of(&partition, &settings, now, end);
+        let log_end = self.groups.log(key).map(|log| log.end().offset);
+        // What was written and is not committed yet belongs to somebody who waits for it.
+        let is_idle = log_end == Some(end) && !self.groups.is_awaited(key);
+        let is_expired = due.is_expired && is_idle;
+        let to = if is_expired { end } else { due.start };
+        let to = to.max(partition.reader.log_start());
+        let age = if is_expired { Some(0) } else { due.roll_at };
+        let roll_at = due.roll_at.and(age);
+        let waiter = Waiter::Retain {
+            partition,
+            now,
+            roll_at,
+            reply,
+        };
+        // First the start, which needs no space: what lies below makes space for a new segment.
+        self.groups.set_log_start(key, to, waiter);
+    }
+
+    /// Seals the active segment of a log, if it is that old, and removes what lies below its start.
+    fn roll(
+        &mut self,
+        key: GroupKey,
+        partition: &Partition,
+        now: Timestamp,
+        age_ms: u64,
+    ) -> Result<Offset, DeleteError> {
+        let rolled = self.groups.with(key, |group| {
+            group.roll_if_aged(now, age_ms)?;
+            group.remove_below_start();
+            Ok(())
+        });
+        self.around.remover.take(self.groups.take_removed(key));
+        match rolled {
+            Some(Err(e)) => Err(log_error(partition, e).into()),
+            _ => Ok(partition.reader.log_start()),
+        }
+    }
+
+    fn stop(mut self, reply: oneshot::Sender<Vec<(GroupKey, Result<GroupState, GroupError>)>>) {
+        // What was sent before the stop is written; what comes after is refused.
+        self.turns();
         self.commands.close();
         // Ends when those who are just sending have sent.
         while let Some(command) = self.commands.blocking_recv() {
             if let Command::Append(append) = command {
-                refuse(append, &AppendError::Stopping);
+                drop(append.room);
+                drop(append.reply.send(Err(AppendError::Stopping)));
             }
         }
-        let ends = self
-            .logs
-            .drain()
-            .map(|(key, log)| (key, log.close()))
+        let awaited: Vec<GroupKey> = self
+            .groups
+            .keys()
+            .filter(|key| self.groups.is_awaited(*key))
             .collect();
-        drop(reply.send(ends));
+        for key in awaited {
+            if let Some(log) = self.groups.log(key) {
+                // How it went, the turn finds out.
+                drop(log.sync_handle().sync());
+            }
+            self.groups.log_synced(key);
+        }
+        self.turns();
+        drop(reply.send(self.groups.close()));
     }
 }
 
-/// Applies retention, on the thread that appends: whether a partition is idle is known only here.
-fn retain(log: &mut Log, partition: &Partition, now: Timestamp) -> Result<Offset, TrimError> {
-    let settings = partition.settings();
-    let end = partition.high_watermark();
-    let due = Due::of(partition, &settings, now, end);
-    // What was written and is not yet durable belongs to somebody who waits for it.
-    let is_expired = due.is_expired && end == log.end().offset;
-    let to = if is_expired { end } else { due.start };
-    // First the start, which needs no space: what lies below makes space for a new segment.
-    log.trim(to.max(log.end().log_start), end)?;
-    if let Some(age) = due.roll_at {
-        log.roll_if_aged(now, if is_expired { 0 } else { age })?;
-        log.trim(log.end().log_start, end)?;
+fn log_start(partition: &Partition, result: Result<Done, Refusal>) -> Result<Offset, DeleteError> {
+    match result {
+        Ok(Done::LogStart(start)) => Ok(start),
+        // Deleted meanwhile: there is nothing left to be trimmed.
+        Err(Refusal::Gone) => Ok(partition.reader.log_start()),
+        Ok(_) => unreachable!("not what was asked for"),
+        Err(refusal) => Err(refused(partition, refusal).into()),
     }
-    Ok(log.end().log_start)
 }
 
-/// Stops a log whose writer panicked: nothing is known of what it holds in memory. The other logs
-/// of the shard go on.
-fn give_up(log: &LogSync) {
-    let source = io::Error::other("the code that writes it panicked");
+/// Stops a log whose group failed: nothing is known of what it holds in memory. The other logs of the
+/// shard go on. One that failed by itself keeps its own cause.
+fn give_up(log: &LogSync, error: &GroupError) {
+    let source = io::Error::other(error.to_string());
     let identity = log.identity();
     let name = format!("{}-{}", identity.topic_id, identity.partition.get());
     let cause = DiskError::new(DiskOp::Write, std::path::Path::new(&name), source);

@@ -6,9 +6,10 @@ mod leftovers;
 mod partitions;
 mod replay;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
@@ -17,7 +18,7 @@ use tidelog_disk::{DirLock, Disk, DiskError, LockError};
 use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
-use tidelog_log::{Log, Poisoned, SyncConfig, SyncCoordinator};
+use tidelog_log::{Poisoned, SyncConfig, SyncCoordinator};
 use tokio::sync::{Semaphore, watch};
 
 use self::checkpoints::Checkpoints;
@@ -25,12 +26,11 @@ use self::replay::replay;
 use crate::age_clock::AgeClock;
 use crate::files::partition_dir;
 use crate::metrics::Metrics;
-use crate::partition::Partition;
 use crate::producers::{self, ProducerIds};
 use crate::read::COLD_READS_MAX;
 use crate::removal::Remover;
 use crate::seams::Seams;
-use crate::shard::{self, ShardHandle};
+use crate::shard::{self, Opened, ShardHandle};
 use crate::space::Space;
 use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC};
 
@@ -84,13 +84,6 @@ struct Start {
     was_clean: bool,
 }
 
-/// A partition that was opened, and the log for its shard.
-struct Opened {
-    partition: Arc<Partition>,
-    log: Log,
-    term: u64,
-}
-
 impl Broker {
     /// Starts a broker on a data directory, which is made if it is not there. Blocks until every
     /// partition serves or is known to be damaged.
@@ -134,15 +127,15 @@ impl Broker {
             was_clean: known.clean,
         };
 
-        let metadata = start.open_metadata(&known.groups)?;
+        let metadata = start.open_metadata()?;
         let (mut topics, deleted) = replay(&metadata.partition)?;
         start.remove_deleted(&topics, &deleted, &known.groups);
-        let (routes, mut opened) = start.open_topics(&topics, &known.groups);
+        let (routes, mut opened) = start.open_topics(&topics);
         let metadata_partition = metadata.partition.clone();
         opened.push(metadata);
         raise_producer_ids(&mut topics, &opened);
-        start.begin_epochs(&opened)?;
-        let mut logs: Vec<HashMap<GroupKey, Log>> = shards_of(&start, opened);
+        start.record_opened(&mut opened)?;
+        let opened = by_shard(&start, opened);
         let mut threads = Vec::new();
         let space = Space::new(disk, data_dir, start.config.free_bytes_min);
         if let Some(warning) = space.warning() {
@@ -158,16 +151,25 @@ impl Broker {
         threads.push(thread);
         let around = shard::Surroundings {
             coordinator,
+            state: start.state.clone(),
             clock: start.seams.clock.clone(),
             metrics: start.metrics.clone(),
             space,
             remover,
-            lock: lock.clone(),
+            _lock: lock.clone(),
         };
-        for (number, mailbox) in mailboxes.into_iter().enumerate() {
-            let logs = std::mem::take(&mut logs[number]);
-            let thread = shard::start(number, mailbox, logs, around.clone());
+        let count = mailboxes.len();
+        let (told, started) = std::sync::mpsc::sync_channel(count);
+        for ((number, mailbox), opened) in mailboxes.into_iter().enumerate().zip(opened) {
+            let ends = (&start.shards[number], mailbox);
+            let thread = shard::start(number, ends, opened, around.clone(), told.clone());
             threads.push(thread.map_err(StartError::Thread)?);
+        }
+        for _ in 0..count {
+            if started.recv_timeout(START_WAIT_MAX).is_err() {
+                tracing::warn!("the disk is slow: some partitions serve later");
+                break;
+            }
         }
 
         let Start {
@@ -203,11 +205,15 @@ impl Broker {
                 _lock: lock,
             }),
         };
+        broker.start_ticker().map_err(StartError::Thread)?;
         broker.start_retention().map_err(StartError::Thread)?;
         broker.start_compaction().map_err(StartError::Thread)?;
         Ok(broker)
     }
 }
+
+/// How long the first syncs of all logs take at most, where the disk does not hang.
+const START_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What one permit of the budget for appends can count.
 const IN_FLIGHT_BYTES_LIMIT: usize = u32::MAX as usize;
@@ -217,7 +223,7 @@ const IN_FLIGHT_BYTES_LIMIT: usize = u32::MAX as usize;
 fn raise_producer_ids(topics: &mut Topics, opened: &[Opened]) {
     let known = opened
         .iter()
-        .filter_map(|one| one.log.largest_producer_id());
+        .filter_map(|one| one.group.log().largest_producer_id());
     if let Some(largest) = known.max().filter(|id| *id >= topics.next_producer_id()) {
         // With the rest of its block, which may have been given out too.
         topics.raise_next_producer_id(largest.saturating_add(i64::from(producers::BLOCK)));
@@ -245,15 +251,14 @@ fn sync_names_above(disk: &dyn Disk, data_dir: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// The logs of each shard.
-fn shards_of(start: &Start, opened: Vec<Opened>) -> Vec<HashMap<GroupKey, Log>> {
-    let mut logs: Vec<HashMap<GroupKey, Log>> = Vec::new();
-    logs.resize_with(start.shards.len(), HashMap::new);
+/// What was opened, by its shard.
+fn by_shard(start: &Start, opened: Vec<Opened>) -> Vec<Vec<Opened>> {
+    let mut by_shard: Vec<Vec<Opened>> = Vec::new();
+    by_shard.resize_with(start.shards.len(), Vec::new);
     for one in opened {
-        let key = one.partition.key;
-        logs[shard_number(key, start.shards.len())].insert(key, one.log);
+        by_shard[shard_number(one.partition.key, start.shards.len())].push(one);
     }
-    logs
+    by_shard
 }
 
 /// Which shard writes a partition: spread evenly, the same at every start.

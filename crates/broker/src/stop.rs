@@ -3,6 +3,7 @@
 use thiserror::Error;
 use tidelog_log::Poisoned;
 use tidelog_log::state::StateRecord;
+use tidelog_replica::GroupError;
 use tokio::sync::oneshot;
 
 use crate::shard::Command;
@@ -14,6 +15,9 @@ pub enum StopError {
     /// A log could not be closed.
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
+    /// A replica had failed.
+    #[error(transparent)]
+    Failed(#[from] GroupError),
     /// A thread had ended before it was told to.
     #[error("a thread that writes logs ended before the stop")]
     ThreadEnded,
@@ -66,8 +70,12 @@ impl Broker {
             };
             for (key, result) in closed {
                 match result {
-                    Ok(end) => records.push(StateRecord::Checkpoint(key, end)),
-                    Err(poisoned) => failed = Some(poisoned.into()),
+                    Ok(state) => {
+                        records.push(StateRecord::Group(key, state));
+                        let end = state.checkpoint;
+                        records.extend(end.map(|end| StateRecord::Checkpoint(key, end)));
+                    }
+                    Err(e) => failed = Some(e.into()),
                 }
             }
         }

@@ -18,7 +18,7 @@ use tidelog_broker::{
 };
 use tidelog_disk::DiskOp;
 use tidelog_record::{Offset, Timestamp};
-use tidelog_sim::{OpFilter, SimDisk};
+use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 /// A fetch by somebody who has room for anything.
 async fn fetch(broker: &Broker, request: FetchRequest) -> Vec<FetchedPartition> {
@@ -218,25 +218,17 @@ async fn overload_is_refused_in_time_and_passes() {
 #[tokio::test]
 async fn a_panic_stops_one_partition_and_says_so() {
     let disk = SimDisk::new(5);
-    let clock = Arc::new(FakeClock::default());
-    let seams = Seams {
-        clock: clock.clone(),
-        ..seams(&disk)
+    let config = BrokerConfig {
+        shards: 1,
+        ..config()
     };
-    let broker = Broker::open(
-        BrokerConfig {
-            shards: 1,
-            ..config()
-        },
-        seams,
-    )
-    .unwrap();
+    let broker = Broker::open(config, seams(&disk)).unwrap();
     create(&broker, "a", 1).await.unwrap();
     create(&broker, "b", 1).await.unwrap();
     append(&broker, "a", "safe").await.unwrap();
-    clock.panics.store(true, Ordering::SeqCst);
+    let writes = OpFilter::op(DiskOp::Write).on("/a-0/");
+    disk.fail_nth(writes, 1, InjectedError::Panic, FailMode::Once);
     let e = append(&broker, "a", "lost?").await.unwrap_err();
-    clock.panics.store(false, Ordering::SeqCst);
     assert_eq!(e.reason(), "OUTCOME_UNKNOWN");
     let e = append(&broker, "a", "refused").await.unwrap_err();
     assert_eq!(e.reason(), "PARTITION_FAULTED");

@@ -215,7 +215,7 @@ impl Log {
 
     /// Removes segments below the log start, oldest first, after those that could not be removed
     /// before. What cannot be removed now is removed at the next trim or start.
-    pub(crate) fn remove_below_start(&mut self) {
+    pub fn remove_below_start(&mut self) {
         let segments = self.shared.segments();
         // The durable one: what is removed must never be asked for again.
         let start = self.shared.log_start();

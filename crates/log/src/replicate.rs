@@ -13,7 +13,7 @@ use crate::append::next_index;
 use crate::entry::{EntryKind, LogEntry};
 use crate::epochs::EpochStart;
 use crate::error::{AppendError, CreateError, Damage, OpenError, Poisoned, ReadError};
-use crate::header::LogIdentity;
+use crate::header::{LogIdentity, SEGMENT_HEADER_LEN};
 use crate::internal::{InternalEntry, InternalKind};
 use crate::log::{Log, remove_if_there};
 use crate::lookup::{index_while_walking, start_walk};
@@ -220,15 +220,36 @@ impl Log {
         Ok(ends.len())
     }
 
-    /// Takes space for `len` bytes of entries, rolling first when the active segment is full or old: what
-    /// was not refused here finds its space later.
+    /// Takes space for entries of `len` bytes together, `staged` of which somebody has taken space for
+    /// before: as far as they fit the active segment. Rolls before the first of them, of `first` bytes,
+    /// when that segment is full or old. What was not refused here finds its space later.
     ///
     /// # Errors
     /// Those of [`Log::append`].
-    pub fn make_room(&mut self, len: u64, now: Timestamp) -> Result<(), AppendError> {
+    pub fn make_room(
+        &mut self,
+        staged: u64,
+        first: u64,
+        len: u64,
+        now: Timestamp,
+    ) -> Result<(), AppendError> {
         self.shared.check()?;
-        self.roll_if_due(len, now)?;
-        self.reserve(len, self.options.appends_use_room)
+        if staged == 0 {
+            self.roll_if_due(first, now)?;
+        }
+        let wanted = (staged + len).min(self.room_in_segment(first));
+        self.reserve(wanted, self.options.appends_use_room)
+    }
+
+    /// How many bytes of entries go into one segment, the first of them being so long: the rest of the
+    /// active one, or the next one.
+    pub fn room_in_segment(&self, first: u64) -> u64 {
+        let max = u64::from(self.options.segment_bytes_max());
+        let left = max.saturating_sub(u64::from(self.end.position));
+        if first <= left {
+            return left;
+        }
+        max.saturating_sub(SEGMENT_HEADER_LEN as u64).max(first)
     }
 
     /// As [`Log::make_room`], for internal entries: they may take the last of the log's space, and
@@ -244,9 +265,10 @@ impl Log {
     /// Whether a change of members lies past the commit.
     pub fn has_uncommitted_change(&self) -> bool {
         let committed = self.shared.committed().index;
-        self.tail
-            .as_ref()
-            .is_some_and(|tail| tail.infos(committed).any(|info| info.kind == EntryKind::ConfChange))
+        self.tail.as_ref().is_some_and(|tail| {
+            tail.infos(committed)
+                .any(|info| info.kind == EntryKind::ConfChange)
+        })
     }
 
     /// A batch that is about to be proposed at `base`: what its producer sends next is measured by it

@@ -206,6 +206,17 @@ impl Group {
         &self.node.store().members
     }
 
+    /// What a state file is to say of the group: its checkpoint is not set.
+    pub fn to_record(&self) -> (GroupState, &Members) {
+        let storage = self.node.store();
+        let state = GroupState {
+            commit: storage.log.commit().get(),
+            checkpoint: None,
+            ..storage.state
+        };
+        (state, &storage.members)
+    }
+
     /// What this replica is.
     pub fn role(&self) -> Role {
         let raft = &self.node.raft;
@@ -229,13 +240,17 @@ impl Group {
         self.members().is_sole_voter(self.config.id)
     }
 
-    /// So many bytes of batches may be proposed now, beside one that is longer where none is under way.
-    pub fn room(&self) -> u64 {
-        if self.uncommitted_bytes == 0 {
-            return u64::MAX;
-        }
+    /// So many bytes of batches may be proposed for one turn, the first of which is so long: what fits
+    /// one segment, and is not too much beside what is under way. At least the first where nothing is.
+    pub fn room(&self, first: u64) -> u64 {
         let max = self.config.uncommitted_bytes_max;
-        max.saturating_sub(self.uncommitted_bytes)
+        let left = max.saturating_sub(self.uncommitted_bytes);
+        let left = if self.uncommitted_bytes == 0 {
+            left.max(first)
+        } else {
+            left
+        };
+        left.min(self.log().room_in_segment(first))
     }
 
     /// Why entries that were decided on cannot be written now; they will be when there is space.
@@ -312,7 +327,7 @@ impl Group {
             return Err(stalled.cause.clone().into());
         }
         let staged = self.fresh_bytes;
-        self.log_mut().make_room(staged + len, now)?;
+        self.log_mut().make_room(staged, len, len, now)?;
 
         let base_offset = self.next_offset.unwrap_or(self.log().end().offset);
         let end_offset = base_offset
@@ -498,10 +513,12 @@ impl Group {
             return Err(StepError::Malformed { from, what });
         }
         self.check_offsets(&message, &placed)?;
-        if !placed.is_empty() {
-            let placed = placed.iter().map(|placed| placed.entry.len_bytes() as u64);
-            let len = self.fresh_bytes + placed.sum::<u64>();
-            self.log_mut().make_room(len, now)?;
+        if let Some(first) = placed.first() {
+            let first = first.entry.len_bytes() as u64;
+            let lens = placed.iter().map(|placed| placed.entry.len_bytes() as u64);
+            let staged = self.fresh_bytes;
+            self.log_mut()
+                .make_room(staged, first, lens.sum::<u64>(), now)?;
         }
         for placed in placed {
             self.put_fresh(placed.index, placed.term, placed.entry);
@@ -535,7 +552,10 @@ impl Group {
         for entry in std::iter::once(first).chain(placed) {
             let header = entry.entry.header();
             let base = header.base_offset;
-            if expected.or(after_own.map(Offset::to_wire)).is_some_and(|next| next != base) {
+            if expected
+                .or(after_own.map(Offset::to_wire))
+                .is_some_and(|next| next != base)
+            {
                 return Err(StepError::Malformed {
                     from: message.from,
                     what: "a batch has another offset than comes next",
@@ -616,6 +636,11 @@ impl Group {
     /// Those of [`Log::install`].
     pub fn install(&mut self, compacted: Compacted) -> Result<(), InstallError> {
         self.log_mut().install(compacted)
+    }
+
+    /// Removes again what could not be removed below the log start.
+    pub fn remove_below_start(&mut self) {
+        self.log_mut().remove_below_start();
     }
 
     /// As [`Log::take_removed`].

@@ -21,6 +21,9 @@
 //! *Step*: [`Group::step`] takes a message from another replica, each batch checked before Raft hears
 //! of it.
 //!
+//! *Shard*: a broker runs many groups on a thread, a [`Shard`], with those who wait for them and one
+//! list of messages for each other broker (`shard/`).
+//!
 //! A group reads no clock, opens no socket and starts no thread. It is told of time by
 //! [`Group::tick`], draws its election timeouts from a seed, and reaches files through the log's disk
 //! and a [`GroupStore`]; the same code runs in a broker and in a simulation.
@@ -31,6 +34,7 @@ mod group;
 mod message;
 mod payload;
 mod planted;
+mod shard;
 mod storage;
 mod store;
 mod turn;
@@ -42,6 +46,10 @@ pub use message::{Outgoing, Payload};
 #[cfg(feature = "planted")]
 pub use planted::Planted;
 pub use raft::eraftpb;
+pub use shard::{
+    Answer, Done, Effects, Letter, NodeId, Proposal, Received, Refusal, Shard, Until, node_of,
+    replica_of,
+};
 pub use storage::Members;
 pub use store::StateStore;
 pub use turn::Turn;

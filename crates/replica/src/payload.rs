@@ -67,7 +67,11 @@ impl Recent {
 
     /// Forgets the entries up to `index`.
     pub(crate) fn forget_to(&mut self, index: u64) {
-        while self.entries.front().is_some_and(|first| first.index <= index) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|first| first.index <= index)
+        {
             let first = self.entries.pop_front();
             self.bytes -= first.map_or(0, |first| first.entry.len_bytes());
         }

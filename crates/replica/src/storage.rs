@@ -18,6 +18,14 @@ pub struct Members {
 }
 
 impl Members {
+    /// Those who are in a group from its beginning.
+    pub fn founded_by(voters: Vec<u64>) -> Self {
+        Self {
+            state: ConfState::from((voters, Vec::new())),
+            index: 0,
+        }
+    }
+
     /// Whether `id` votes, and nobody else does, nor did before a change that is under way.
     pub fn is_sole_voter(&self, id: u64) -> bool {
         self.state.voters == [id] && self.state.voters_outgoing.is_empty()
@@ -31,7 +39,9 @@ impl Members {
             &self.state.voters_outgoing,
             &self.state.learners_next,
         ];
-        lists.iter().any(|list| list.iter().any(|other| *other != id))
+        lists
+            .iter()
+            .any(|list| list.iter().any(|other| *other != id))
     }
 }
 

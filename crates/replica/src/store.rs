@@ -6,7 +6,7 @@ use tidelog_log::state::{GroupKey, GroupMembers, GroupState, StateFile, StateRec
 use tidelog_log::{LogEnd, Poisoned};
 
 use crate::eraftpb::ConfState;
-use crate::group::GroupStore;
+use crate::group::{Group, GroupStore};
 use crate::storage::Members;
 
 /// One group's part of a state file.
@@ -21,23 +21,36 @@ pub struct StateStore {
 impl StateStore {
     /// The part of the group `key` in `file`.
     pub fn new(file: Arc<StateFile>, key: GroupKey) -> Self {
-        let members = file.state().members.remove(&key);
+        let members = file.members(&key);
         Self { file, key, members }
     }
 
     /// What is known of the group; `None` for one that was never recorded. A group without recorded
-    /// members has one: this replica.
+    /// members has one, this replica, and all that is durable of its log is committed.
     pub fn load(&self) -> Option<(GroupState, Members)> {
-        let known = self.file.state();
-        let state = *known.groups.get(&self.key)?;
-        let members = known.members.get(&self.key).map_or_else(
-            || Members {
-                state: ConfState::from((vec![state.replica_id], Vec::new())),
-                index: 0,
-            },
-            Members::from,
-        );
+        let mut state = self.file.group(&self.key)?;
+        let members = match &self.members {
+            Some(members) => Members::from(members),
+            None => {
+                state.commit = u64::MAX;
+                Members::founded_by(vec![state.replica_id])
+            }
+        };
         Some((state, members))
+    }
+
+    /// The records for a group that was just opened or made, to be recorded and synced before it takes
+    /// a turn: in one go with those of others.
+    pub fn records_of(&mut self, group: &Group) -> [StateRecord; 3] {
+        let (state, members) = group.to_record();
+        let members = GroupMembers::from(members);
+        self.members = Some(members.clone());
+        let end = group.log().reader().durable();
+        [
+            StateRecord::Members(self.key, members),
+            StateRecord::Group(self.key, state),
+            StateRecord::Checkpoint(self.key, end),
+        ]
     }
 
     /// Whether nothing is recorded any more.

@@ -84,6 +84,8 @@ pub enum InjectedError {
     Short,
     /// Any other kind.
     Kind(io::ErrorKind),
+    /// None: the code that calls panics, as if it had a bug.
+    Panic,
 }
 
 impl From<io::ErrorKind> for InjectedError {
@@ -101,6 +103,7 @@ impl InjectedError {
             Self::Full => io::Error::from_raw_os_error(28),
             Self::Short => io::ErrorKind::WriteZero.into(),
             Self::Kind(kind) => kind.into(),
+            Self::Panic => panic!("the disk was told to panic"),
         }
     }
 }

@@ -98,12 +98,28 @@ pub enum AppendError {
     /// The broker is stopping. Nothing was written.
     #[error("the broker is stopping")]
     Stopping,
+    /// Another broker leads the partition, or none that is known here. Nothing was written.
+    #[error("partition {partition} of topic {topic:?} is led by {}", leader_name(*.leader))]
+    NotLeader {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+        /// The broker that leads it, if that is known.
+        leader: Option<u32>,
+    },
     /// It may have been written, or may still be: the sync failed or took too long.
     #[error("it is not known whether the records were stored: {cause}")]
     OutcomeUnknown {
         /// What happened.
         cause: String,
     },
+}
+
+fn leader_name(leader: Option<u32>) -> String {
+    leader.map_or("no broker that is known here".to_owned(), |leader| {
+        format!("broker {leader}")
+    })
 }
 
 /// The numbers a [`ProducerError`] is about.
@@ -162,7 +178,7 @@ impl Facts for AppendError {
                 ErrorKind::Exhausted
             }
             Self::Poisoned { .. } => ErrorKind::DataLoss,
-            Self::Stopping => ErrorKind::Unavailable,
+            Self::Stopping | Self::NotLeader { .. } => ErrorKind::Unavailable,
             Self::OutcomeUnknown { .. } => ErrorKind::Unknown,
         }
     }
@@ -186,6 +202,7 @@ impl Facts for AppendError {
             Self::OutOfFiles(_) => "STORAGE_ERROR",
             Self::Poisoned { .. } => "PARTITION_FAULTED",
             Self::Stopping => "SHUTTING_DOWN",
+            Self::NotLeader { .. } => "NOT_LEADER",
             Self::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
         }
     }
@@ -228,6 +245,18 @@ impl Facts for AppendError {
                     ("topic", topic.to_string()),
                     ("partition", partition.to_string()),
                 ]
+            }
+            Self::NotLeader {
+                topic,
+                partition,
+                leader,
+            } => {
+                let mut facts = vec![
+                    ("topic", topic.to_string()),
+                    ("partition", partition.to_string()),
+                ];
+                facts.extend(leader.map(|leader| ("leader", leader.to_string())));
+                facts
             }
             Self::Request(_)
             | Self::Batch(_)

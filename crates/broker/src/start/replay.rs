@@ -14,7 +14,7 @@ pub(super) type Deleted = (TopicName, TopicId, u32);
 pub(super) fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>), StartError> {
     let mut topics = Topics::default();
     let mut deleted = Vec::new();
-    let end = metadata.reader.durable_offset();
+    let end = metadata.reader.committed_offset();
     let mut from = metadata.reader.log_start();
     while from < end {
         let found = metadata

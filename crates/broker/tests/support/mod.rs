@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,7 +45,6 @@ pub(crate) struct FakeClock {
     pub(crate) millis: AtomicI64,
     /// How much of that did not pass: it jumped.
     pub(crate) jumped: AtomicI64,
-    pub(crate) panics: AtomicBool,
     pub(crate) gate: parking_lot::Mutex<()>,
 }
 
@@ -65,10 +64,6 @@ impl Clock for FakeClock {
             .is_some_and(|name| name.starts_with("tidelog-shard"))
         {
             drop(self.gate.lock());
-            assert!(
-                !self.panics.load(Ordering::SeqCst),
-                "the clock was told to panic"
-            );
         }
         Timestamp::from_millis(self.millis.load(Ordering::SeqCst))
     }

@@ -16,7 +16,7 @@ use super::generations::{
 use super::records::{
     FRAME_LEN, JOURNAL_END, RECORD_LEN_MAX, SNAPSHOT_END, SYNCED, frame, frame_crc,
 };
-use super::{BrokerState, DirectoryIdentity, GroupKey, GroupState, StateRecord};
+use super::{BrokerState, DirectoryIdentity, GroupKey, GroupMembers, GroupState, StateRecord};
 use crate::error::Poisoned;
 use crate::log::{create_dir_durably, parents};
 
@@ -169,6 +169,11 @@ impl StateFile {
     /// What the file says of one group now.
     pub fn group(&self, key: &GroupKey) -> Option<GroupState> {
         self.inner.lock().state.groups.get(key).copied()
+    }
+
+    /// What the file says of the members of one group now.
+    pub fn members(&self, key: &GroupKey) -> Option<GroupMembers> {
+        self.inner.lock().state.members.get(key).cloned()
     }
 
     /// Why nothing is recorded any more, if so.

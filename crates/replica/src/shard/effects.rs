@@ -1,0 +1,187 @@
+//! What a shard is asked for, and what comes of its turns.
+
+use bytes::Bytes;
+use raft::eraftpb::Message;
+use tidelog_log::state::GroupKey;
+use tidelog_log::{LogEnd, Poisoned};
+use tidelog_record::{Offset, ProducedBatch, Timestamp};
+
+use crate::config::ReplicaId;
+use crate::error::{GroupError, ProposeError};
+use crate::group::Role;
+use crate::message::Payload;
+use crate::storage::Members;
+
+/// The number of a broker in its cluster.
+pub type NodeId = u32;
+
+/// The broker that has a replica: the lower half of the replica's number. The upper half tells apart
+/// the replicas that a broker has had of one partition, one after the other; it is 0 for the first.
+pub const fn node_of(replica: ReplicaId) -> NodeId {
+    #[allow(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+    let node = replica as NodeId;
+    node
+}
+
+/// The number of the replica that a broker has of a partition after it has lost so many others.
+pub const fn replica_of(node: NodeId, lost: u32) -> ReplicaId {
+    (lost as ReplicaId) << 32 | node as ReplicaId
+}
+
+/// How far an append has come when it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// It is written at the leader, and may be lost (`acks=1`).
+    Written,
+    /// It is committed: durable on a majority (`acks=all`).
+    Committed,
+}
+
+/// A batch for a group, and who waits for what becomes of it.
+#[derive(Debug)]
+pub struct Proposal<W> {
+    /// The batch.
+    pub batch: ProducedBatch,
+    /// When to answer.
+    pub until: Until,
+    /// Whom to answer.
+    pub waiter: W,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// A batch is stored.
+    Stored {
+        /// The offset of its first record.
+        base_offset: Offset,
+        /// The timestamp its records got, where that is the broker's.
+        log_append_time: Option<Timestamp>,
+        /// It was there before.
+        is_duplicate: bool,
+    },
+    /// The log starts here now.
+    LogStart(Offset),
+    /// Whoever asked leads, and everything before the entry after this one was committed when it
+    /// asked.
+    ReadIndex(u64),
+}
+
+/// Why something was not done.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Surely nothing was.
+    Refused(ProposeError),
+    /// Surely nothing was: there is no such group here.
+    Gone,
+    /// Surely nothing was: the group had failed before.
+    Down(GroupError),
+    /// It was begun, and it is not known what becomes of it: another replica leads now.
+    Lost {
+        /// The leader, if it is known.
+        leader: Option<ReplicaId>,
+    },
+    /// It was begun, and the group has failed since.
+    Failed(GroupError),
+}
+
+/// What becomes of something that somebody waits for.
+#[derive(Debug)]
+pub struct Answer<W> {
+    /// Which group was asked.
+    pub key: GroupKey,
+    /// Who waits.
+    pub waiter: W,
+    /// What it is told.
+    pub result: Result<Done, Refusal>,
+}
+
+/// A message to the replica of a group at another broker.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// The group.
+    pub key: GroupKey,
+    /// Its incarnation: replicas of others do not talk to it.
+    pub incarnation: u32,
+    /// What Raft says.
+    pub message: Message,
+    /// What its stubs stand for.
+    pub payloads: Vec<Payload>,
+}
+
+/// A letter as it arrives.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The group.
+    pub key: GroupKey,
+    /// Its incarnation at the sender.
+    pub incarnation: u32,
+    /// What Raft says.
+    pub message: Message,
+    /// What its stubs stand for.
+    pub payloads: Vec<Bytes>,
+}
+
+/// What came of a turn, to be done in the order of the fields.
+#[derive(Debug)]
+pub struct Effects<W> {
+    /// What each broker is to be sent, in this order: one frame a broker.
+    pub letters: Vec<(NodeId, Vec<Letter>)>,
+    /// State was recorded that others wait for: once it is synced, this is to be told to
+    /// [`Shard::state_synced`](super::Shard::state_synced).
+    pub state_to_sync: Vec<(GroupKey, u64)>,
+    /// Logs to be synced, and then told to [`Shard::log_synced`](super::Shard::log_synced).
+    pub logs_to_sync: Vec<GroupKey>,
+    /// Whether anybody waits for that.
+    pub is_sync_awaited: bool,
+    /// What replicas are now.
+    pub roles: Vec<(GroupKey, Role)>,
+    /// Who is in groups now.
+    pub members: Vec<(GroupKey, Members)>,
+    /// Groups that do no more until they are opened again.
+    pub failed: Vec<(GroupKey, GroupError)>,
+    /// Everything before is committed now.
+    pub committed: Vec<(GroupKey, LogEnd)>,
+    /// What those who waited are told, once the commit is: they find what they wrote.
+    pub answers: Vec<Answer<W>>,
+}
+
+impl<W> Default for Effects<W> {
+    fn default() -> Self {
+        Self {
+            letters: Vec::new(),
+            state_to_sync: Vec::new(),
+            logs_to_sync: Vec::new(),
+            is_sync_awaited: false,
+            roles: Vec::new(),
+            members: Vec::new(),
+            failed: Vec::new(),
+            committed: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+}
+
+impl<W> Effects<W> {
+    pub(super) fn send(&mut self, letter: Letter) {
+        let node = node_of(letter.message.to);
+        match self.letters.iter_mut().find(|(to, _)| *to == node) {
+            Some((_, letters)) => letters.push(letter),
+            None => self.letters.push((node, vec![letter])),
+        }
+    }
+
+    pub(super) fn answer(&mut self, key: GroupKey, waiter: W, result: Result<Done, Refusal>) {
+        self.answers.push(Answer {
+            key,
+            waiter,
+            result,
+        });
+    }
+}
+
+impl From<Poisoned> for Refusal {
+    fn from(poisoned: Poisoned) -> Self {
+        Self::Failed(poisoned.into())
+    }
+}

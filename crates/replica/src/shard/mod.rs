@@ -1,0 +1,296 @@
+//! A shard: many groups that one thread runs, and those who wait for them.
+//!
+//! A [`Shard`] is told what clients ask for, what other brokers say, that time has passed, and what has
+//! become durable; [`Shard::turn`] then gives each group that has something to do its turn, and tells
+//! what is to be done outside: [`Effects`]. Messages for the replicas of another broker come as one
+//! list a turn, heartbeats of all groups among them. It does no input or output but the writes to the
+//! logs and the records of the state file, so that a simulation runs it as a broker does.
+//!
+//! Batches wait in a queue of their group's while it does not know yet how far its log is committed,
+//! or too much is under way; whoever sent one is answered when it is written or committed, or when
+//! that cannot be any more. A panic or a failed write ends one group, and the others go on.
+
+mod effects;
+mod hosted;
+
+use std::collections::{BTreeSet, HashMap};
+
+use tidelog_log::state::{GroupKey, GroupState};
+use tidelog_log::{Log, Poisoned, RemovedFile};
+use tidelog_record::{Offset, Timestamp};
+
+pub use effects::{
+    Answer, Done, Effects, Letter, NodeId, Proposal, Received, Refusal, Until, node_of, replica_of,
+};
+
+use self::hosted::Hosted;
+use crate::config::ReplicaId;
+use crate::error::{GroupError, StepError};
+use crate::group::Group;
+use crate::store::StateStore;
+
+/// The groups of one thread. `W` stands for somebody who waits for an answer.
+#[derive(Debug)]
+pub struct Shard<W> {
+    groups: HashMap<GroupKey, Hosted<W>>,
+    /// Groups that have something to do in the next turn.
+    due: BTreeSet<GroupKey>,
+    /// What came of calls between turns.
+    effects: Effects<W>,
+}
+
+impl<W> Default for Shard<W> {
+    fn default() -> Self {
+        Self {
+            groups: HashMap::new(),
+            due: BTreeSet::new(),
+            effects: Effects::default(),
+        }
+    }
+}
+
+impl<W> Shard<W> {
+    /// Takes a group, which was opened. One with a sole voter stands for election at once.
+    pub fn add(&mut self, key: GroupKey, incarnation: u32, group: Group, store: StateStore) {
+        let mut hosted = Hosted::new(key, group, store, incarnation);
+        hosted.guarded(&mut self.effects, |hosted, _| {
+            if hosted.group.is_sole_voter() {
+                hosted.group.campaign();
+            }
+        });
+        self.groups.insert(key, hosted);
+        self.due.insert(key);
+    }
+
+    /// Lets go of a group. Whoever waits for it is told with the next turn.
+    pub fn remove(&mut self, key: GroupKey) -> Option<Group> {
+        self.due.remove(&key);
+        let mut hosted = self.groups.remove(&key)?;
+        let leader = None;
+        let begun = || Refusal::Lost { leader };
+        hosted.drop_all(&begun, &|| Refusal::Gone, &mut self.effects);
+        Some(hosted.group)
+    }
+
+    /// The log of a group.
+    pub fn log(&self, key: GroupKey) -> Option<&Log> {
+        Some(self.groups.get(&key)?.group.log())
+    }
+
+    /// A group.
+    pub fn group(&self, key: GroupKey) -> Option<&Group> {
+        Some(&self.groups.get(&key)?.group)
+    }
+
+    /// All groups.
+    pub fn keys(&self) -> impl Iterator<Item = GroupKey> {
+        self.groups.keys().copied()
+    }
+
+    /// Does something to a group; `None` where it is not there, has failed, or fails in this.
+    pub fn with<R>(&mut self, key: GroupKey, act: impl FnOnce(&mut Group) -> R) -> Option<R> {
+        let hosted = self.groups.get_mut(&key)?;
+        self.due.insert(key);
+        hosted.guarded(&mut self.effects, |hosted, _| act(&mut hosted.group))
+    }
+
+    /// A batch for the group `key`, which is proposed with the next turn or later.
+    pub fn propose(&mut self, key: GroupKey, proposal: Proposal<W>) {
+        if let Some(hosted) = self.running(key) {
+            hosted.propose(proposal);
+            self.due.insert(key);
+        } else {
+            let refusal = self.refusal(key);
+            self.effects.answer(key, proposal.waiter, Err(refusal));
+        }
+    }
+
+    /// Nothing below `to` is to be read again.
+    pub fn set_log_start(&mut self, key: GroupKey, to: Offset, waiter: W) {
+        if let Some(hosted) = self.running(key) {
+            hosted.ask_log_start(to, waiter);
+            self.due.insert(key);
+        } else {
+            let refusal = self.refusal(key);
+            self.effects.answer(key, waiter, Err(refusal));
+        }
+    }
+
+    /// Asks up to where the log of a group is committed: see [`Group::read_index`].
+    pub fn read_index(&mut self, key: GroupKey, waiter: W) {
+        if let Some(hosted) = self.running(key) {
+            hosted.ask_read_index(waiter);
+            self.due.insert(key);
+        } else {
+            let refusal = self.refusal(key);
+            self.effects.answer(key, waiter, Err(refusal));
+        }
+    }
+
+    /// What another broker sent.
+    ///
+    /// # Errors
+    /// [`StepError`]: nothing of it was taken. A letter for a group that is not here, or has another
+    /// incarnation, is dropped.
+    pub fn receive(&mut self, received: Received, now: Timestamp) -> Result<(), StepError> {
+        let Some(hosted) = self.groups.get_mut(&received.key) else {
+            return Ok(());
+        };
+        if hosted.incarnation != received.incarnation {
+            return Ok(());
+        }
+        self.due.insert(received.key);
+        let stepped = hosted.guarded(&mut self.effects, |hosted, _| {
+            let Received {
+                message, payloads, ..
+            } = received;
+            hosted.group.step(message, payloads, now)
+        });
+        stepped.unwrap_or(Ok(()))
+    }
+
+    /// A broker cannot be reached: what was sent to it may be lost.
+    pub fn unreachable(&mut self, node: NodeId) {
+        for hosted in self.groups.values_mut() {
+            let is_there = |id: &ReplicaId| node_of(*id) == node;
+            let members = &hosted.group.members().state;
+            let ids = members.voters.iter().chain(&members.learners);
+            let ids: Vec<ReplicaId> = ids.copied().filter(is_there).collect();
+            hosted.guarded(&mut self.effects, |hosted, _| {
+                ids.into_iter().for_each(|id| hosted.group.unreachable(id));
+            });
+        }
+    }
+
+    /// Whether time has to be told: not where every group has a sole voter, which leads.
+    pub fn needs_ticks(&self) -> bool {
+        self.groups.values().any(needs_ticks)
+    }
+
+    /// Time has passed: one tick of [`crate::GroupConfig`].
+    pub fn tick(&mut self) {
+        for (key, hosted) in &mut self.groups {
+            if !needs_ticks(hosted) {
+                continue;
+            }
+            hosted.guarded(&mut self.effects, |hosted, _| hosted.group.tick());
+            if hosted.group.has_work() {
+                self.due.insert(*key);
+            }
+        }
+    }
+
+    /// Files of a group's log that were removed: see [`Log::take_removed`].
+    pub fn take_removed(&mut self, key: GroupKey) -> Vec<RemovedFile> {
+        let hosted = self.groups.get_mut(&key);
+        hosted.map_or(Vec::new(), |hosted| hosted.group.take_removed())
+    }
+
+    /// Forgets the producers of all logs of which nothing was heard since `before`.
+    pub fn expire_producers(&mut self, before: Timestamp, now: Timestamp) {
+        for hosted in self.groups.values_mut() {
+            hosted.guarded(&mut self.effects, |hosted, _| {
+                hosted.group.expire_producers(before, now);
+            });
+        }
+    }
+
+    /// Whether the group has come as far as it can by itself: it leads and is ready, or others decide
+    /// on that, or something is lacking.
+    pub fn is_settled(&self, key: GroupKey) -> bool {
+        self.groups.get(&key).is_none_or(is_settled)
+    }
+
+    /// Whether anybody waits for something of the group.
+    pub fn is_awaited(&self, key: GroupKey) -> bool {
+        self.groups.get(&key).is_some_and(Hosted::is_awaited)
+    }
+
+    /// A round that synced the log of a group has ended, well or not.
+    pub fn log_synced(&mut self, key: GroupKey) {
+        self.due.insert(key);
+    }
+
+    /// A sync of the state file has ended well that began after a turn gave this.
+    pub fn state_synced(&mut self, synced: &[(GroupKey, u64)]) {
+        for (key, recorded) in synced {
+            if let Some(hosted) = self.groups.get_mut(key) {
+                hosted.group.state_synced(*recorded);
+                self.due.insert(*key);
+            }
+        }
+    }
+
+    /// The state file takes no more: no group can go on.
+    pub fn state_failed(&mut self, poisoned: &Poisoned) {
+        for hosted in self.groups.values_mut() {
+            if hosted.failed.is_none() {
+                hosted.fail(GroupError::Poisoned(poisoned.clone()), &mut self.effects);
+            }
+        }
+    }
+
+    /// How many groups are not [settled](Self::is_settled).
+    pub fn unsettled(&self) -> usize {
+        let groups = self.groups.values();
+        groups.filter(|hosted| !is_settled(hosted)).count()
+    }
+
+    /// Gives each group that has something to do its turn.
+    pub fn turn(&mut self, now: Timestamp) -> Effects<W> {
+        let mut effects = std::mem::take(&mut self.effects);
+        for key in std::mem::take(&mut self.due) {
+            let Some(hosted) = self.groups.get_mut(&key) else {
+                continue;
+            };
+            hosted.guarded(&mut effects, |hosted, effects| hosted.turn(now, effects));
+            // A commit may have made room for what waits in the queue.
+            if hosted.failed.is_none() && hosted.could_propose() {
+                self.due.insert(key);
+            }
+        }
+        effects
+    }
+
+    /// Whether a [turn](Self::turn) would do anything.
+    pub fn has_work(&self) -> bool {
+        !self.due.is_empty() || !self.effects.answers.is_empty() || !self.effects.failed.is_empty()
+    }
+
+    /// Closes all logs, and gives what is to be recorded of each group.
+    pub fn close(self) -> Vec<(GroupKey, Result<GroupState, GroupError>)> {
+        let close = |hosted: Hosted<W>| match hosted.failed {
+            Some(e) => Err(e),
+            None => Ok(hosted.group.close()?),
+        };
+        self.groups
+            .into_iter()
+            .map(|(key, hosted)| (key, close(hosted)))
+            .collect()
+    }
+
+    fn running(&mut self, key: GroupKey) -> Option<&mut Hosted<W>> {
+        let hosted = self.groups.get_mut(&key);
+        hosted.filter(|hosted| hosted.failed.is_none())
+    }
+
+    fn refusal(&self, key: GroupKey) -> Refusal {
+        let failed = self
+            .groups
+            .get(&key)
+            .and_then(|hosted| hosted.failed.clone());
+        failed.map_or(Refusal::Gone, Refusal::Down)
+    }
+}
+
+fn is_settled<W>(hosted: &Hosted<W>) -> bool {
+    let group = &hosted.group;
+    let is_stuck = hosted.failed.is_some() || group.stalled().is_some();
+    is_stuck || !group.is_sole_voter() || group.is_ready()
+}
+
+fn needs_ticks<W>(hosted: &Hosted<W>) -> bool {
+    let group = &hosted.group;
+    let is_at_rest = group.is_sole_voter() && group.is_ready() && group.stalled().is_none();
+    hosted.failed.is_none() && !is_at_rest
+}
