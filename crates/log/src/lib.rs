@@ -42,6 +42,7 @@
 
 mod ahead;
 mod append;
+pub mod catch_up;
 mod cold;
 mod compaction;
 mod entries;
