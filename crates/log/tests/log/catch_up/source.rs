@@ -158,3 +158,28 @@ fn every_commit_makes_a_copy() {
         assert_eq!(log.reader().epochs(), epochs);
     }
 }
+
+/// Internal entries at the end of a segment take no offset, and may be taken back.
+#[test]
+fn compaction_touches_no_segment_with_entries_that_are_not_committed() {
+    let mut original = Original::new(small());
+    original.append(8);
+    let records = original.log.end();
+    original.internal(InternalKind::RaftConfChange(Bytes::from_static(b"conf")));
+    let internal = original.log.end();
+    original.log.roll(at(0)).unwrap();
+    original.append(1);
+    original.log.sync().unwrap();
+    let dirty_at = |original: &mut Original, next: u64| {
+        original.log.commit_to(at_index(next - 1));
+        let end_max = original.log.reader().committed_offset();
+        assert_eq!(end_max, records.offset);
+        let dirty = original.log.reader().compactable(at(100), 0, end_max);
+        dirty.dirty_bytes
+    };
+    let segments = original.log.reader().segments();
+    let upto_last: u64 = segments[..segments.len() - 2].iter().map(|s| s.len).sum();
+    assert_eq!(dirty_at(&mut original, records.index.get()), upto_last);
+    let all = upto_last + u64::from(internal.position);
+    assert_eq!(dirty_at(&mut original, internal.index.get()), all);
+}
