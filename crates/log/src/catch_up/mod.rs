@@ -46,14 +46,19 @@ pub use staging::{Staging, StagingError, Wanted};
 /// it says, whatever the checkpoint says that is recorded.
 const ADOPTED: &str = "adopted";
 
+/// What the name of the partition's directory gets for that of its copy.
+pub(crate) const CATCH_UP: &str = ".catch-up";
+/// And for that of the log that is being replaced.
+pub(crate) const REPLACED: &str = ".replaced";
+
 /// Where the copy for the log in `dir` gathers. Goes when the partition is deleted.
 pub fn catch_up_dir(dir: &Path) -> PathBuf {
-    beside(dir, ".catch-up")
+    beside(dir, CATCH_UP)
 }
 
 /// Where the log in `dir` lies while it is being replaced. Goes when the partition is deleted.
 pub fn replaced_dir(dir: &Path) -> PathBuf {
-    beside(dir, ".replaced")
+    beside(dir, REPLACED)
 }
 
 fn beside(dir: &Path, ending: &str) -> PathBuf {
