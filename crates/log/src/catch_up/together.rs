@@ -83,7 +83,13 @@ pub(super) fn check<'a>(
     let headers: Vec<_> = headers
         .map(|candidate| (candidate.header.base_index, candidate.header.epoch))
         .collect();
-    opening.check_chain(candidates, &newest, end.log_start)?;
+    let sealed = opening.check_chain(candidates, &newest, end.log_start)?;
+    // Each segment tells of the one before how it ends, checksum and all.
+    let told = sealed.iter().map(|(_, end)| *end);
+    let copied = manifest.segments.iter().map(|copy| copy.end);
+    if !told.eq(copied.take(manifest.segments.len() - 1)) {
+        return Err(unfit("a segment is not the one that the next one tells of"));
+    }
 
     let epochs = EpochTable::load(&**disk, &epochs_path(staged));
     if epochs.file_before(end.index).len() != manifest.epochs.len as usize {

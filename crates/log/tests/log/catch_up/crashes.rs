@@ -271,6 +271,40 @@ fn a_staging_goes_on_after_a_call_that_failed() {
     }
 }
 
+/// A sync that somebody else made of it has failed, which leaves its pages clean and lost: they are
+/// shown until power fails.
+#[test]
+fn what_an_earlier_process_left_is_durable_in_the_end() {
+    let original = Original::of_all_kinds();
+    let source = original.source();
+    for seed in 0..20 {
+        let disk = fresh(seed);
+        let mut staging = stage(&disk, source.manifest()).unwrap();
+        // Up to the middle of a segment.
+        while staging.have_bytes() < source.manifest().file_len(0) + 1200 {
+            pump(&source, &mut staging, 300, 1).unwrap();
+        }
+        let part = staged_files(&disk);
+        let part = part
+            .iter()
+            .find(|path| path.extension().is_some_and(|e| e == "part"));
+        let file = disk
+            .open(part.unwrap(), tidelog_disk::OpenHow::Write)
+            .unwrap();
+        let sync = OpFilter::op(tidelog_disk::DiskOp::Sync);
+        disk.fail_nth(sync, 1, InjectedError::Io, FailMode::Once);
+        assert!(file.sync_data().is_err());
+        disk.kill();
+        let mut staging = stage(&disk, source.manifest()).unwrap();
+        pump(&source, &mut staging, 900, usize::MAX).unwrap();
+        let staged = staging.finish().unwrap();
+        staged.adopt(Old::Nothing, |_| Ok(())).unwrap();
+        disk.crash();
+        let log = Recorded::of(source.manifest()).open(&disk);
+        check_copy(&original, &log, source.manifest());
+    }
+}
+
 /// The state file fails, or its machine does right behind it.
 #[test]
 fn a_checkpoint_that_was_not_recorded_is_recorded_by_the_next_start() {

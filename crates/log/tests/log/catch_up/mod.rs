@@ -22,6 +22,8 @@ use crate::replica::{at_index, begin, create_replica, next_internal};
 pub(crate) struct Original {
     log: Log,
     sent: Vec<ProducedBatch>,
+    /// What its records have for values.
+    value: u8,
 }
 
 /// The producers that send to it.
@@ -32,8 +34,8 @@ impl Original {
         let disk = disk();
         let mut log = create_replica(&disk, options);
         begin(&mut log, 6);
-        let sent = Vec::new();
-        Self { log, sent }
+        let (sent, value) = (Vec::new(), b'v');
+        Self { log, sent, value }
     }
 
     /// Appends so many batches of two records, by turns of the producers; the key of each second
@@ -45,7 +47,7 @@ impl Original {
             let key = format!("key {number}");
             let mut builder = BatchBuilder::new(Compression::None).producer(id, 0, sequence);
             for key in [key.as_str(), "again"] {
-                let value = [b'v'; 60];
+                let value = [self.value; 60];
                 let time = at(1000 + number as i64);
                 builder
                     .push(time, Some(key.as_bytes()), Some(&value), &[])

@@ -119,6 +119,39 @@ fn a_swap_that_is_done_is_not_told_again() {
     check_copy(&original, &log, &manifest);
 }
 
+/// Between the two renames the copy is taken, which was whole before; where it does not say so, the log.
+#[test]
+fn a_swap_that_was_interrupted_goes_the_way_there_is() {
+    let original = Original::of_all_kinds();
+    for is_whole in [true, false] {
+        let (disk, log, staged) = ready(&original, 3);
+        let old = log.end();
+        drop(log);
+        let manifest = staged.manifest().clone();
+        disk.rename(&dir(), &replaced_dir(&dir())).unwrap();
+        if !is_whole {
+            disk.flip_bit(&catch_up_dir(&dir()).join("adopted"), 50, 1);
+        }
+        let mut recorded = None;
+        let swap = recover_swap(&disk, &dir(), identity(), |manifest| {
+            recorded = Some(Recorded::of(manifest));
+            Ok(())
+        });
+        assert!(disk.list(&replaced_dir(&dir())).is_err());
+        disk.crash();
+        if is_whole {
+            assert_eq!(swap.unwrap(), Swap::Adopted(Arc::new(manifest.clone())));
+            let log = recorded.unwrap().open(&disk);
+            check_copy(&original, &log, &manifest);
+        } else {
+            assert_eq!(swap.unwrap(), Swap::TakenBack);
+            let (checkpoint, commit) = (old, 5);
+            let log = Recorded { checkpoint, commit }.open(&disk);
+            assert_eq!((recorded, log.end()), (None, old));
+        }
+    }
+}
+
 /// What an earlier swap could not remove is in nobody's way.
 #[test]
 fn a_replaced_log_that_stayed_is_removed_by_the_next_swap() {
