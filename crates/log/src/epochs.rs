@@ -10,6 +10,7 @@ use std::path::Path;
 use tidelog_disk::{Disk, DiskError};
 use tidelog_record::{LeaderEpoch, Offset, RaftIndex};
 
+use crate::open::INITIAL_EPOCH;
 use crate::sidecar;
 use crate::wire::Fields;
 
@@ -95,18 +96,7 @@ impl EpochTable {
             .entries
             .get(self.in_file..known)
             .filter(|lacking| !lacking.is_empty())?;
-        let mut bytes = Vec::with_capacity((lacking.len() + 1) * ENTRY_LEN);
-        if self.in_file == 0 {
-            bytes.extend_from_slice(&FILE_HEADER);
-        }
-        for entry in lacking {
-            let start = bytes.len();
-            bytes.extend_from_slice(&entry.epoch.get().to_be_bytes());
-            bytes.extend_from_slice(&entry.offset.get().to_be_bytes());
-            bytes.extend_from_slice(&entry.index.get().to_be_bytes());
-            let crc = crc32fast::hash(&bytes[start..]);
-            bytes.extend_from_slice(&crc.to_be_bytes());
-        }
+        let bytes = encode(lacking, self.in_file == 0);
         let at = match self.in_file {
             0 => 0,
             in_file => FILE_HEADER.len() + in_file * ENTRY_LEN,
@@ -116,6 +106,23 @@ impl EpochTable {
             bytes,
             in_file: known,
         })
+    }
+
+    /// The bytes of a file with the epochs that began before the entry `index`; none where there are
+    /// none.
+    pub(crate) fn file_before(&self, index: RaftIndex) -> Vec<u8> {
+        let known = self.entries.partition_point(|entry| entry.index < index);
+        if known == 0 {
+            return Vec::new();
+        }
+        encode(&self.entries[..known], true)
+    }
+
+    /// Whether the table has `epoch` in force just before the Raft entry `index`.
+    pub(crate) fn knows(&self, index: RaftIndex, epoch: LeaderEpoch) -> bool {
+        self.before_index(index).unwrap_or(INITIAL_EPOCH) == epoch
+            // Where the segments that held its beginning are gone.
+            || self.entries.first().is_some_and(|e| (e.index, e.epoch) == (index, epoch))
     }
 
     /// Notes that `pending` is in the file now.
@@ -177,6 +184,22 @@ pub(crate) fn write_pending(
     pending: &PendingEpochs,
 ) -> Result<(), DiskError> {
     sidecar::write(disk, path, pending.at, &pending.bytes)
+}
+
+fn encode(entries: &[EpochStart], with_header: bool) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity((entries.len() + 1) * ENTRY_LEN);
+    if with_header {
+        bytes.extend_from_slice(&FILE_HEADER);
+    }
+    for entry in entries {
+        let start = bytes.len();
+        bytes.extend_from_slice(&entry.epoch.get().to_be_bytes());
+        bytes.extend_from_slice(&entry.offset.get().to_be_bytes());
+        bytes.extend_from_slice(&entry.index.get().to_be_bytes());
+        let crc = crc32fast::hash(&bytes[start..]);
+        bytes.extend_from_slice(&crc.to_be_bytes());
+    }
+    bytes
 }
 
 fn decode(bytes: &[u8; ENTRY_LEN]) -> Option<EpochStart> {

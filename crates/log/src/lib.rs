@@ -25,6 +25,9 @@
 //! are not committed (`tail.rs`) go out again by [`Log::truncate`]; [`Log::entries`] reads them by
 //! Raft index (`entries.rs`).
 //!
+//! *Catch up*: where another replica lacks entries that are gone, it copies this one's files, up to the
+//! commit, and puts them into the place of its log ([`catch_up`]).
+//!
 //! *Compact*: a [`Compaction`] (`compaction/`) writes beside sealed segments one with what is left
 //! of them, on any thread; [`Log::install`] puts it into their place.
 //!
@@ -42,6 +45,7 @@
 
 mod ahead;
 mod append;
+pub mod catch_up;
 mod cold;
 mod compaction;
 mod entries;

@@ -385,19 +385,14 @@ impl Opening<'_> {
         let path = epochs_path(self.dir);
         let mut table = EpochTable::load(&**self.disk, &path);
         table.cut(end.index);
-        let knows = |table: &EpochTable, index: RaftIndex, epoch: LeaderEpoch| {
-            table.before_index(index).unwrap_or(INITIAL_EPOCH) == epoch
-                // Where the segments that held its beginning are gone.
-                || table.entries().first().is_some_and(|e| (e.index, e.epoch) == (index, epoch))
-        };
-        if knows(&table, walked_from.index, walked_from.epoch) {
+        if table.knows(walked_from.index, walked_from.epoch) {
             for start in in_tail {
                 table.push(start);
             }
-            let knows_all = knows(&table, end.index, end.epoch)
+            let knows_all = table.knows(end.index, end.epoch)
                 && segments
                     .iter()
-                    .all(|s| knows(&table, s.header.base_index, s.header.epoch));
+                    .all(|s| table.knows(s.header.base_index, s.header.epoch));
             if knows_all {
                 return Ok(table);
             }

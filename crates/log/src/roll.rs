@@ -121,9 +121,10 @@ impl Log {
         if let Some(tail) = &mut self.tail {
             tail.rolled(end);
         }
+        // First: whoever is told of an end in it finds the segment.
+        self.shared.set_segments(segments);
         self.shared.set_written(end, &self.file);
         self.shared.set_durable(end, &*self.file);
-        self.shared.set_segments(segments);
         // Durable, since the segments before tell nothing any more of their producers once they are
         // removed, and kept for as long as this segment is. Without it the log is as good.
         self.write_producers_durably();

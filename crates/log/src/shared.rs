@@ -1,11 +1,12 @@
 //! What the writer, the readers and the sync coordinator of one log share.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use tidelog_disk::{Disk, DiskError, DiskFile, FileSystem};
+use tidelog_disk::{Disk, DiskError, DiskFile, DiskOp, FileSystem};
 use tidelog_record::Offset;
 
 use crate::epochs::EpochTable;
@@ -376,6 +377,21 @@ impl Shared {
 
     pub(crate) fn check(&self) -> Result<(), Poisoned> {
         self.poisoned().map_or(Ok(()), Err)
+    }
+
+    /// Ends all writes for good without a failure: the log's files are about to be others. Waits for
+    /// a sync that has begun; no end of the log is recorded from now on.
+    pub(crate) fn retire(&self) {
+        let _syncing = self.syncing.lock();
+        let mut cuts = self.cuts.lock();
+        *cuts += 1;
+        self.poisoned.get_or_init(|| {
+            let why = "the log was replaced by the files of another replica";
+            let source = io::Error::other(why);
+            Poisoned {
+                cause: Arc::new(DiskError::new(DiskOp::Rename, &self.dir, source)),
+            }
+        });
     }
 
     pub(crate) fn poisoned(&self) -> Option<Poisoned> {

@@ -55,7 +55,8 @@ pub use rewrite::Compacted;
 pub struct CompactionOptions {
     /// The time, by the broker's clock.
     pub now: Timestamp,
-    /// The high watermark: only segments that end at or below it are touched.
+    /// The high watermark: only segments that end at or below it are touched, and of a replica only
+    /// those whose every entry is committed.
     pub end_max: Offset,
     /// Segments that were sealed less than so many milliseconds ago stay as they are (Kafka's
     /// `min.compaction.lag.ms`).

@@ -73,8 +73,14 @@ impl Plan {
         let clean = segments.iter().take_while(is_clean).count();
         let ages = ages_since_sealed(&segments, now);
         let sealed = segments.windows(2).zip(ages).skip(clean);
+        // Internal entries take no offset: those at the end of a segment whose records are all
+        // committed may still be taken back.
+        let committed = shared.committed().index;
+        let is_committed = |next: &Segment| {
+            next.header.base_offset <= end_max && next.header.base_index <= committed
+        };
         let dirty = sealed
-            .take_while(|(pair, age)| pair[1].header.base_offset <= end_max && *age >= min_lag_ms)
+            .take_while(|(pair, age)| is_committed(&pair[1]) && *age >= min_lag_ms)
             .count();
         let first_dirty = &segments[clean].header;
         let clean_end = first_dirty.compacted.map(|compacted| compacted.clean_end);

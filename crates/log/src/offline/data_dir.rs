@@ -7,6 +7,7 @@ use tidelog_disk::{Disk, DiskError};
 
 use super::partition::{PartitionReport, check_partition};
 use super::{Depth, Observer, Problem, Severity, What};
+use crate::catch_up::{CATCH_UP, REPLACED};
 use crate::segment::base_offset_of;
 use crate::state::{BrokerState, GroupKey, StateError, look};
 
@@ -116,6 +117,12 @@ pub(super) fn partition_dirs(
             (true, STATE_DIR) | (false, "LOCK" | "addresses.json") => continue,
             (true, name) if name.ends_with(".deleted") => {
                 "a deleted partition; the next start removes it"
+            }
+            (true, name) if name.ends_with(CATCH_UP) => {
+                "files of another replica that gather; the catch-up goes on with them"
+            }
+            (true, name) if name.ends_with(REPLACED) => {
+                "a log that another replica's files replace; the next start sees to it"
             }
             (true, name) if name.ends_with(super::repair::KEPT) => {
                 "what a repair put aside, kept for a look"

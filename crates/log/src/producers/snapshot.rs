@@ -16,7 +16,8 @@ use crate::wire::Fields;
 pub(super) const MAGIC: [u8; 8] = *b"TPRS\0\x01\0\0";
 const PRODUCER_LEN: usize = 20;
 const BATCH_LEN: usize = 24;
-const LEN_MAX: usize = MAGIC.len()
+/// A file longer than this is not ours.
+pub(crate) const SNAPSHOT_LEN_MAX: usize = MAGIC.len()
     + LogEnd::WIRE_LEN
     + 4
     + PRODUCERS_MAX * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN)
@@ -38,7 +39,6 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// The bytes of its file.
-    #[cfg(feature = "fuzzing")]
     pub(crate) fn encode(&self) -> Vec<u8> {
         encode(&self.end, &self.producers)
     }
@@ -183,7 +183,7 @@ pub(crate) fn load_all<'a>(
 pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, DiskError> {
     let file = disk.open(path, OpenHow::Read)?;
     let len = usize::try_from(file.len()?).unwrap_or(usize::MAX);
-    if len > LEN_MAX {
+    if len > SNAPSHOT_LEN_MAX {
         return Ok(None);
     }
     Ok(Snapshot::decode(&read_up_to(&*file, 0, len)?))

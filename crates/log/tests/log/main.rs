@@ -9,6 +9,7 @@
 
 mod astray;
 mod basic;
+mod catch_up;
 mod common;
 mod compaction;
 mod damage;

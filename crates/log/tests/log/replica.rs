@@ -20,21 +20,21 @@ use crate::common::*;
 use crate::producers::batch_by;
 use crate::seeds::each_seed;
 
-fn at_index(index: u64) -> RaftIndex {
+pub(crate) fn at_index(index: u64) -> RaftIndex {
     RaftIndex::new(index)
 }
 
-fn epoch(value: u32) -> LeaderEpoch {
+pub(crate) fn epoch(value: u32) -> LeaderEpoch {
     LeaderEpoch::new(value).unwrap()
 }
 
-fn create_replica(disk: &SimDisk, options: LogOptions) -> Log {
+pub(crate) fn create_replica(disk: &SimDisk, options: LogOptions) -> Log {
     disk.create_dir_all(Path::new("/data")).unwrap();
     disk.sync_dir(Path::new("/")).unwrap();
     Log::create_replica(dynamic(disk), &dir(), identity(), options, at(0)).unwrap()
 }
 
-fn reopen(disk: &SimDisk, options: LogOptions, checkpoint: LogEnd, commit: u64) -> Log {
+pub(crate) fn reopen(disk: &SimDisk, options: LogOptions, checkpoint: LogEnd, commit: u64) -> Log {
     let commit = at_index(commit);
     let disk: Arc<dyn Disk> = dynamic(disk);
     Log::open_replica(disk, &dir(), identity(), options, Some(checkpoint), commit)
@@ -439,17 +439,17 @@ fn whatever_raft_does_the_log_holds_what_it_must() {
 }
 
 /// A batch that follows on the end of `log`, in `epoch_now`.
-fn next_batch(log: &Log, epoch_now: u32) -> LogEntry {
+pub(crate) fn next_batch(log: &Log, epoch_now: u32) -> LogEntry {
     let mut batch = batch(2, 100);
     batch.stamp(log.end().offset, epoch(epoch_now));
     LogEntry::batch(&batch)
 }
 
-fn next_internal(log: &Log, kind: InternalKind, epoch_now: u32) -> LogEntry {
+pub(crate) fn next_internal(log: &Log, kind: InternalKind, epoch_now: u32) -> LogEntry {
     LogEntry::internal(&log.next_internal(kind, epoch(epoch_now), 0, 0).unwrap())
 }
 
-fn begin(log: &mut Log, epoch_now: u32) {
+pub(crate) fn begin(log: &mut Log, epoch_now: u32) {
     let entry = next_internal(log, InternalKind::RaftEmpty, epoch_now);
     assert_eq!(log.append_entries(&[entry], at(0)).unwrap(), 1);
 }

@@ -125,7 +125,7 @@ impl Pace for Steps {
     }
 }
 
-fn options(log: &Log, now: i64) -> CompactionOptions {
+pub(crate) fn options(log: &Log, now: i64) -> CompactionOptions {
     CompactionOptions {
         now: at(now),
         end_max: log.reader().durable_offset(),
@@ -139,7 +139,7 @@ fn options(log: &Log, now: i64) -> CompactionOptions {
 }
 
 /// A whole run; `None` when there was nothing to do.
-fn compact(log: &mut Log, options: CompactionOptions) -> Option<CompactionStats> {
+pub(crate) fn compact(log: &mut Log, options: CompactionOptions) -> Option<CompactionStats> {
     let mut pace = Steps::default();
     let mut run = Compaction::begin(&log.reader(), options, &mut pace).unwrap()?;
     while let Some(compacted) = run.next(&mut pace).unwrap() {
