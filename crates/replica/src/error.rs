@@ -90,6 +90,9 @@ pub enum GroupError {
     /// Its log cannot be read.
     #[error("the log cannot be read: {0}")]
     Read(String),
+    /// A copy could not be put into the place of its log.
+    #[error("the files of another replica could not be taken: {0}")]
+    Adopt(String),
     /// Raft found something that cannot be.
     #[error("the group's state makes no sense: {0}")]
     Invariant(String),

@@ -1,16 +1,21 @@
 //! One replica of one group: what is asked of it.
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+use tidelog_disk::Disk;
+use tidelog_log::catch_up::{AdoptError, CatchUpSource, Old, SourceError, Staged};
 use tidelog_log::state::{GROUP_MEMBERS_MAX, GroupState};
 use tidelog_log::{
     Compacted, InstallError, InternalKind, Log, LogEnd, LogEntry, LogOptions, Poisoned, RemovedFile,
 };
 use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp, TimestampType};
 
+use crate::catch_up::{members_of, note_of};
 use crate::config::{GroupConfig, ReplicaId};
 use crate::error::{GroupError, ProposeError, StepError};
 use crate::message;
@@ -33,11 +38,26 @@ pub trait GroupStore {
     /// When it is not known to be.
     fn sync(&mut self) -> Result<(), Poisoned>;
 
+    /// Records that another log has taken the place of this one, durable up to `end`. Not durable yet.
+    ///
+    /// # Errors
+    /// When nothing more can be recorded.
+    fn replace(&mut self, end: LogEnd) -> Result<(), Poisoned>;
+
     /// Records, durably, that the log is known to be durable up to `end` only: it will be cut there.
     ///
     /// # Errors
     /// When it is not known to be.
     fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned>;
+}
+
+/// Why a copy was not put into the place of a log.
+#[derive(Debug)]
+pub enum AdoptFailed {
+    /// The log has all that the copy has. Here is the group, as it was.
+    Unchanged(Box<Group>, AdoptError),
+    /// The replica has to be opened again.
+    Broken(GroupError),
 }
 
 /// What a replica is in its group.
@@ -105,6 +125,8 @@ pub struct Group {
     /// Numbers of reads that wait, and the last one that was given.
     pub(crate) reads: BTreeSet<u64>,
     last_read: u64,
+    /// Whether the leader is to be told how far the log is, though it did not ask.
+    pub(crate) announces: bool,
     /// The term, role and leader for which the election timeout was drawn.
     drawn_for: Option<(u64, StateRole, u64)>,
     rng: fastrand::Rng,
@@ -163,6 +185,7 @@ impl Group {
             log,
             state,
             members,
+            behind: RefCell::default(),
         };
         let nowhere = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&raft, storage, &nowhere);
@@ -185,11 +208,17 @@ impl Group {
             told_role: None,
             reads: BTreeSet::new(),
             last_read: 0,
+            announces: false,
             drawn_for: None,
             rng: fastrand::Rng::with_seed(config.seed),
         };
         group.draw();
         Ok(group)
+    }
+
+    /// The number of this replica.
+    pub fn id(&self) -> ReplicaId {
+        self.config.id
     }
 
     /// The log.
@@ -256,6 +285,74 @@ impl Group {
     /// Why entries that were decided on cannot be written now; they will be when there is space.
     pub fn stalled(&self) -> Option<&tidelog_log::AppendError> {
         self.stalled.as_ref().map(|stalled| &stalled.cause)
+    }
+
+    /// Whether entries before `first_index` are lacking here, which the leader does not have any more. If
+    /// not, the next turn tells it so.
+    pub fn lacks_before(&mut self, first_index: u64) -> bool {
+        let is_lacking = self.durable().min(self.log().commit().get()) + 1 < first_index;
+        self.announces |= !is_lacking;
+        is_lacking
+    }
+
+    /// What a replica that lacks entries copies of this one: see [`tidelog_log::catch_up`].
+    ///
+    /// # Errors
+    /// See [`CatchUpSource::of`].
+    pub fn catch_up_source(&self) -> Result<CatchUpSource, SourceError> {
+        CatchUpSource::of(&self.log().reader(), note_of(self.members()))
+    }
+
+    /// Puts a complete copy of another replica's log into the place of the log, and opens the replica
+    /// anew. The term and the vote stay.
+    ///
+    /// # Errors
+    /// [`AdoptError::Behind`] comes with the group, of which nothing has changed. After any other the
+    /// replica has to be opened again, with [`tidelog_log::catch_up::recover_swap`] before.
+    ///
+    /// # Panics
+    /// When the copy is of another log, or its note is none of [`note_of`].
+    pub fn adopt(
+        mut self,
+        disk: Arc<dyn Disk>,
+        staged: Staged,
+        store: &mut dyn GroupStore,
+    ) -> Result<Self, AdoptFailed> {
+        let members = members_of(staged.manifest().note());
+        let members = members.expect("what is copied has members in its note");
+        let LogStorage { log, state, .. } = &mut self.node.raft.r.raft_log.store;
+        let (dir, identity, options) = (log.dir().to_owned(), log.identity(), log.options());
+        // As it was recorded: what was not is not said to anybody, and is forgotten.
+        let mut state = GroupState {
+            commit: staged.manifest().commit().get(),
+            ..*state
+        };
+        let newest = u64::from(staged.manifest().end().epoch.get());
+        if newest > state.term {
+            (state.term, state.vote) = (newest, 0);
+        }
+        let adopted = staged.adopt(Old::Open(log), |manifest| {
+            store.record(&state, &members)?;
+            store.replace(manifest.end())?;
+            store.sync()
+        });
+        let manifest = match adopted {
+            Ok(manifest) => manifest,
+            Err(e @ AdoptError::Behind { .. }) => {
+                return Err(AdoptFailed::Unchanged(Box::new(self), e));
+            }
+            Err(e) => return Err(AdoptFailed::Broken(GroupError::Adopt(e.to_string()))),
+        };
+        let config = self.config;
+        drop(self);
+        let (end, commit) = (Some(manifest.end()), manifest.commit());
+        let opened = Log::open_replica(disk, &dir, identity, options, end, commit);
+        let broken = |e: &dyn std::fmt::Display| GroupError::Adopt(e.to_string());
+        let (log, _) = opened.map_err(|e| AdoptFailed::Broken(broken(&e)))?;
+        let opened = Self::open(config, log, state, members);
+        let mut group = opened.map_err(AdoptFailed::Broken)?;
+        group.announces = true;
+        Ok(group)
     }
 
     /// Whether there is something to do for a [turn](Self::turn).

@@ -24,10 +24,14 @@
 //! *Shard*: a broker runs many groups on a thread, a [`Shard`], with those who wait for them and one
 //! list of messages for each other broker (`shard/`).
 //!
+//! *Catch up*: a replica whose log ends before the first entry of its leader's copies the files of
+//! another log (`catch_up/`).
+//!
 //! A group reads no clock, opens no socket and starts no thread. It is told of time by
 //! [`Group::tick`], draws its election timeouts from a seed, and reaches files through the log's disk
 //! and a [`GroupStore`]; the same code runs in a broker and in a simulation.
 
+pub mod catch_up;
 mod config;
 mod error;
 mod group;
@@ -41,7 +45,7 @@ mod turn;
 
 pub use config::{GroupConfig, ReplicaId};
 pub use error::{GroupError, ProposeError, StepError};
-pub use group::{Group, GroupStore, Proposed, Role};
+pub use group::{AdoptFailed, Group, GroupStore, Proposed, Role};
 pub use message::{Outgoing, Payload};
 #[cfg(feature = "planted")]
 pub use planted::Planted;

@@ -1,5 +1,7 @@
 //! The log and the state of a group, as Raft reads them.
 
+use std::cell::RefCell;
+
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 use tidelog_log::state::GroupState;
@@ -51,6 +53,8 @@ pub(crate) struct LogStorage {
     pub(crate) log: Log,
     pub(crate) state: GroupState,
     pub(crate) members: Members,
+    /// Replicas for which Raft has asked for a snapshot: they lack entries that are not here any more.
+    pub(crate) behind: RefCell<Vec<u64>>,
 }
 
 impl LogStorage {
@@ -119,7 +123,12 @@ impl Storage for LogStorage {
         Ok(self.log.end_index().get() - 1)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> Result<Snapshot> {
+    /// There is none in a message: who lacks entries that are gone is told so, and copies files.
+    fn snapshot(&self, _request_index: u64, to: u64) -> Result<Snapshot> {
+        let mut behind = self.behind.borrow_mut();
+        if !behind.contains(&to) {
+            behind.push(to);
+        }
         Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
 }

@@ -1,10 +1,15 @@
 //! The state of a group in a broker's state file, which all groups of the broker share.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use tidelog_disk::Disk;
+use tidelog_log::LogIdentity;
+use tidelog_log::catch_up::{AdoptError, recover_swap};
 use tidelog_log::state::{GroupKey, GroupMembers, GroupState, StateFile, StateRecord};
 use tidelog_log::{LogEnd, Poisoned};
 
+use crate::catch_up::members_of;
 use crate::eraftpb::ConfState;
 use crate::group::{Group, GroupStore};
 use crate::storage::Members;
@@ -53,6 +58,34 @@ impl StateStore {
         ]
     }
 
+    /// Finishes, or takes back, a swap of the log in `dir` that a stop has interrupted: comes before it is
+    /// opened, and before [`StateStore::load`].
+    ///
+    /// # Errors
+    /// See [`recover_swap`]: the log must not be opened.
+    pub fn recover_swap(
+        &mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        identity: LogIdentity,
+    ) -> Result<(), AdoptError> {
+        recover_swap(disk, dir, identity, |manifest| {
+            let known = self.file.group(&self.key);
+            let members = members_of(manifest.note());
+            // It was decided on by a replica with both.
+            if let (Some(known), Some(members)) = (known, members) {
+                let state = GroupState {
+                    commit: manifest.commit().get(),
+                    ..known
+                };
+                self.record(&state, &members)?;
+            }
+            self.checkpoint(manifest.end())?;
+            self.sync()
+        })?;
+        Ok(())
+    }
+
     /// Whether nothing is recorded any more.
     pub fn is_poisoned(&self) -> bool {
         self.file.poisoned().is_some()
@@ -87,6 +120,10 @@ impl GroupStore for StateStore {
 
     fn sync(&mut self) -> Result<(), Poisoned> {
         self.file.sync()
+    }
+
+    fn replace(&mut self, end: LogEnd) -> Result<(), Poisoned> {
+        self.checkpoint(end)
     }
 
     fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned> {

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, HardState, Message, MessageType};
 use raft::{ReadState, Ready, StateRole};
 use tidelog_log::{
     AppendError, EntriesError, InternalKind, LogEnd, LogEntry, ReplicateError, TruncateError,
 };
 use tidelog_record::Timestamp;
 
+use crate::config::ReplicaId;
 use crate::error::GroupError;
 use crate::group::{Group, GroupStore, Held, Role, at, epoch};
 use crate::message::{Outgoing, Payload, has_payload};
@@ -32,6 +33,8 @@ pub struct Turn {
     pub reads: Vec<(u64, u64)>,
     /// Those that get no answer, since this replica does not lead any more.
     pub lost_reads: Vec<u64>,
+    /// Replicas that lack entries which this one, their leader, does not have any more.
+    pub behind: Vec<ReplicaId>,
     /// What this replica is now, if that changed.
     pub role: Option<Role>,
     /// Who is in the group now, if that changed.
@@ -105,8 +108,37 @@ impl Group {
                 self.recent.clear();
             }
         }
+        let behind = self.node.mut_store().behind.take();
+        if role.is_leader {
+            turn.behind = behind;
+        } else {
+            self.announce(role, &mut turn);
+        }
         self.draw();
         Ok(turn)
+    }
+
+    /// Tells a leader how far the log is that has no entry which follows on what it knows of: as a
+    /// follower does that has taken entries.
+    fn announce(&mut self, role: Role, turn: &mut Turn) {
+        let Some(leader) = role.leader.filter(|_| self.announces && self.stalled.is_none()) else {
+            return;
+        };
+        self.announces = false;
+        let index = self.durable().min(self.log().commit().get());
+        let mut message = Message {
+            from: self.config.id,
+            to: leader,
+            term: role.term,
+            index,
+            commit: index,
+            ..Message::default()
+        };
+        message.set_msg_type(MessageType::MsgAppendResponse);
+        turn.messages.push(Outgoing {
+            message,
+            payloads: Vec::new(),
+        });
     }
 
     /// Takes back what the entries of `ready` replace, and finds what they stand for.

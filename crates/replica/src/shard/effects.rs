@@ -6,6 +6,7 @@ use tidelog_log::state::GroupKey;
 use tidelog_log::{LogEnd, Poisoned};
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
 
+use crate::catch_up::CatchUpLetter;
 use crate::config::ReplicaId;
 use crate::error::{GroupError, ProposeError};
 use crate::group::Role;
@@ -127,6 +128,8 @@ pub struct Received {
 pub struct Effects<W> {
     /// What each broker is to be sent, in this order: one frame a broker.
     pub letters: Vec<(NodeId, Vec<Letter>)>,
+    /// What replicas of other brokers are told that need files of a log here.
+    pub catch_up: Vec<CatchUpLetter>,
     /// State was recorded that others wait for: once it is synced, this is to be told to
     /// [`Shard::state_synced`](super::Shard::state_synced).
     pub state_to_sync: Vec<(GroupKey, u64)>,
@@ -150,6 +153,7 @@ impl<W> Default for Effects<W> {
     fn default() -> Self {
         Self {
             letters: Vec::new(),
+            catch_up: Vec::new(),
             state_to_sync: Vec::new(),
             logs_to_sync: Vec::new(),
             is_sync_awaited: false,

@@ -2,13 +2,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
+use tidelog_disk::Disk;
+use tidelog_log::catch_up::Staged;
 use tidelog_log::state::GroupKey;
 use tidelog_record::{Offset, Timestamp};
 
 use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
+use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
-use crate::group::{Group, Proposed};
+use crate::group::{AdoptFailed, Group, Proposed};
 use crate::store::StateStore;
 use crate::turn::Turn;
 
@@ -24,7 +28,7 @@ struct Waiting<W> {
 pub(super) struct Hosted<W> {
     pub(super) key: GroupKey,
     pub(super) group: Group,
-    store: StateStore,
+    pub(super) store: StateStore,
     pub(super) incarnation: u32,
     /// Batches that are not proposed yet: the group does not know how far its log is committed, or too
     /// much is under way. Bounded by what the broker takes from clients.
@@ -58,6 +62,34 @@ impl<W> Hosted<W> {
             term: 0,
             failed: None,
         }
+    }
+
+    /// Puts a complete copy into the place of the log; says whether it was taken.
+    pub(super) fn adopt(
+        mut self,
+        staged: Staged,
+        disk: Arc<dyn Disk>,
+        effects: &mut Effects<W>,
+    ) -> (Result<Self, GroupError>, bool) {
+        let adopted = self.group.adopt(disk, staged, &mut self.store);
+        let group = match adopted {
+            Ok(group) => group,
+            Err(AdoptFailed::Unchanged(group, e)) => {
+                tracing::info!(key = ?self.key, reason = %e, "a copy was not needed any more");
+                self.group = *group;
+                return (Ok(self), false);
+            }
+            Err(AdoptFailed::Broken(e)) => return (Err(e), false),
+        };
+        self.group = group;
+        let begun = || Refusal::Lost { leader: None };
+        let new = || Refusal::Refused(ProposeError::NotLeader { leader: None });
+        self.drop_all(&begun, &new, effects);
+        let committed = self.group.log().committed_end();
+        effects.committed.push((self.key, committed));
+        let members = self.group.members().clone();
+        effects.members.push((self.key, members));
+        (Ok(self), true)
     }
 
     pub(super) fn propose(&mut self, proposal: Proposal<W>) {
@@ -177,6 +209,16 @@ impl<W> Hosted<W> {
                 payloads: outgoing.payloads,
             });
         }
+        let first_index = self.group.log().first_index().get();
+        effects
+            .catch_up
+            .extend(turn.behind.into_iter().map(|to| CatchUpLetter {
+                key: self.key,
+                incarnation: self.incarnation,
+                from: self.group.id(),
+                to,
+                what: CatchUp::Needed { first_index },
+            }));
         if turn.is_state_dirty {
             effects
                 .state_to_sync

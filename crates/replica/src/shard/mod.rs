@@ -14,7 +14,10 @@ mod effects;
 mod hosted;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use tidelog_disk::Disk;
+use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::{GroupKey, GroupState};
 use tidelog_log::{Log, Poisoned, RemovedFile};
 use tidelog_record::{Offset, Timestamp};
@@ -24,6 +27,7 @@ pub use effects::{
 };
 
 use self::hosted::Hosted;
+use crate::catch_up::{CatchUp, CatchUpLetter, PullTarget, Pulled};
 use crate::config::ReplicaId;
 use crate::error::{GroupError, StepError};
 use crate::group::Group;
@@ -147,6 +151,58 @@ impl<W> Shard<W> {
             hosted.group.step(message, payloads, now)
         });
         stepped.unwrap_or(Ok(()))
+    }
+
+    /// What a group's replica is to copy that a leader has told it lacks entries: its log. `None` where it
+    /// lacks nothing, which the leader is then told, or is not here.
+    pub fn target_of(&mut self, letter: &CatchUpLetter) -> Option<PullTarget> {
+        let CatchUp::Needed { first_index } = letter.what else {
+            return None;
+        };
+        let hosted = self.groups.get_mut(&letter.key);
+        let hosted = hosted.filter(|hosted| hosted.incarnation == letter.incarnation)?;
+        if hosted.failed.is_some() || hosted.group.id() != letter.to {
+            return None;
+        }
+        self.due.insert(letter.key);
+        if !hosted.group.lacks_before(first_index) {
+            return None;
+        }
+        let log = hosted.group.log();
+        Some(PullTarget {
+            key: letter.key,
+            incarnation: hosted.incarnation,
+            replica: letter.to,
+            dir: log.dir().to_owned(),
+            identity: log.identity(),
+        })
+    }
+
+    /// What the sender of `letter` is to copy of a group's log; `None` where that is not here.
+    pub fn source_of(&self, letter: &CatchUpLetter) -> Option<Result<CatchUpSource, SourceError>> {
+        let hosted = self.groups.get(&letter.key)?;
+        let is_it = hosted.incarnation == letter.incarnation && hosted.group.id() == letter.to;
+        (is_it && hosted.failed.is_none()).then(|| hosted.group.catch_up_source())
+    }
+
+    /// Puts a complete copy into the place of a group's log, which then is another one. Whoever waits is
+    /// told that it is not known what becomes of it. Says whether the copy was taken.
+    pub fn adopt(&mut self, pulled: Pulled, disk: Arc<dyn Disk>) -> bool {
+        let Pulled { key, staged } = pulled;
+        let Some(hosted) = self.groups.remove(&key) else {
+            return false;
+        };
+        if hosted.failed.is_some() {
+            self.groups.insert(key, hosted);
+            return false;
+        }
+        self.due.insert(key);
+        let (hosted, is_taken) = hosted.adopt(staged, disk, &mut self.effects);
+        match hosted {
+            Ok(hosted) => drop(self.groups.insert(key, hosted)),
+            Err(e) => self.effects.failed.push((key, e)),
+        }
+        is_taken
     }
 
     /// A broker cannot be reached: what was sent to it may be lost.

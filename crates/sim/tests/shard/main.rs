@@ -1,0 +1,211 @@
+//! Shards of several brokers beside each other: waiters, stalls, failures of one group, and replicas that
+//! catch up by files.
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
+mod nodes;
+
+use nodes::{Nodes, key, options};
+use tidelog_disk::DiskOp;
+use tidelog_record::{Offset, Timestamp};
+use tidelog_replica::{Done, ProposeError, Refusal};
+use tidelog_sim::{FailMode, InjectedError, OpFilter};
+
+fn offset(offset: u64) -> Offset {
+    Offset::new(offset).unwrap()
+}
+
+/// Three nodes, of which 3 stopped before the log's start was raised above all that it has.
+fn with_one_left_behind(seed: u64) -> Nodes {
+    let mut nodes = Nodes::new(3, 2, seed);
+    nodes.until("both groups are led", |nodes| {
+        nodes.leader(key(0)).is_some() && nodes.leader(key(1)).is_some()
+    });
+    let followers = (1..=3).filter(|id| Some(*id) != nodes.leader(key(0)));
+    let behind = followers.max().unwrap();
+    nodes.append(key(0), "everywhere", 0);
+    nodes.node(behind).stop(seed % 2 == 0);
+    let value = "x".repeat(900);
+    nodes.until("the others lead", |nodes| nodes.leader(key(0)).is_some());
+    for ticket in 1..100 {
+        nodes.append(key(0), &value, ticket);
+    }
+    let leader = nodes.leader(key(0)).unwrap();
+    let to = offset(80);
+    nodes.node(leader).shard.set_log_start(key(0), to, 1000);
+    nodes.until("the log start is raised", |nodes| {
+        let log = nodes.nodes[leader as usize - 1].shard.log(key(0)).unwrap();
+        log.reader().log_start() == to && log.first_index().get() > 50
+    });
+    nodes
+}
+
+fn behind(nodes: &Nodes) -> u32 {
+    let down = nodes.nodes.iter().find(|node| !node.is_up);
+    down.unwrap().id
+}
+
+/// The records from the log start on are the same at two nodes.
+fn assert_same(nodes: &Nodes, one: u32, other: u32) {
+    let log = |id: u32| nodes.nodes[id as usize - 1].shard.log(key(0)).unwrap();
+    let (one, other) = (log(one), log(other));
+    assert_eq!(one.commit(), other.commit());
+    assert_eq!(one.reader().log_start(), other.reader().log_start());
+    let from = one.first_index().max(other.first_index());
+    let read = |log: &tidelog_log::Log| {
+        log.read_entries(from, log.end_index(), u64::MAX)
+            .unwrap()
+            .into_iter()
+            .map(|(info, bytes)| (info.index, bytes))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(read(one), read(other));
+}
+
+#[test]
+fn a_replica_that_lacks_removed_entries_copies_files_and_goes_on_with_entries() {
+    for seed in 0..20 {
+        let mut nodes = with_one_left_behind(seed);
+        let behind = behind(&nodes);
+        nodes.loss = seed % 4 * 10;
+        nodes.node(behind).start(2);
+        let leader = nodes.leader(key(0)).unwrap();
+        nodes.until("it has caught up", |nodes| {
+            nodes.commit(behind, key(0)) == nodes.commit(leader, key(0))
+        });
+        nodes.loss = 0;
+        assert_eq!(nodes.node(behind).adopted, 1, "seed {seed}");
+        assert_same(&nodes, leader, behind);
+
+        // From now on it counts: without the third one, it takes both to commit.
+        let third = (1..=3).find(|id| ![behind, leader].contains(id)).unwrap();
+        nodes.node(third).stop(false);
+        nodes.append(key(0), "after", 2000);
+        nodes.until("what came after is committed", |nodes| {
+            let node = &nodes.nodes[leader as usize - 1];
+            node.answers.iter().any(|(ticket, _)| *ticket == 2000)
+        });
+        let last = nodes.node(leader).answers.pop().unwrap();
+        assert!(matches!(last.1, Ok(Done::Stored { .. })), "{last:?}");
+        assert_same(&nodes, leader, behind);
+        // And after another start.
+        nodes.node(behind).stop(true);
+        nodes.node(behind).start(2);
+        nodes.until("it is there again", |nodes| {
+            nodes.leader(key(0)).is_some_and(|leader| {
+                nodes.commit(behind, key(0)) == nodes.commit(leader, key(0))
+            })
+        });
+        assert_eq!(nodes.node(behind).adopted, 1, "seed {seed}");
+    }
+}
+
+/// The machine stops after each call that changes something, while files are copied and adopted.
+#[test]
+fn a_replica_that_stops_at_any_moment_of_catching_up_goes_on() {
+    let mut stops = 0;
+    for nth in (1..400).step_by(3) {
+        let mut nodes = with_one_left_behind(nth);
+        let behind = behind(&nodes);
+        nodes.node(behind).start(2);
+        let before = nodes.node(behind).disk.mutating_calls();
+        // Until so many calls have changed something.
+        let mut is_there = false;
+        for _ in 0..2000 {
+            if nodes.node(behind).disk.mutating_calls() >= before + nth {
+                break;
+            }
+            is_there = nodes.node(behind).adopted > 0;
+            if is_there {
+                break;
+            }
+            nodes.now += nodes::TICK;
+            nodes.tick();
+        }
+        nodes.node(behind).stop(nth % 2 == 0);
+        nodes.node(behind).start(2);
+        stops += u64::from(!is_there);
+        nodes.until("it has caught up", |nodes| {
+            nodes.leader(key(0)).is_some_and(|leader| {
+                leader != behind && nodes.commit(behind, key(0)) == nodes.commit(leader, key(0))
+            })
+        });
+        let leader = nodes.leader(key(0)).unwrap();
+        assert_same(&nodes, leader, behind);
+    }
+    assert!(stops > 5, "{stops}");
+}
+
+#[test]
+fn a_full_disk_stalls_a_follower_which_goes_on_by_itself() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    nodes.append(key(0), "before", 1);
+    let ops = [DiskOp::Reserve, DiskOp::Write];
+    let filter = OpFilter::ops(&ops).on("topic-0");
+    let disk = nodes.node(follower).disk.clone();
+    disk.fail_nth(filter, 1, InjectedError::Full, FailMode::Forever);
+    let value = "x".repeat(900);
+    for ticket in 2..60 {
+        nodes.append(key(0), &value, ticket);
+    }
+    nodes.until("all are answered", |nodes| {
+        nodes.nodes[leader as usize - 1].answers.len() >= 59
+    });
+    let answers = &nodes.node(leader).answers;
+    assert!(answers.iter().all(|(_, result)| result.is_ok()));
+    assert!(nodes.commit(follower, key(0)) < nodes.commit(leader, key(0)));
+    disk.stop_failing();
+    nodes.until("the follower has caught up", |nodes| {
+        nodes.commit(follower, key(0)) == nodes.commit(leader, key(0))
+    });
+    assert_same(&nodes, leader, follower);
+}
+
+#[test]
+fn waiters_are_told_when_another_leads() {
+    let mut nodes = Nodes::new(3, 1, 3);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let old = nodes.leader(key(0)).unwrap();
+    // Nobody hears it any more.
+    for id in (1..=3).filter(|id| *id != old) {
+        nodes.node(id).stop(false);
+    }
+    nodes.append(key(0), "lost?", 7);
+    assert!(nodes.node(old).answers.is_empty());
+    nodes.until("it gives up", |nodes| {
+        !nodes.nodes[old as usize - 1].answers.is_empty()
+    });
+    let (ticket, result) = nodes.node(old).answers.pop().unwrap();
+    assert_eq!(ticket, 7);
+    assert!(matches!(result, Err(Refusal::Lost { .. })), "{result:?}");
+    let proposal = tidelog_replica::Proposal {
+        batch: nodes::batch("refused"),
+        until: tidelog_replica::Until::Committed,
+        waiter: 8,
+    };
+    nodes.node(old).shard.propose(key(0), proposal);
+    nodes.settle();
+    let (_, result) = nodes.node(old).answers.pop().unwrap();
+    let refused = Err(Refusal::Refused(ProposeError::NotLeader { leader: None }));
+    assert_eq!(format!("{result:?}"), format!("{refused:?}"));
+}
+
+#[test]
+fn a_sole_voter_needs_no_time_and_others_do() {
+    let mut alone = Nodes::new(1, 3, 4);
+    alone.settle();
+    assert_eq!(alone.leader(key(2)), Some(1));
+    assert!(!alone.node(1).shard.needs_ticks());
+    alone.append(key(1), "stored", 1);
+    assert_eq!(alone.node(1).answers.len(), 1);
+    let rolled = alone.node(1).shard.with(key(1), |group| {
+        group.set_log_options(options());
+        group.roll_if_aged(Timestamp::from_millis(10), 1)
+    });
+    rolled.unwrap().unwrap();
+    let mut nodes = Nodes::new(3, 1, 4);
+    nodes.settle();
+    assert!(nodes.node(1).shard.needs_ticks());
+}
