@@ -1,41 +1,6 @@
 //! What a replica has to fetch: the list of files, and what each is checked against.
 //!
-//! All numbers are big-endian. The whole is at most [`MANIFEST_BYTES_MAX`] bytes.
-//!
-//! | position | length | field | rule |
-//! |---|---|---|---|
-//! | 0 | 4 | magic | `TCUM` |
-//! | 4 | 2 | version | 1 |
-//! | 6 | 2 | reserved | 0 |
-//! | 8 | 16 | cluster id | |
-//! | 24 | 16 | topic id | |
-//! | 40 | 4 | partition | |
-//! | 44 | 4 | incarnation | |
-//! | 48 | 52 | the end of the copy: the fields of a checkpoint, as in the state file | the Raft index is at least 6 |
-//! | 100 | 4 | length of the leader epochs file | at most 48 MiB; 0: there is none |
-//! | 104 | 4 | CRC-32 (IEEE) of it | 0 where there is none |
-//! | 108 | 4 | length of the producers file | 1 to the longest there can be |
-//! | 112 | 4 | CRC-32 (IEEE) of it | |
-//! | 116 | 4 | length of the note | at most 4,096 |
-//! | 120 | 4 | number of segments | 1 to 131,072 |
-//! | 124 | | the segments, oldest first, 52 bytes each | |
-//! | | | the note | |
-//! | | 4 | CRC-32 (IEEE) | of all before; last |
-//!
-//! Each segment:
-//!
-//! | position | length | field | rule |
-//! |---|---|---|---|
-//! | 0 | 8 | sequence | at least 1; rises |
-//! | 8 | 8 | base offset | that of the first is at most the log start; the end offset of the one before |
-//! | 16 | 8 | base Raft index | the end Raft index of the one before |
-//! | 24 | 4 | length to be copied | longer than a segment header, or as long; at most 2^31 - 1 |
-//! | 28 | 8 | end offset | more than the base offset; in the last one as much will do |
-//! | 36 | 8 | end Raft index | at least the base Raft index |
-//! | 44 | 4 | chain up to there | |
-//! | 48 | 4 | CRC-32 (IEEE) of the segment header's entry | |
-//!
-//! Sequence, length, end offset, end Raft index and chain of the last segment are those of the end.
+//! The layout is in `FORMAT.md`, "Manifest of a copy".
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -169,7 +134,7 @@ impl Manifest {
         (0..self.files()).map(|file| self.file_len(file)).sum()
     }
 
-    /// The bytes to be sent; the layout is in the source of this module.
+    /// The bytes to be sent, and to be kept.
     pub fn encode(&self) -> Vec<u8> {
         let len = HEAD_LEN + self.segments.len() * SEGMENT_LEN + self.note.len() + CRC_LEN;
         let mut out = Vec::with_capacity(len);
