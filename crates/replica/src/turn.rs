@@ -121,7 +121,10 @@ impl Group {
     /// Tells a leader how far the log is that has no entry which follows on what it knows of: as a
     /// follower does that has taken entries.
     fn announce(&mut self, role: Role, turn: &mut Turn) {
-        let Some(leader) = role.leader.filter(|_| self.announces && self.stalled.is_none()) else {
+        let Some(leader) = role
+            .leader
+            .filter(|_| self.announces && self.stalled.is_none())
+        else {
             return;
         };
         self.announces = false;

@@ -115,7 +115,12 @@ impl Pulls {
 
     /// Begins to copy the log of the replica `from`, unless that is under way. From another one it goes on
     /// with what is there.
-    pub fn begin(&mut self, target: PullTarget, from: ReplicaId, now: u64) -> Option<CatchUpLetter> {
+    pub fn begin(
+        &mut self,
+        target: PullTarget,
+        from: ReplicaId,
+        now: u64,
+    ) -> Option<CatchUpLetter> {
         let known = self.pulls.get(&target.key);
         if known.is_some_and(|pull| pull.from == from) {
             return None;

@@ -32,6 +32,10 @@ impl GroupStore for Store {
         self.inner.sync()
     }
 
+    fn replace(&mut self, end: LogEnd) -> Result<(), Poisoned> {
+        self.inner.replace(end)
+    }
+
     fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned> {
         self.truncations += 1;
         self.inner.set_back(end)

@@ -23,7 +23,7 @@ pub(crate) const TICK: u64 = 50;
 /// What is on its way.
 #[derive(Debug)]
 pub(crate) enum Post {
-    Raft(NodeId, Received),
+    Raft(NodeId, Box<Received>),
     Files(CatchUpLetter),
 }
 
@@ -36,6 +36,9 @@ pub(crate) struct Node {
     state: Arc<StateFile>,
     pub(crate) is_up: bool,
     pub(crate) adopted: u64,
+    /// Whether its disk is to fail, and something has failed by that.
+    pub(crate) may_fail: bool,
+    pub(crate) has_failed: bool,
     pub(crate) answers: Vec<(u64, Result<Done, Refusal>)>,
 }
 
@@ -94,7 +97,9 @@ fn config(id: u64) -> GroupConfig {
 pub(crate) fn batch(value: &str) -> ProducedBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     let now = Timestamp::from_millis(0);
-    builder.push(now, None, Some(value.as_bytes()), &[]).unwrap();
+    builder
+        .push(now, None, Some(value.as_bytes()), &[])
+        .unwrap();
     let built = builder.build().unwrap();
     validate_produced(built, &BatchLimits::default()).unwrap()
 }
@@ -122,6 +127,8 @@ impl Node {
             state,
             is_up: true,
             adopted: 0,
+            may_fail: false,
+            has_failed: false,
             answers: Vec::new(),
         };
         let voters = voters.iter().map(|node| replica_of(*node, 0)).collect();
@@ -130,8 +137,7 @@ impl Node {
             let key = key(partition);
             let now = Timestamp::from_millis(0);
             let disk = shared.clone();
-            let log =
-                Log::create_replica(disk, &dir(key), identity(key), options(), now).unwrap();
+            let log = Log::create_replica(disk, &dir(key), identity(key), options(), now).unwrap();
             let known = GroupState {
                 incarnation: 1,
                 replica_id: replica_of(id, 0),
@@ -168,6 +174,7 @@ impl Node {
     /// As a broker starts.
     pub(crate) fn start(&mut self, partitions: u32) {
         self.disk.stop_failing();
+        (self.may_fail, self.has_failed) = (false, false);
         let shared: Arc<dyn Disk> = Arc::new(self.disk.clone());
         self.state = Arc::new(StateFile::open(shared.clone(), &state_dir()).unwrap());
         for partition in 0..partitions {
@@ -179,8 +186,7 @@ impl Node {
             let (known, members) = store.load().unwrap();
             let (end, commit) = (known.checkpoint, RaftIndex::new(known.commit));
             let disk = shared.clone();
-            let opened =
-                Log::open_replica(disk, &dir(key), identity(key), options(), end, commit);
+            let opened = Log::open_replica(disk, &dir(key), identity(key), options(), end, commit);
             let (log, _) = opened.unwrap();
             self.add(key, log, known, members);
         }
@@ -201,13 +207,15 @@ impl Node {
                         message: letter.message,
                         payloads: letter.payloads.iter().map(|p| p.to_bytes()).collect(),
                     };
-                    post.push_back(Post::Raft(node, received));
+                    post.push_back(Post::Raft(node, Box::new(received)));
                 }
             }
             post.extend(effects.catch_up.into_iter().map(Post::Files));
             if !effects.state_to_sync.is_empty() {
-                self.state.sync().unwrap();
-                self.shard.state_synced(&effects.state_to_sync);
+                match self.state.sync() {
+                    Ok(()) => self.shard.state_synced(&effects.state_to_sync),
+                    Err(poisoned) => self.shard.state_failed(&poisoned),
+                }
             }
             for answer in effects.answers {
                 self.answers.push((answer.waiter, answer.result));
@@ -216,13 +224,13 @@ impl Node {
                 if let Some(log) = self.shard.log(key)
                     && let Ok(end) = log.sync_handle().sync()
                 {
-                    StateStore::new(self.state.clone(), key)
-                        .checkpoint(end)
-                        .unwrap();
+                    let recorded = StateStore::new(self.state.clone(), key).checkpoint(end);
+                    self.has_failed |= recorded.is_err();
                 }
                 self.shard.log_synced(key);
             }
-            assert!(effects.failed.is_empty(), "{:?}", effects.failed);
+            self.has_failed |= !effects.failed.is_empty();
+            assert!(self.may_fail || !self.has_failed, "{:?}", effects.failed);
         }
     }
 
@@ -300,7 +308,7 @@ impl Nodes {
                 Post::Raft(_, received) => {
                     let time = Timestamp::from_millis(i64::try_from(now).unwrap());
                     // One that is late is refused.
-                    node.shard.receive(received, time).ok();
+                    node.shard.receive(*received, time).ok();
                 }
                 Post::Files(letter) => node.take_files(letter, now, &mut self.post),
             }
