@@ -10,7 +10,10 @@ const PUBLIC: [&str; 3] = [
     "tidelog/v1/topics.proto",
     "tidelog/v1/log.proto",
 ];
-const INTERNAL: [&str; 1] = ["tidelog/internal/v1/metadata.proto"];
+const INTERNAL: [&str; 2] = [
+    "tidelog/internal/v1/metadata.proto",
+    "tidelog/internal/v1/peer.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");

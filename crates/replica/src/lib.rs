@@ -47,6 +47,7 @@ pub use config::{GroupConfig, ReplicaId};
 pub use error::{GroupError, ProposeError, StepError};
 pub use group::{AdoptFailed, Group, GroupStore, Proposed, Role};
 pub use message::{Outgoing, Payload};
+pub use payload::stub_of;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
 pub use raft::eraftpb;

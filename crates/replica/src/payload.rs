@@ -15,6 +15,12 @@ pub(crate) fn stub(len: usize) -> Bytes {
     ZEROS.slice(..len)
 }
 
+/// What Raft has in place of a batch of `len` bytes, for whoever makes a message of what came over a
+/// network; `None` where no batch is that long.
+pub fn stub_of(len: usize) -> Option<Bytes> {
+    (len <= BATCH_BYTES_LIMIT).then(|| stub(len))
+}
+
 /// An entry and its place in the Raft log.
 #[derive(Clone, Debug)]
 pub(crate) struct Placed {

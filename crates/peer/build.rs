@@ -1,0 +1,23 @@
+//! Makes the service's client and server: its messages are no protobuf, so that it is described here.
+
+use tonic_build::manual::{Builder, Method, Service};
+
+fn main() {
+    let link = Method::builder()
+        .name("link")
+        .route_name("Link")
+        .comment("Frames of one broker for another; what comes back are answers to its pings.")
+        .input_type("crate::Frame")
+        .output_type("crate::Frame")
+        .codec_path("crate::FrameCodec")
+        .client_streaming()
+        .server_streaming()
+        .build();
+    let peer = Service::builder()
+        .name("Peer")
+        .package("tidelog.internal.v1")
+        .comment("What brokers of a cluster tell each other.")
+        .method(link)
+        .build();
+    Builder::new().compile(&[peer]);
+}

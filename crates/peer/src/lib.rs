@@ -1,0 +1,80 @@
+//! How brokers of a cluster talk to each other.
+//!
+//! # How data flows
+//!
+//! Each broker has one [`Link`] to each other one: a gRPC stream over which it sends what its replicas
+//! have to say ([`Post`]), and over which nothing comes back but answers to pings. What the other has to
+//! say comes over a stream of its own, to the [`PeerService`]. So a broker that is slow to read, or to
+//! answer, holds back what goes to itself alone.
+//!
+//! *Out*: [`Link::send`] puts letters into the link's queue, which is bounded; what does not fit is lost,
+//! as a network loses it, and Raft is told so. A task makes frames of them (`frame.rs`): payloads are
+//! copied once, into the buffer that is sent. It connects again and again, with growing pauses, and
+//! gives a connection up over which no answer to a ping has come for a while.
+//!
+//! *In*: a frame is taken when its checksum is right and it comes from a broker that the [`Gate`] lets
+//! in, for this one; payloads stay slices of it. It is handed to the [`Sink`], and as long as that
+//! waits, nothing more is read.
+//!
+//! Nothing here knows what a letter means.
+
+mod convert;
+mod frame;
+mod link;
+mod service;
+#[cfg(test)]
+mod tests;
+
+pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError};
+pub use link::{Link, LinkConfig, LinkStats};
+pub use service::{Gate, PeerService, Refused, Sink};
+
+use tidelog_replica::catch_up::CatchUpLetter;
+use tidelog_replica::{Letter, NodeId, Received};
+
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unused_qualifications,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated"
+)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/tidelog.internal.v1.Peer.rs"));
+}
+
+/// The version of what is said here.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Who a broker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its cluster.
+    pub cluster_id: [u8; 16],
+    /// Its number there.
+    pub node_id: NodeId,
+    /// Its data directory, whatever broker opens it.
+    pub directory_id: [u8; 16],
+}
+
+/// What one broker has for another, to be said in this order.
+#[derive(Debug, Default)]
+pub struct Post {
+    /// Of Raft.
+    pub raft: Vec<Letter>,
+    /// Of replicas that catch up by files.
+    pub files: Vec<CatchUpLetter>,
+}
+
+/// What came of another broker.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Which.
+    pub from: NodeId,
+    /// Of Raft.
+    pub raft: Vec<Received>,
+    /// Of replicas that catch up by files.
+    pub files: Vec<CatchUpLetter>,
+}

@@ -1,0 +1,140 @@
+//! The side that listens.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tidelog_replica::NodeId;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::convert::{delivery, hello, identity_of};
+use crate::frame::{FRAME_BYTES_MAX, Frame};
+use crate::generated::peer_server::{Peer, PeerServer};
+use crate::{Delivery, Identity, PROTOCOL_VERSION};
+
+/// Where what comes of other brokers goes.
+pub trait Sink: std::fmt::Debug + Send + Sync + 'static {
+    /// Takes a delivery. Nothing more is read from that broker until this is done.
+    fn deliver(&self, delivery: Delivery) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// What was sent to a broker lately may not have arrived. Never waits.
+    fn unreachable(&self, node: NodeId);
+}
+
+/// Why a broker is not listened to.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// Who may speak here, beyond being of this cluster.
+pub trait Gate: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether the broker is one of the cluster, with the data directory it is known by.
+    ///
+    /// # Errors
+    /// [`Refused`], with what it is to be told.
+    fn admit(&self, who: &Identity) -> Result<(), Refused>;
+}
+
+/// How long whoever connects may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A link over which nothing has come for so long is given up: its pings come much more often.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Answers that wait to be sent at most.
+const ANSWERS_MAX: usize = 16;
+
+/// Listens to other brokers.
+#[derive(Clone, Debug)]
+pub struct PeerService {
+    own: Identity,
+    gate: Arc<dyn Gate>,
+    sink: Arc<dyn Sink>,
+}
+
+impl PeerService {
+    /// The service of the broker `own`, to be put behind a listener.
+    pub fn server(own: Identity, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) -> PeerServer<Self> {
+        PeerServer::new(Self { own, gate, sink }).max_decoding_message_size(FRAME_BYTES_MAX)
+    }
+
+    fn greet(&self, frame: &Frame) -> Result<NodeId, Status> {
+        let Some(said) = &frame.meta.hello else {
+            return Err(Status::unauthenticated(
+                "this port is for brokers of the cluster",
+            ));
+        };
+        if said.version != PROTOCOL_VERSION {
+            let what = format!(
+                "version {PROTOCOL_VERSION} of the peer protocol is spoken here, not {}",
+                said.version
+            );
+            return Err(Status::failed_precondition(what));
+        }
+        let who = identity_of(said);
+        let who = who.ok_or_else(|| Status::invalid_argument("ids have 16 bytes"))?;
+        if who.cluster_id != self.own.cluster_id {
+            return Err(Status::permission_denied("this is another cluster"));
+        }
+        if said.to_node_id != self.own.node_id {
+            let what = format!("this is broker {}", self.own.node_id);
+            return Err(Status::failed_precondition(what));
+        }
+        let admitted = self.gate.admit(&who);
+        admitted.map_err(|refused| Status::permission_denied(refused.0))?;
+        Ok(who.node_id)
+    }
+
+    /// Takes what comes until it ends.
+    async fn listen(
+        self,
+        from: NodeId,
+        mut frames: Streaming<Frame>,
+        answers: mpsc::Sender<Result<Frame, Status>>,
+    ) {
+        let ended = loop {
+            let frame = match timeout(SILENCE_MAX, frames.message()).await {
+                Ok(Ok(Some(frame))) => frame,
+                Ok(Ok(None)) => return,
+                Ok(Err(status)) => break status,
+                Err(_elapsed) => break Status::deadline_exceeded("nothing comes any more"),
+            };
+            if frame.meta.ping != 0 {
+                let mut pong = Frame::default();
+                pong.meta.pong = frame.meta.ping;
+                // Whoever reads no answers gets none.
+                drop(answers.try_send(Ok(pong)));
+            }
+            match delivery(frame, from, self.own.node_id) {
+                Ok(delivery) if delivery.raft.is_empty() && delivery.files.is_empty() => {}
+                Ok(delivery) => self.sink.deliver(delivery).await,
+                Err(e) => break e.into(),
+            }
+        };
+        tracing::warn!(broker = from, why = %ended, "a broker is not listened to any more");
+        drop(answers.send(Err(ended)).await);
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type LinkStream = ReceiverStream<Result<Frame, Status>>;
+
+    async fn link(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
+        let mut frames = request.into_inner();
+        let first = timeout(HELLO_TIMEOUT, frames.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let first = first.ok_or_else(|| Status::unauthenticated("no hello came"))?;
+        let from = self.greet(&first)?;
+        let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
+        let answered = answers.try_send(Ok(hello(&self.own, from)));
+        answered.map_err(|_| Status::internal("there is room for one answer"))?;
+        tokio::spawn(self.clone().listen(from, frames, answers));
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}

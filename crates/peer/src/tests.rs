@@ -1,0 +1,252 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tidelog_log::state::GroupKey;
+use tidelog_record::{PartitionId, TopicId};
+use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
+use tidelog_replica::eraftpb::{Entry, EntryType, Message};
+use tidelog_replica::{Letter, Payload, Received, replica_of, stub_of};
+
+use crate::convert::{delivery, push_files, push_raft};
+use crate::frame::{Frame, FrameError};
+
+fn key(partition: u32) -> GroupKey {
+    GroupKey {
+        topic_id: TopicId::from_bytes([9; 16]),
+        partition: PartitionId::new(partition),
+    }
+}
+
+/// From broker 1 to broker 2.
+fn letter(message: Message, payloads: &[Bytes]) -> Letter {
+    Letter {
+        key: key(3),
+        incarnation: 1,
+        message: Message {
+            from: replica_of(1, 0),
+            to: replica_of(2, 7),
+            ..message
+        },
+        payloads: payloads.iter().cloned().map(Payload::Bytes).collect(),
+    }
+}
+
+fn files(what: CatchUp) -> CatchUpLetter {
+    CatchUpLetter {
+        key: key(4),
+        incarnation: 2,
+        from: replica_of(1, 3),
+        to: replica_of(2, 0),
+        what,
+    }
+}
+
+fn entry(index: u64, kind: EntryType, data: Bytes) -> Entry {
+    Entry {
+        index,
+        term: 7,
+        entry_type: kind as i32,
+        data,
+        ..Entry::default()
+    }
+}
+
+/// An empty entry, a batch and a change of members.
+fn append(batch: &Bytes) -> Letter {
+    let message = Message {
+        msg_type: 3,
+        term: 7,
+        log_term: 6,
+        index: 10,
+        commit: 9,
+        entries: vec![
+            entry(11, EntryType::EntryNormal, Bytes::new()),
+            entry(12, EntryType::EntryNormal, stub_of(batch.len()).unwrap()),
+            entry(
+                13,
+                EntryType::EntryConfChangeV2,
+                Bytes::from_static(b"change"),
+            ),
+        ],
+        ..Message::default()
+    };
+    letter(message, std::slice::from_ref(batch))
+}
+
+fn encoded(frame: &Frame) -> Bytes {
+    let mut out = Vec::new();
+    frame.encode_to(&mut out);
+    assert_eq!(out.len(), frame.len_bytes());
+    out.into()
+}
+
+/// What arrives of these.
+fn sent(raft: Vec<Letter>, about_files: Vec<CatchUpLetter>) -> (Vec<Received>, Vec<CatchUpLetter>) {
+    let mut frame = Frame::default();
+    for letter in raft {
+        push_raft(&mut frame, letter);
+    }
+    for letter in about_files {
+        push_files(&mut frame, letter);
+    }
+    let decoded = Frame::decode(encoded(&frame)).unwrap();
+    let delivery = delivery(decoded, 1, 2).unwrap();
+    (delivery.raft, delivery.files)
+}
+
+#[test]
+fn what_is_said_arrives_as_it_was() {
+    let batch = Bytes::from_static(b"not really a batch");
+    let said = append(&batch);
+    let heartbeat = letter(
+        Message {
+            msg_type: 8,
+            term: 9,
+            commit: 4,
+            context: Bytes::from_static(b"ctx"),
+            reject: true,
+            reject_hint: 5,
+            commit_term: 3,
+            priority: -1,
+            ..Message::default()
+        },
+        &[],
+    );
+    let whats = [
+        CatchUp::Needed { first_index: 77 },
+        CatchUp::Ask,
+        CatchUp::Manifest(Bytes::from_static(b"manifest")),
+        CatchUp::AskPart {
+            manifest: 1,
+            file: 2,
+            position: 3,
+            len: 4,
+        },
+        CatchUp::Part {
+            manifest: 5,
+            file: 6,
+            position: 7,
+            bytes: Bytes::from_static(b"bytes"),
+        },
+        CatchUp::Gone,
+    ];
+    let about_files: Vec<_> = whats.into_iter().map(files).collect();
+    let (raft, arrived) = sent(vec![said.clone(), heartbeat.clone()], about_files.clone());
+    assert_eq!(arrived, about_files);
+    assert_eq!(raft[0].message, said.message);
+    assert_eq!(raft[0].payloads, [batch]);
+    assert_eq!((raft[0].key, raft[0].incarnation), (key(3), 1));
+    assert_eq!(raft[1].message, heartbeat.message);
+    assert!(raft[1].payloads.is_empty());
+}
+
+#[test]
+fn the_bytes_of_a_frame_are_these() {
+    let mut frame = Frame::default();
+    push_raft(&mut frame, append(&Bytes::from_static(b"BATCH")));
+    push_files(
+        &mut frame,
+        files(CatchUp::Part {
+            manifest: 0x0102_0304,
+            file: 1,
+            position: 2,
+            bytes: Bytes::from_static(b"PART"),
+        }),
+    );
+    frame.meta.ping = 300;
+    let hex: String = encoded(&frame)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(hex, include_str!("golden_frame.hex").trim());
+}
+
+#[test]
+fn every_damaged_bit_and_every_cut_is_found() {
+    let mut frame = Frame::default();
+    push_raft(&mut frame, append(&Bytes::from_static(b"BATCH")));
+    let good = encoded(&frame);
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.to_vec();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(Frame::decode(bad.into()).unwrap_err(), FrameError::Checksum);
+    }
+    for len in 0..good.len() {
+        assert!(Frame::decode(good.slice(..len)).is_err(), "{len} bytes");
+    }
+}
+
+#[test]
+fn letters_of_others_and_for_others_are_refused() {
+    for (from, to) in [(3, 2), (1, 3)] {
+        let mut frame = Frame::default();
+        push_raft(&mut frame, append(&Bytes::from_static(b"BATCH")));
+        assert!(delivery(frame, from, to).is_err());
+        let mut frame = Frame::default();
+        push_files(&mut frame, files(CatchUp::Ask));
+        assert!(delivery(frame, from, to).is_err());
+    }
+}
+
+#[test]
+fn frames_whose_payloads_do_not_fit_what_they_say_are_refused() {
+    let batch = Bytes::from_static(b"BATCH");
+    let change: [fn(&mut Frame); 4] = [
+        |frame| frame.meta.raft[0].entries[1].payload_len += 1,
+        |frame| frame.meta.raft[0].entries[1].payload_len -= 1,
+        |frame| frame.payloads.clear(),
+        |frame| {
+            frame
+                .payloads
+                .push(Payload::Bytes(Bytes::from_static(b"more")))
+        },
+    ];
+    for change in change {
+        let mut frame = Frame::default();
+        push_raft(&mut frame, append(&batch));
+        change(&mut frame);
+        let mut out = Vec::new();
+        frame.encode_to(&mut out);
+        let refused = Frame::decode(out.into()).unwrap_err();
+        assert!(matches!(refused, FrameError::Senseless(_)), "{refused}");
+    }
+    // An entry cannot be two things, and ids have their length.
+    let change: [fn(&mut Frame); 3] = [
+        |frame| frame.meta.raft[0].entries[1].change = Bytes::from_static(b"x"),
+        |frame| frame.meta.raft[0].topic_id = Bytes::from_static(b"short"),
+        |frame| frame.meta.files[0].what = None,
+    ];
+    for change in change {
+        let mut frame = Frame::default();
+        push_raft(&mut frame, append(&batch));
+        push_files(&mut frame, files(CatchUp::Ask));
+        change(&mut frame);
+        let decoded = Frame::decode(encoded(&frame)).unwrap();
+        assert!(delivery(decoded, 1, 2).is_err());
+    }
+}
+
+proptest! {
+    /// Whatever bytes come, with a right checksum: no panic, and nothing believed that is not there.
+    #[test]
+    fn any_bytes_are_taken_or_refused(rest in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let mut bytes = tidelog_record::crc32c(&[&rest]).to_le_bytes().to_vec();
+        bytes.extend(rest);
+        if let Ok(frame) = Frame::decode(bytes.into()) {
+            drop(delivery(frame, 1, 2));
+        }
+    }
+
+    #[test]
+    fn any_batches_arrive(lens in proptest::collection::vec(1_usize..2000, 0..20)) {
+        let batches: Vec<Bytes> = lens.iter().map(|len| Bytes::from(vec![7; *len])).collect();
+        let entries = batches.iter().zip(11..);
+        let entries = entries.map(|(batch, index)| {
+            entry(index, EntryType::EntryNormal, stub_of(batch.len()).unwrap())
+        });
+        let message = Message { index: 10, entries: entries.collect(), ..Message::default() };
+        let (raft, _) = sent(vec![letter(message, &batches)], Vec::new());
+        prop_assert_eq!(&raft[0].payloads, &batches);
+    }
+}

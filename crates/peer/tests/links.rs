@@ -1,0 +1,369 @@
+//! Links between brokers, over loopback.
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidelog_log::state::GroupKey;
+use tidelog_peer::{Delivery, Gate, Identity, Link, LinkConfig, PeerService, Post, Refused, Sink};
+use tidelog_record::{PartitionId, TopicId};
+use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
+use tidelog_replica::{NodeId, replica_of};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tonic::transport::server::TcpIncoming;
+
+/// What a sink was told.
+#[derive(Debug)]
+enum Told {
+    Delivered(Delivery),
+    Unreachable(NodeId),
+}
+
+#[derive(Debug)]
+struct Collects {
+    told: mpsc::UnboundedSender<Told>,
+    /// While it is closed, deliveries wait.
+    gate: watch::Receiver<bool>,
+}
+
+impl Sink for Collects {
+    fn deliver(&self, delivery: Delivery) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let mut gate = self.gate.clone();
+            gate.wait_for(|open| *open).await.ok();
+            self.told.send(Told::Delivered(delivery)).ok();
+        })
+    }
+
+    fn unreachable(&self, node: NodeId) {
+        self.told.send(Told::Unreachable(node)).ok();
+    }
+}
+
+struct Sunk {
+    sink: Arc<Collects>,
+    told: mpsc::UnboundedReceiver<Told>,
+    gate: watch::Sender<bool>,
+}
+
+impl Sunk {
+    #[expect(clippy::disallowed_methods, reason = "a test sends little")]
+    fn new() -> Self {
+        let (told, receiver) = mpsc::unbounded_channel();
+        let (gate, opened) = watch::channel(true);
+        let sink = Collects { told, gate: opened };
+        Self {
+            sink: Arc::new(sink),
+            told: receiver,
+            gate,
+        }
+    }
+
+    async fn next(&mut self) -> Told {
+        soon(self.told.recv()).await.unwrap()
+    }
+
+    async fn delivered(&mut self) -> Delivery {
+        loop {
+            if let Told::Delivered(delivery) = self.next().await {
+                return delivery;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Refuses(Option<NodeId>);
+
+impl Gate for Refuses {
+    fn admit(&self, who: &Identity) -> Result<(), Refused> {
+        match self.0 {
+            Some(node) if node == who.node_id => Err(Refused(format!("broker {node} was removed"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn identity(node_id: NodeId) -> Identity {
+    Identity {
+        cluster_id: [7; 16],
+        node_id,
+        directory_id: [u8::try_from(node_id).unwrap(); 16],
+    }
+}
+
+fn ask(from: NodeId, to: NodeId, what: CatchUp) -> Post {
+    Post {
+        raft: Vec::new(),
+        files: vec![CatchUpLetter {
+            key: GroupKey {
+                topic_id: TopicId::from_bytes([9; 16]),
+                partition: PartitionId::new(0),
+            },
+            incarnation: 1,
+            from: replica_of(from, 0),
+            to: replica_of(to, 0),
+            what,
+        }],
+    }
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), what)
+        .await
+        .expect("it takes too long")
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait)
+        .await
+        .unwrap_or_else(|_| panic!("it never came to be that {what}"));
+}
+
+/// A server with its connections: all of it ends when this is dropped, as a process does.
+struct Served(Option<tokio::runtime::Runtime>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn serve(own: Identity, gate: Refuses, sink: &Sunk, at: &str) -> (String, Served) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let service = PeerService::server(own, Arc::new(gate), sink.sink.clone());
+    let at = at.to_owned();
+    let (bound, address) = tokio::sync::oneshot::channel();
+    runtime.spawn(async move {
+        let listener = TcpListener::bind(at).await.unwrap();
+        bound
+            .send(listener.local_addr().unwrap().to_string())
+            .unwrap();
+        let server = tonic::transport::Server::builder().add_service(service);
+        server
+            .serve_with_incoming(TcpIncoming::from(listener))
+            .await
+            .unwrap();
+    });
+    (soon(address).await.unwrap(), Served(Some(runtime)))
+}
+
+fn link(own: NodeId, to: NodeId, address: &str, sink: &Sunk, config: LinkConfig) -> Link {
+    Link::start(
+        identity(own),
+        to,
+        address.to_owned(),
+        sink.sink.clone(),
+        config,
+    )
+}
+
+fn is_connected(link: &Link) -> bool {
+    link.stats()
+        .connected
+        .load(std::sync::atomic::Ordering::Acquire)
+}
+
+#[tokio::test]
+async fn letters_arrive_in_order_and_pings_are_answered() {
+    let (mut two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let config = LinkConfig {
+        ping_interval: Duration::from_millis(5),
+        ..LinkConfig::default()
+    };
+    let link = link(1, 2, &address, &one, config);
+    until("it is connected", || is_connected(&link)).await;
+    for number in 0..500 {
+        assert!(link.send(ask(
+            1,
+            2,
+            CatchUp::Needed {
+                first_index: number
+            }
+        )));
+        if number % 50 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let mut expected = 0;
+    while expected < 500 {
+        let delivery = two.delivered().await;
+        assert_eq!(delivery.from, 1);
+        for letter in delivery.files {
+            assert_eq!(
+                letter.what,
+                CatchUp::Needed {
+                    first_index: expected
+                }
+            );
+            expected += 1;
+        }
+    }
+    let micros = || {
+        link.stats()
+            .round_trip_micros
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    until("a ping was answered", || micros() > 0).await;
+}
+
+#[tokio::test]
+async fn a_broker_that_comes_back_is_found_again() {
+    let (mut two, mut one) = (Sunk::new(), Sunk::new());
+    let (address, served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let link = link(1, 2, &address, &one, LinkConfig::default());
+    until("it is connected", || is_connected(&link)).await;
+    assert!(link.send(ask(1, 2, CatchUp::Ask)));
+    two.delivered().await;
+
+    drop(served);
+    let told = one.next().await;
+    assert!(matches!(told, Told::Unreachable(2)), "{told:?}");
+    until("it is not connected", || !is_connected(&link)).await;
+    assert!(
+        !link.send(ask(1, 2, CatchUp::Ask)),
+        "there is nobody to send to"
+    );
+
+    let (_, _served) = serve(identity(2), Refuses(None), &two, &address).await;
+    until("it is connected again", || is_connected(&link)).await;
+    assert!(link.send(ask(1, 2, CatchUp::Gone)));
+    assert_eq!(two.delivered().await.files[0].what, CatchUp::Gone);
+}
+
+#[tokio::test]
+async fn whoever_is_no_peer_is_refused() {
+    let other_cluster = Identity {
+        cluster_id: [8; 16],
+        ..identity(1)
+    };
+    let (two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(Some(3)), &two, "127.0.0.1:0").await;
+    let start = |own, to| {
+        let sink = one.sink.clone();
+        Link::start(own, to, address.clone(), sink, LinkConfig::default())
+    };
+    let refused = [
+        start(other_cluster, 2),
+        start(identity(1), 4),
+        start(identity(3), 2),
+    ];
+    // One that is let in, after the others have tried.
+    let welcome = start(identity(1), 2);
+    until("it is connected", || is_connected(&welcome)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for link in &refused {
+        assert!(!is_connected(link));
+        assert!(!link.send(ask(1, 2, CatchUp::Ask)));
+    }
+}
+
+#[tokio::test]
+async fn a_slow_broker_holds_back_itself_alone_and_memory_is_bounded() {
+    let (mut two, three, one) = (Sunk::new(), Sunk::new(), Sunk::new());
+    let (address_two, _two) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let (address_three, _three) = serve(identity(3), Refuses(None), &three, "127.0.0.1:0").await;
+    let config = LinkConfig {
+        queue_bytes_max: 8 << 20,
+        ping_timeout: Duration::from_secs(60),
+        ..LinkConfig::default()
+    };
+    let to_two = link(1, 2, &address_two, &one, config.clone());
+    let to_three = link(1, 3, &address_three, &one, config);
+    until("both are connected", || {
+        is_connected(&to_two) && is_connected(&to_three)
+    })
+    .await;
+    three.gate.send_replace(false);
+    let part = |to| {
+        let bytes = Bytes::from(vec![1; 1 << 20]);
+        let (manifest, file, position) = (1, 2, 3);
+        let what = CatchUp::Part {
+            manifest,
+            file,
+            position,
+            bytes,
+        };
+        ask(1, to, what)
+    };
+    // The window of the connection and the queue take some; then no more.
+    let mut taken = 0;
+    let fill = async {
+        let mut refused = 0;
+        while refused < 50 {
+            if to_three.send(part(3)) {
+                taken += 1;
+                refused = 0;
+            } else {
+                refused += 1;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    };
+    soon(fill).await;
+    assert!(taken < 100, "{taken} MiB were taken");
+    assert!(to_two.send(part(2)));
+    two.delivered().await;
+    assert!(is_connected(&to_three));
+}
+
+/// A proxy that passes on what comes, until it is told to swallow everything and say nothing.
+async fn proxy(to: String, open: watch::Receiver<bool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut inbound, _)) = listener.accept().await {
+            let mut open = open.clone();
+            let to = to.clone();
+            tokio::spawn(async move {
+                let mut outbound = TcpStream::connect(to).await.unwrap();
+                let closed = async {
+                    open.wait_for(|open| !*open).await.ok();
+                };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut inbound, &mut outbound) => {}
+                    () = closed => {
+                        // The connection stays open, and nothing goes through it.
+                        std::future::pending::<()>().await;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_connection_over_which_nothing_comes_any_more_is_given_up() {
+    let (two, mut one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let (open, opened) = watch::channel(true);
+    let address = proxy(address, opened).await;
+    let config = LinkConfig {
+        ping_interval: Duration::from_millis(20),
+        ping_timeout: Duration::from_millis(500),
+        ..LinkConfig::default()
+    };
+    let link = link(1, 2, &address, &one, config);
+    until("it is connected", || is_connected(&link)).await;
+    open.send_replace(false);
+    let told = one.next().await;
+    assert!(matches!(told, Told::Unreachable(2)), "{told:?}");
+    open.send_replace(true);
+    until("it is connected again", || is_connected(&link)).await;
+}
