@@ -6,11 +6,11 @@ use tidelog_proto::internal::v1 as wire;
 use tidelog_record::{PartitionId, TopicId};
 use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::eraftpb::{Entry, EntryType, Message};
-use tidelog_replica::{Letter, NodeId, Payload, Received, node_of, stub_of};
+use tidelog_replica::{Delivery, Letter, NodeId, Payload, Received, node_of, stub_of};
 use wire::files_letter::What;
 
 use crate::frame::{Frame, FrameError, payload_len};
-use crate::{Delivery, Identity, PROTOCOL_VERSION};
+use crate::{Identity, PROTOCOL_VERSION};
 
 /// So many entries one message of Raft has at most: no replica sends more.
 const ENTRIES_MAX: usize = 100_000;

@@ -3,7 +3,7 @@
 //! # How data flows
 //!
 //! Each broker has one [`Link`] to each other one: a gRPC stream over which it sends what its replicas
-//! have to say ([`Post`]), and over which nothing comes back but answers to pings. What the other has to
+//! have to say ([`Post`](tidelog_replica::Post)), and over which nothing comes back but answers to pings. What the other has to
 //! say comes over a stream of its own, to the [`PeerService`]. So a broker that is slow to read, or to
 //! answer, holds back what goes to itself alone.
 //!
@@ -29,8 +29,7 @@ pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError};
 pub use link::{Link, LinkConfig, LinkStats};
 pub use service::{Gate, PeerService, Refused, Sink};
 
-use tidelog_replica::catch_up::CatchUpLetter;
-use tidelog_replica::{Letter, NodeId, Received};
+use tidelog_replica::NodeId;
 
 #[allow(
     missing_docs,
@@ -57,24 +56,4 @@ pub struct Identity {
     pub node_id: NodeId,
     /// Its data directory, whatever broker opens it.
     pub directory_id: [u8; 16],
-}
-
-/// What one broker has for another, to be said in this order.
-#[derive(Debug, Default)]
-pub struct Post {
-    /// Of Raft.
-    pub raft: Vec<Letter>,
-    /// Of replicas that catch up by files.
-    pub files: Vec<CatchUpLetter>,
-}
-
-/// What came of another broker.
-#[derive(Debug)]
-pub struct Delivery {
-    /// Which.
-    pub from: NodeId,
-    /// Of Raft.
-    pub raft: Vec<Received>,
-    /// Of replicas that catch up by files.
-    pub files: Vec<CatchUpLetter>,
 }

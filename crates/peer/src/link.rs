@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tidelog_replica::NodeId;
+use tidelog_replica::{NodeId, Post};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -18,7 +18,7 @@ use crate::convert::{hello, identity_of, push_files, push_raft};
 use crate::frame::{FRAME_BYTES_MAX, Frame, payload_len};
 use crate::generated::peer_client::PeerClient;
 use crate::service::Sink;
-use crate::{Identity, PROTOCOL_VERSION, Post};
+use crate::{Identity, PROTOCOL_VERSION};
 
 /// How a link works.
 #[derive(Clone, Debug)]

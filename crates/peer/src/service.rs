@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tidelog_replica::NodeId;
+use tidelog_replica::{Delivery, NodeId};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::convert::{delivery, hello, identity_of};
 use crate::frame::{FRAME_BYTES_MAX, Frame};
 use crate::generated::peer_server::{Peer, PeerServer};
-use crate::{Delivery, Identity, PROTOCOL_VERSION};
+use crate::{Identity, PROTOCOL_VERSION};
 
 /// Where what comes of other brokers goes.
 pub trait Sink: std::fmt::Debug + Send + Sync + 'static {

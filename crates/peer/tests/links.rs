@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_log::state::GroupKey;
-use tidelog_peer::{Delivery, Gate, Identity, Link, LinkConfig, PeerService, Post, Refused, Sink};
+use tidelog_peer::{Gate, Identity, Link, LinkConfig, PeerService, Refused, Sink};
 use tidelog_record::{PartitionId, TopicId};
 use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
-use tidelog_replica::{NodeId, replica_of};
+use tidelog_replica::{Delivery, NodeId, Post, replica_of};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tonic::transport::server::TcpIncoming;

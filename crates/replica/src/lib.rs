@@ -52,8 +52,8 @@ pub use payload::stub_of;
 pub use planted::Planted;
 pub use raft::eraftpb;
 pub use shard::{
-    Answer, Done, Effects, Letter, NodeId, Proposal, Received, Refusal, Shard, Until, node_of,
-    replica_of,
+    Answer, Delivery, Done, Effects, Letter, NodeId, Post, Proposal, Received, Refusal, Shard,
+    Until, node_of, replica_of,
 };
 pub use storage::Members;
 pub use store::StateStore;

@@ -123,6 +123,26 @@ pub struct Received {
     pub payloads: Vec<Bytes>,
 }
 
+/// What one broker has for another, to be said in this order.
+#[derive(Debug, Default)]
+pub struct Post {
+    /// Of Raft.
+    pub raft: Vec<Letter>,
+    /// Of replicas that catch up by files.
+    pub files: Vec<CatchUpLetter>,
+}
+
+/// What came of another broker.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Which.
+    pub from: NodeId,
+    /// Of Raft.
+    pub raft: Vec<Received>,
+    /// Of replicas that catch up by files.
+    pub files: Vec<CatchUpLetter>,
+}
+
 /// What came of a turn, to be done in the order of the fields.
 #[derive(Debug)]
 pub struct Effects<W> {

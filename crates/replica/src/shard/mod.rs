@@ -23,7 +23,8 @@ use tidelog_log::{Log, Poisoned, RemovedFile};
 use tidelog_record::{Offset, Timestamp};
 
 pub use effects::{
-    Answer, Done, Effects, Letter, NodeId, Proposal, Received, Refusal, Until, node_of, replica_of,
+    Answer, Delivery, Done, Effects, Letter, NodeId, Post, Proposal, Received, Refusal, Until,
+    node_of, replica_of,
 };
 
 use self::hosted::Hosted;
@@ -215,6 +216,17 @@ impl<W> Shard<W> {
             hosted.guarded(&mut self.effects, |hosted, _| {
                 ids.into_iter().for_each(|id| hosted.group.unreachable(id));
             });
+        }
+    }
+
+    /// These were not sent, or may not arrive: their groups ask where the other replica's log ends before
+    /// they send more.
+    pub fn not_sent(&mut self, letters: &[Letter]) {
+        for letter in letters {
+            if let Some(hosted) = self.groups.get_mut(&letter.key) {
+                let to = letter.message.to;
+                hosted.guarded(&mut self.effects, |hosted, _| hosted.group.unreachable(to));
+            }
         }
     }
 
