@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tidelog_controller::{Topic, TopicSettings};
 use tidelog_disk::{DirEntry, DiskError};
+use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::state::{GroupKey, GroupState, StateRecord};
 use tidelog_log::{BATCH_BYTES_LIMIT, CreateError, INITIAL_EPOCH, Log, LogIdentity, LogOptions};
 use tidelog_record::{PartitionId, TopicId};
@@ -296,6 +297,8 @@ impl Broker {
                     continue;
                 }
             }
+            // What a replica had copied of another one, or was about to put in its place.
+            aside.extend([catch_up_dir(&from), replaced_dir(&from)]);
             let key = GroupKey {
                 topic_id: topic.id,
                 partition: PartitionId::new(number),
@@ -306,8 +309,11 @@ impl Broker {
         let recorded = inner.state.record(&records, true);
         recorded.map_err(|e| e.to_string())?;
         for dir in aside {
-            if let Err(e) = disk.remove_dir_all(&dir) {
-                failed.get_or_insert(e.to_string());
+            match disk.remove_dir_all(&dir) {
+                Err(e) if !e.is_not_found() => {
+                    failed.get_or_insert(e.to_string());
+                }
+                _ => {}
             }
         }
         failed.map_or(Ok(()), Err)

@@ -6,8 +6,8 @@ mod leftovers;
 mod partitions;
 mod replay;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tidelog_controller::Topics;
 use tidelog_disk::{DirLock, Disk, DiskError, LockError};
+use tidelog_log::catch_up::replaced_dir;
 use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
@@ -82,6 +83,8 @@ struct Start {
     shards: Vec<ShardHandle>,
     /// Whether the last stop closed every log: then there is nothing to recover.
     was_clean: bool,
+    /// Directories that a stop has found in the middle of being replaced.
+    replaced: HashSet<PathBuf>,
 }
 
 impl Broker {
@@ -118,7 +121,9 @@ impl Broker {
         let read_turns = coordinator.read_turns();
         let (shards, mailboxes): (Vec<_>, Vec<_>) =
             (0..config.shards.max(1)).map(|_| shard::mailbox()).unzip();
+        let replaced = replaced(&*disk, &data_dir)?;
         let start = Start {
+            replaced,
             config,
             seams,
             state,
@@ -179,6 +184,7 @@ impl Broker {
             metrics,
             shards,
             was_clean: _,
+            replaced: _,
         } = start;
         let broker = Self {
             inner: Arc::new(Inner {
@@ -210,6 +216,17 @@ impl Broker {
         broker.start_compaction().map_err(StartError::Thread)?;
         Ok(broker)
     }
+}
+
+/// The logs of which a copy was about to take the place when the broker stopped.
+fn replaced(disk: &dyn Disk, data_dir: &Path) -> Result<HashSet<PathBuf>, DiskError> {
+    let entries = disk.list(data_dir)?;
+    let names = entries.iter().map(|entry| data_dir.join(&entry.name));
+    let of_log = |path: PathBuf| {
+        let log = path.with_extension("");
+        (replaced_dir(&log) == path).then_some(log)
+    };
+    Ok(names.filter_map(of_log).collect())
 }
 
 /// How long the first syncs of all logs take at most, where the disk does not hang.

@@ -53,10 +53,20 @@ impl Start {
         settings: Arc<TopicSettings>,
     ) -> Result<Opened, OpenError> {
         let dir = partition_dir(&self.config.data_dir, topic.as_str(), key.partition.get());
-        let store = StateStore::new(self.state.clone(), key);
+        let mut store = StateStore::new(self.state.clone(), key);
         let known = store.load();
         let incarnation = known.as_ref().map_or(1, |(group, _)| group.incarnation);
         let identity = self.identity(key, incarnation);
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+            OpenError::Disk(DiskError::new(DiskOp::Open, &dir, std::io::Error::other(e)))
+        };
+        let known = if self.replaced.contains(&dir) {
+            let recovered = store.recover_swap(&*self.seams.disk, &dir, identity);
+            recovered.map_err(|e| failed(e.into()))?;
+            store.load()
+        } else {
+            known
+        };
         let mut options = log_options(&settings);
         if key.topic_id == METADATA_TOPIC_ID {
             options.room_bytes = METADATA_ROOM_BYTES;
@@ -92,10 +102,7 @@ impl Start {
             Some((state, members)) => open_group(random, log, state, members),
             None => open_new_group(random, log, self.state.identity().node_id),
         };
-        let group = group.map_err(|e| {
-            let source = std::io::Error::other(e);
-            OpenError::Disk(DiskError::new(DiskOp::Open, &dir, source))
-        })?;
+        let group = group.map_err(|e| failed(e.into()))?;
         let partition = Partition::new(
             topic.clone(),
             key,
