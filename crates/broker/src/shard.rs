@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -116,6 +117,25 @@ pub(crate) enum Command {
     Stop {
         reply: oneshot::Sender<Vec<(GroupKey, Result<GroupState, GroupError>)>>,
     },
+}
+
+impl Command {
+    /// Whose log it is about, if it is one that the shard has.
+    fn key(&self) -> Option<GroupKey> {
+        match self {
+            Self::Append(Append { partition, .. })
+            | Self::Trim { partition, .. }
+            | Self::Retain { partition, .. } => Some(partition.key),
+            Self::Remove { key, .. } | Self::Install { key, .. } | Self::SetOptions { key, .. } => {
+                Some(*key)
+            }
+            Self::Add { .. }
+            | Self::ExpireProducers { .. }
+            | Self::Wake
+            | Self::Tick
+            | Self::Stop { .. } => None,
+        }
+    }
 }
 
 /// Where to send commands for a shard.
@@ -251,7 +271,14 @@ impl Shard {
                 if let Command::Stop { reply } = command {
                     return self.stop(reply);
                 }
-                self.take(command);
+                let key = command.key();
+                let take = AssertUnwindSafe(|| self.take(command));
+                if catch_unwind(take).is_err()
+                    && let Some(key) = key
+                {
+                    let what = "the code that does what it was asked for panicked".to_owned();
+                    self.groups.fail(key, GroupError::Invariant(what));
+                }
                 taken += 1;
                 let more = taken < TURN_LEN_MAX && self.bytes_taken < TURN_BYTES_MAX;
                 next = if more {
@@ -433,6 +460,7 @@ impl Shard {
         match waiter {
             Waiter::Append(append) => append.answer(result, &self.around.metrics),
             Waiter::Trim { partition, reply } => {
+                self.around.remover.take(self.groups.take_removed(key));
                 drop(reply.send(log_start(&partition, result)));
             }
             Waiter::Retain {
@@ -441,6 +469,7 @@ impl Shard {
                 roll_at,
                 reply,
             } => {
+                self.around.remover.take(self.groups.take_removed(key));
                 let result = log_start(&partition, result);
                 let result = match (result, roll_at) {
                     (Ok(_), Some(age)) => self.roll(key, &partition, now, age),

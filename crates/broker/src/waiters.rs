@@ -92,6 +92,7 @@ pub(crate) fn refused(partition: &Partition, refusal: Refusal) -> AppendError {
         }),
         Refusal::Down(e) => poisoned(partition, failure(e)),
         Refusal::Failed(e) => unknown(failure(e)),
+        Refusal::Stalled(e) => unknown(format!("it waits for space: {e}")),
         Refusal::Lost { leader } => unknown(match leader.map(node_of) {
             Some(leader) => format!("broker {leader} leads the partition now"),
             None => "no leader of the partition is known any more".to_owned(),

@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use support::{append, config, create, new_topic, read_all, seams, try_open};
 use tidelog_broker::{Broker, BrokerConfig, Facts, OffsetSpec};
@@ -116,6 +117,11 @@ async fn an_epoch_without_space_leaves_a_partition_readable_until_the_next_appen
     assert_eq!(refused.reason(), "STORAGE_FULL");
     let read = read_all(&broker, "t", 0).await.unwrap();
     assert_eq!(values(&read), ["a", "b", "c"]);
+    // Nor does whoever deletes wait for ever, as retention does for all partitions.
+    let handle = broker.partition("t", 0).unwrap();
+    let to = OffsetSpec::Offset(Offset::new(1).unwrap());
+    let deleted = tokio::time::timeout(Duration::from_secs(30), handle.delete_records(to)).await;
+    assert_eq!(deleted.unwrap().unwrap_err().reason(), "STORAGE_FULL");
 
     disk.stop_failing();
     assert_eq!(append(&broker, "t", "d").await.unwrap().get(), 3);

@@ -10,7 +10,7 @@ use tidelog_record::{LeaderEpoch, Offset, Timestamp};
 use crate::ahead::SyncPace;
 use crate::epochs::{self, EpochStart};
 use crate::error::{AppendError, Poisoned, TrimError};
-use crate::header::LogIdentity;
+use crate::header::{LogIdentity, SegmentHeader};
 use crate::index::{self, IndexEntry};
 use crate::internal::{InternalEntry, InternalKind};
 use crate::options::LogOptions;
@@ -219,9 +219,16 @@ impl Log {
         let segments = self.shared.segments();
         // The durable one: what is removed must never be asked for again.
         let start = self.shared.log_start();
+        // Internal entries have no offsets: one that is not committed may stand behind the last record.
+        let committed = match &self.tail {
+            Some(tail) => tail.committed().index,
+            None => self.end.index,
+        };
+        let is_below =
+            |next: &SegmentHeader| next.base_offset <= start && next.base_index <= committed;
         let keep_from = segments
             .windows(2)
-            .take_while(|pair| pair[1].header.base_offset <= start)
+            .take_while(|pair| is_below(&pair[1].header))
             .count();
         if keep_from == 0 && self.unremoved.is_empty() {
             return;

@@ -186,8 +186,8 @@ impl Log {
             slices.extend([IoSlice::new(&entry.encoded), IoSlice::new(&entry.body)]);
         }
         let len = u64::from(end.position - self.end.position);
-        let uses_room = first.kind() != EntryKind::Batch || self.options.appends_use_room;
-        self.reserve(len, uses_room)?;
+        // What was decided on was let in before, and may use what is left.
+        self.reserve(len, true)?;
         self.write(&slices).map_err(AppendError::from)?;
 
         let mut before = self.end;
@@ -290,12 +290,20 @@ impl Log {
 
     /// Forgets the batches that were noted and did not go in: what is known of producers is found out
     /// again from the log.
-    pub fn forget_noted(&mut self) {
+    ///
+    /// # Errors
+    /// When it cannot be read: the log takes no more, since a batch that is there might be taken for a new
+    /// one.
+    pub fn forget_noted(&mut self) -> Result<(), Poisoned> {
         self.noted = 0;
         let segments = self.shared.segments();
         let known = rebuild(self.disk(), self.dir(), &segments, &self.end);
+        if let Some(e) = known.failed {
+            return Err(self.shared.poison(e));
+        }
         self.producers = known.producers;
         self.since_snapshot = known.walked_bytes;
+        Ok(())
     }
 
     /// An internal entry that follows on the end of the log when `ahead` entries with as many
@@ -395,7 +403,7 @@ impl Log {
         if let Some(tail) = &mut self.tail {
             tail.cut(end.index);
         }
-        self.forget_noted();
+        self.forget_noted()?;
         self.recent_snapshots.clear();
         tracing::info!(dir = %self.dir().display(), index = %end.index, offset = %end.offset,
             "entries that were never committed were taken back");

@@ -159,9 +159,11 @@ impl Group {
     pub fn open(
         config: GroupConfig,
         mut log: Log,
-        state: GroupState,
+        mut state: GroupState,
         members: Members,
     ) -> Result<Self, GroupError> {
+        // A stop may have come between the log and the state.
+        state.raise_term(&log.end());
         // A change of members is taken as committed by Raft alone, which applies it.
         if members.is_sole_voter(config.id) && !log.has_uncommitted_change() {
             log.commit_to(at(log.end_index().get() - 1));
@@ -318,6 +320,7 @@ impl Group {
         staged: Staged,
         store: &mut dyn GroupStore,
     ) -> Result<Self, AdoptFailed> {
+        let commit = staged.manifest().commit();
         let members = members_of(staged.manifest().note());
         let members = members.expect("what is copied has members in its note");
         let LogStorage { log, state, .. } = &mut self.node.raft.r.raft_log.store;
@@ -327,10 +330,7 @@ impl Group {
             commit: staged.manifest().commit().get(),
             ..*state
         };
-        let newest = u64::from(staged.manifest().end().epoch.get());
-        if newest > state.term {
-            (state.term, state.vote) = (newest, 0);
-        }
+        state.raise_term(&staged.manifest().end());
         let adopted = staged.adopt(Old::Open(log), |manifest| {
             store.record(&state, &members)?;
             store.replace(manifest.end())?;
@@ -339,11 +339,15 @@ impl Group {
         let manifest = match adopted {
             Ok(manifest) => manifest,
             Err(e @ AdoptError::Behind { .. }) => {
+                // What is committed elsewhere is here too, then.
+                let commit = commit.get().min(self.durable());
+                self.node.raft.raft_log.commit_to(commit);
+                self.announces = true;
                 return Err(AdoptFailed::Unchanged(Box::new(self), e));
             }
             Err(e) => return Err(AdoptFailed::Broken(GroupError::Adopt(e.to_string()))),
         };
-        let config = self.config;
+        let (config, states) = (self.config, self.states);
         drop(self);
         let (end, commit) = (Some(manifest.end()), manifest.commit());
         let opened = Log::open_replica(disk, &dir, identity, options, end, commit);
@@ -352,7 +356,14 @@ impl Group {
         let opened = Self::open(config, log, state, members);
         let mut group = opened.map_err(AdoptFailed::Broken)?;
         group.announces = true;
+        // A sync of the state that is under way tells of those before.
+        (group.states, group.states_synced) = (states, states);
         Ok(group)
+    }
+
+    /// Whether there is anybody beside this replica.
+    pub fn has_others(&self) -> bool {
+        self.members().has_others(self.config.id)
     }
 
     /// Whether there is something to do for a [turn](Self::turn).
@@ -630,7 +641,8 @@ impl Group {
     fn check_offsets(&self, message: &Message, placed: &[Placed]) -> Result<(), StepError> {
         let raft = &self.node.raft;
         // Raft looks at the message before it takes anything: what is older, or behind a gap, goes.
-        let is_taken = message.term >= raft.term && message.index <= raft.raft_log.last_index();
+        let log = &raft.raft_log;
+        let is_taken = message.term >= raft.term && log.match_term(message.index, message.log_term);
         let committed = self.log().commit().get();
         let mut placed = placed.iter().skip_while(|placed| placed.index <= committed);
         // What waits for space stands between the log and them.

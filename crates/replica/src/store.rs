@@ -74,10 +74,11 @@ impl StateStore {
             let members = members_of(manifest.note());
             // It was decided on by a replica with both.
             if let (Some(known), Some(members)) = (known, members) {
-                let state = GroupState {
+                let mut state = GroupState {
                     commit: manifest.commit().get(),
                     ..known
                 };
+                state.raise_term(&manifest.end());
                 self.record(&state, &members)?;
             }
             self.checkpoint(manifest.end())?;

@@ -93,7 +93,7 @@ impl Group {
             // What was proposed or received and did not go in: others decided otherwise.
             self.fresh_bytes = 0;
             if self.fresh.drain().any(|(_, entry)| entry.is_noted()) {
-                self.log_mut().forget_noted();
+                self.log_mut().forget_noted()?;
             }
             self.next_offset = None;
         }

@@ -29,7 +29,7 @@ pub enum Old<'a> {
 /// Why a copy was not put into the place of the log.
 #[derive(Debug, Error)]
 pub enum AdoptError {
-    /// The log has all that the copy has. Nothing happened.
+    /// The log has all that the copy has, or is longer. Nothing happened.
     #[error("the copy ends before index {end}, and the log before index {old}")]
     Behind {
         /// The Raft index after the copy's last entry.
@@ -113,7 +113,15 @@ impl Staged {
             Old::Nothing => None,
         };
         let end = self.manifest.end.index;
-        if let Some(old) = old_end.filter(|old| end <= *old) {
+        // Where the log has another entry than what was committed there, what lies behind it never was.
+        let is_other = match &old {
+            Old::Open(log) => {
+                let epoch = log.epoch_of(self.manifest.commit());
+                epoch.is_ok_and(|epoch| epoch != self.manifest.end.epoch)
+            }
+            Old::Closed(_) | Old::Nothing => false,
+        };
+        if let Some(old) = old_end.filter(|old| end <= *old && !is_other) {
             return Err(AdoptError::Behind { end, old });
         }
         if let Old::Open(log) = old {

@@ -79,7 +79,7 @@ impl CatchUpSource {
     /// Reads what is needed to know the producers there: as much as an open of the log does.
     ///
     /// # Errors
-    /// [`SourceError::TooMany`].
+    /// [`SourceError::TooMany`]; [`SourceError::Disk`] when what is known of producers cannot be read.
     ///
     /// # Panics
     /// When `note` is longer than [`NOTE_BYTES_MAX`].
@@ -92,7 +92,7 @@ impl CatchUpSource {
             return Err(SourceError::TooMany { segments });
         }
         let epochs = Bytes::from(shared.epochs.read().file_before(end.index));
-        let producers = Bytes::from(producers_at(&shared, &segments, end));
+        let producers = Bytes::from(producers_at(&shared, &segments, end)?);
         let copies = segments.iter().map(|segment| copy_of(segment, &end));
         let manifest = Manifest {
             identity: shared.identity,
@@ -243,7 +243,11 @@ fn copy_of(segment: &Segment, end: &LogEnd) -> SegmentCopy {
 }
 
 /// The snapshot of the producers at `end`, which lies in the last of `segments`.
-fn producers_at(shared: &Shared, segments: &[Arc<Segment>], end: LogEnd) -> Vec<u8> {
+fn producers_at(
+    shared: &Shared,
+    segments: &[Arc<Segment>],
+    end: LogEnd,
+) -> Result<Vec<u8>, DiskError> {
     let mut cut = segments.to_vec();
     if let Some(last) = cut.last_mut() {
         // As if the log ended there: it may be sealed, further on.
@@ -251,6 +255,10 @@ fn producers_at(shared: &Shared, segments: &[Arc<Segment>], end: LogEnd) -> Vec<
         *last = Arc::new(Segment::unopened(path, header, last.header_len));
     }
     let known = rebuild(&*shared.disk, &shared.dir, &cut, &end);
+    // Without all of them, what a producer has sent already would be taken from it again.
+    if let Some(e) = known.failed {
+        return Err(e);
+    }
     let producers = known.producers;
-    Snapshot { end, producers }.encode()
+    Ok(Snapshot { end, producers }.encode())
 }

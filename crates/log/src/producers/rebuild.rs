@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tidelog_disk::Disk;
+use tidelog_disk::{Disk, DiskError};
 
 use super::{ProducerTable, load_all};
 use crate::lookup::start_of;
@@ -15,6 +15,8 @@ use crate::walk::{Look, Walk, WalkError};
 pub(crate) struct Rebuilt {
     pub(crate) producers: ProducerTable,
     pub(crate) walked_bytes: u64,
+    /// The disk refused something: there may be more of them.
+    pub(crate) failed: Option<DiskError>,
 }
 
 /// Why a snapshot is not used.
@@ -28,22 +30,24 @@ enum Unfit {
 /// segment when there is none. Compacted segments tell nothing: the last batch of a producer may be
 /// one that was left out.
 ///
-/// Never fails: producers that cannot be found out about are not known.
+/// Producers that cannot be found out about are not known; where that is the disk's doing, it is told.
 pub(crate) fn rebuild(
     disk: &dyn Disk,
     dir: &Path,
     segments: &[Arc<Segment>],
     end: &LogEnd,
 ) -> Rebuilt {
+    let mut failed = None;
     match load_all(disk, dir) {
         Ok(snapshots) => {
             for snapshot in snapshots.filter(|snapshot| !end.is_before(&snapshot.end)) {
                 let known = Rebuilt {
                     producers: snapshot.producers,
-                    walked_bytes: 0,
+                    ..Rebuilt::default()
                 };
                 match walk(disk, segments, snapshot.end, end, known) {
                     Ok(rebuilt) => return rebuilt,
+                    Err(Unfit::Walk(WalkError::Disk(e))) => failed = Some(e),
                     Err(_unfit) => {
                         tracing::info!(dir = %dir.display(), offset = %snapshot.end.offset,
                             "a snapshot of producers is not of this history");
@@ -51,7 +55,10 @@ pub(crate) fn rebuild(
                 }
             }
         }
-        Err(error) => tracing::warn!(%error, "snapshots of producers cannot be listed"),
+        Err(error) => {
+            tracing::warn!(%error, "snapshots of producers cannot be listed");
+            failed = Some(error);
+        }
     }
     let mut rebuilt = Rebuilt::default();
     for (at, segment) in segments.iter().enumerate() {
@@ -71,13 +78,20 @@ pub(crate) fn rebuild(
             Err(unfit) => {
                 let error = match unfit {
                     Unfit::OtherHistory => "its headers lead elsewhere".to_owned(),
-                    Unfit::Walk(error) => format!("{error:?}"),
+                    Unfit::Walk(error) => {
+                        let what = format!("{error:?}");
+                        if let WalkError::Disk(e) = error {
+                            failed = Some(e);
+                        }
+                        what
+                    }
                 };
                 tracing::warn!(segment = %segment.path.display(), error,
                     "the producers in a segment are not known");
             }
         }
     }
+    rebuilt.failed = failed;
     rebuilt
 }
 

@@ -53,6 +53,16 @@ pub struct GroupState {
     pub checkpoint: Option<LogEnd>,
 }
 
+impl GroupState {
+    /// Raises the term to that of the last entry of the log, where it is less. Nobody has a vote in it.
+    pub fn raise_term(&mut self, end: &LogEnd) {
+        let newest = u64::from(end.epoch.get());
+        if newest > self.term {
+            (self.term, self.vote) = (newest, 0);
+        }
+    }
+}
+
 /// Who is in one partition's Raft group, as Raft has it: numbers of replicas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupMembers {

@@ -164,10 +164,7 @@ impl Pulls {
                 position,
                 bytes,
             } => pull.take_part(manifest, file, position, &bytes),
-            CatchUp::Gone => {
-                pull.copy = None;
-                Taken::AskAnew
-            }
+            CatchUp::Gone => Taken::AskAnew,
             CatchUp::Needed { .. } | CatchUp::Ask | CatchUp::AskPart { .. } => Taken::Nothing,
         };
         self.follow_up(letter.key, taken, now)
@@ -189,10 +186,12 @@ impl Pulls {
                 pull.asked.clear();
                 return (Vec::new(), None);
             }
+            // When patience ends, and not at once: where that does not help, not as fast as answers come.
             Taken::AskAnew => {
                 pull.heard_at = now;
                 pull.asked.clear();
-                return (vec![pull.letter(CatchUp::Ask)], None);
+                pull.copy = None;
+                return (Vec::new(), None);
             }
             Taken::Bytes(bytes) => {
                 pull.heard_at = now;
@@ -204,10 +203,6 @@ impl Pulls {
             Complete::Staged(staged) => {
                 self.pulls.remove(&key);
                 (Vec::new(), Some(Pulled { key, staged }))
-            }
-            Complete::AskAnew => {
-                let ask = pull.letter(CatchUp::Ask);
-                (vec![ask], None)
             }
             Complete::NotNow => (Vec::new(), None),
         }
@@ -293,7 +288,6 @@ enum Taken {
 enum Complete {
     Not,
     Staged(Staged),
-    AskAnew,
     NotNow,
 }
 
@@ -367,7 +361,7 @@ impl Pull {
             Ok(staged) => Complete::Staged(staged),
             Err(e @ StagingError::Unfit(_)) => {
                 self.refuse(&e);
-                Complete::AskAnew
+                Complete::NotNow
             }
             Err(e) => {
                 self.put_off(&e);

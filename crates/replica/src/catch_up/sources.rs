@@ -13,11 +13,14 @@ use crate::config::ReplicaId;
 const SOURCES_MAX: usize = 16;
 /// A source that nobody asked for so long is let go of, with its files.
 const IDLE_MILLIS_MAX: u64 = 60_000;
+/// A source is given again to who asks for one within this time.
+const FRESH_MILLIS: u64 = 10_000;
 
 #[derive(Debug)]
 struct Source {
     id: u32,
     source: CatchUpSource,
+    made_at: u64,
     asked_at: u64,
 }
 
@@ -42,7 +45,13 @@ impl Sources {
         let who = (letter.key, letter.from);
         match letter.what {
             CatchUp::Ask => {
-                // Asked for again, it is made anew: entries may be gone meanwhile.
+                // Asked for again soon, the answer was lost, or slow: it is the same.
+                if let Some(source) = self.sources.get(&who)
+                    && now.saturating_sub(source.made_at) < FRESH_MILLIS
+                {
+                    let manifest = source.source.manifest().encode();
+                    return Some(letter.answer(CatchUp::Manifest(manifest.into())));
+                }
                 self.sources.remove(&who);
                 if self.sources.len() >= SOURCES_MAX {
                     return None;
@@ -54,6 +63,7 @@ impl Sources {
                 let made = Source {
                     id,
                     source,
+                    made_at: now,
                     asked_at: now,
                 };
                 self.sources.insert(who, made);
@@ -92,7 +102,8 @@ impl Sources {
         }
     }
 
-    /// Lets go of what nobody asked for in a long time.
+    /// Lets go of what nobody asked for in a long time: to be called now and then, also where no letter
+    /// comes.
     pub fn forget_idle(&mut self, now: u64) {
         self.sources
             .retain(|_, source| now.saturating_sub(source.asked_at) < IDLE_MILLIS_MAX);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use raft::eraftpb::Message;
 use tidelog_log::state::GroupKey;
-use tidelog_log::{LogEnd, Poisoned};
+use tidelog_log::{AppendError, LogEnd, Poisoned};
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
 
 use crate::catch_up::CatchUpLetter;
@@ -82,6 +82,8 @@ pub enum Refusal {
         /// The leader, if it is known.
         leader: Option<ReplicaId>,
     },
+    /// It was begun, and waits for space, which is not known to come.
+    Stalled(AppendError),
     /// It was begun, and the group has failed since.
     Failed(GroupError),
 }

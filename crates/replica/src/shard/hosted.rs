@@ -65,6 +65,8 @@ impl<W> Hosted<W> {
     }
 
     /// Puts a complete copy into the place of the log; says whether it was taken.
+    ///
+    /// Whoever waits was told before that it is not known what becomes of what was begun.
     pub(super) fn adopt(
         mut self,
         staged: Staged,
@@ -82,9 +84,6 @@ impl<W> Hosted<W> {
             Err(AdoptFailed::Broken(e)) => return (Err(e), false),
         };
         self.group = group;
-        let begun = || Refusal::Lost { leader: None };
-        let new = || Refusal::Refused(ProposeError::NotLeader { leader: None });
-        self.drop_all(&begun, &new, effects);
         let committed = self.group.log().committed_end();
         effects.committed.push((self.key, committed));
         let members = self.group.members().clone();
@@ -196,7 +195,17 @@ impl<W> Hosted<W> {
             answer_written(self.key, written, Err(&e), effects);
             return self.fail(e, effects);
         }
-        answer_written(self.key, written, Ok(()), effects);
+        if let Some(cause) = self.group.stalled().cloned() {
+            // In memory only, and it is not known for how long.
+            for (_, waiter) in written {
+                effects.answer(self.key, waiter, Err(Refusal::Stalled(cause.clone())));
+            }
+            for (_, waiter) in std::mem::take(&mut self.starts) {
+                effects.answer(self.key, waiter, Err(Refusal::Stalled(cause.clone())));
+            }
+        } else {
+            answer_written(self.key, written, Ok(()), effects);
+        }
         self.take(turn, effects);
     }
 
@@ -236,7 +245,11 @@ impl<W> Hosted<W> {
             effects.members.push((self.key, members));
         }
         // First what was committed in the term that ends, as far as it was.
-        self.answer_committed(effects);
+        let ended = turn
+            .role
+            .filter(|role| role.term != self.term)
+            .map(|_| self.term);
+        self.answer_committed(ended, effects);
         if let Some(role) = turn.role {
             effects.roles.push((self.key, role));
             if !role.is_leader || role.term != self.term {
@@ -323,14 +336,16 @@ impl<W> Hosted<W> {
     }
 
     fn propose_starts(&mut self, effects: &mut Effects<W>) {
-        if self.starts_asked.is_empty() || self.group.role().is_leader && !self.group.is_ready() {
-            return;
-        }
+        let is_put_off = self.is_put_off();
         for (to, waiter) in std::mem::take(&mut self.starts_asked) {
             let start = self.group.log().reader().log_start();
             if to <= start {
                 self.group.remove_below_start();
                 effects.answer(self.key, waiter, Ok(Done::LogStart(start)));
+                continue;
+            }
+            if is_put_off {
+                self.starts_asked.push((to, waiter));
                 continue;
             }
             match self.group.propose_log_start(to) {
@@ -340,11 +355,23 @@ impl<W> Hosted<W> {
         }
     }
 
+    /// Whether what is asked for has to wait until the leader knows how far the log is committed. One
+    /// without space may never: then it is refused.
+    fn is_put_off(&self) -> bool {
+        let is_leader = self.group.role().is_leader;
+        is_leader && !self.group.is_ready() && self.group.stalled().is_none()
+    }
+
     fn ask_reads(&mut self, effects: &mut Effects<W>) {
-        if self.group.role().is_leader && !self.group.is_ready() {
+        if self.is_put_off() {
             return;
         }
         for waiter in std::mem::take(&mut self.reads_asked) {
+            if let Some(cause) = self.group.stalled().cloned() {
+                let refused = Refusal::Refused(cause.into());
+                effects.answer(self.key, waiter, Err(refused));
+                continue;
+            }
             match self.group.read_index() {
                 Ok(number) => drop(self.reads.insert(number, waiter)),
                 Err(e) => effects.answer(self.key, waiter, Err(Refusal::Refused(e))),
@@ -352,15 +379,34 @@ impl<W> Hosted<W> {
         }
     }
 
-    fn answer_committed(&mut self, effects: &mut Effects<W>) {
-        let committed = self.group.log().reader().committed_offset();
+    /// Answers those whose batches are committed. Where the term in which they were proposed has `ended`,
+    /// others may stand at their offsets: what was not written in that term says nothing.
+    fn answer_committed(&mut self, ended: Option<u64>, effects: &mut Effects<W>) {
+        let reader = self.group.log().reader();
+        let committed = reader.committed_offset();
         while self
             .waiting
             .front()
             .is_some_and(|waiting| waiting.end <= committed)
             && let Some(waiting) = self.waiting.pop_front()
         {
-            effects.answer(self.key, waiting.waiter, Ok(waiting.done));
+            let is_its_own = |term: u64| match waiting.done {
+                Done::Stored {
+                    base_offset,
+                    is_duplicate: false,
+                    ..
+                } => {
+                    let epoch = reader.epoch_at(base_offset);
+                    epoch.is_some_and(|epoch| u64::from(epoch.get()) == term)
+                }
+                _ => false,
+            };
+            let result = if ended.is_none_or(is_its_own) {
+                Ok(waiting.done)
+            } else {
+                Err(Refusal::Lost { leader: None })
+            };
+            effects.answer(self.key, waiting.waiter, result);
         }
         let start = self.group.log().reader().log_start();
         let starts = std::mem::take(&mut self.starts);

@@ -14,6 +14,7 @@ mod effects;
 mod hosted;
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tidelog_disk::Disk;
@@ -30,7 +31,7 @@ pub use effects::{
 use self::hosted::Hosted;
 use crate::catch_up::{CatchUp, CatchUpLetter, PullTarget, Pulled};
 use crate::config::ReplicaId;
-use crate::error::{GroupError, StepError};
+use crate::error::{GroupError, ProposeError, StepError};
 use crate::group::Group;
 use crate::store::StateStore;
 
@@ -38,6 +39,10 @@ use crate::store::StateStore;
 #[derive(Debug)]
 pub struct Shard<W> {
     groups: HashMap<GroupKey, Hosted<W>>,
+    /// Groups that are not there any more, and have to be opened again.
+    broken: HashMap<GroupKey, GroupError>,
+    /// Groups that have to know of time.
+    ticking: BTreeSet<GroupKey>,
     /// Groups that have something to do in the next turn.
     due: BTreeSet<GroupKey>,
     /// What came of calls between turns.
@@ -48,6 +53,8 @@ impl<W> Default for Shard<W> {
     fn default() -> Self {
         Self {
             groups: HashMap::new(),
+            broken: HashMap::new(),
+            ticking: BTreeSet::new(),
             due: BTreeSet::new(),
             effects: Effects::default(),
         }
@@ -64,12 +71,16 @@ impl<W> Shard<W> {
             }
         });
         self.groups.insert(key, hosted);
+        self.broken.remove(&key);
         self.due.insert(key);
+        self.ticking.insert(key);
     }
 
     /// Lets go of a group. Whoever waits for it is told with the next turn.
     pub fn remove(&mut self, key: GroupKey) -> Option<Group> {
         self.due.remove(&key);
+        self.ticking.remove(&key);
+        self.broken.remove(&key);
         let mut hosted = self.groups.remove(&key)?;
         let leader = None;
         let begun = || Refusal::Lost { leader };
@@ -190,7 +201,7 @@ impl<W> Shard<W> {
     /// told that it is not known what becomes of it. Says whether the copy was taken.
     pub fn adopt(&mut self, pulled: Pulled, disk: Arc<dyn Disk>) -> bool {
         let Pulled { key, staged } = pulled;
-        let Some(hosted) = self.groups.remove(&key) else {
+        let Some(mut hosted) = self.groups.remove(&key) else {
             return false;
         };
         if hosted.failed.is_some() {
@@ -198,10 +209,23 @@ impl<W> Shard<W> {
             return false;
         }
         self.due.insert(key);
-        let (hosted, is_taken) = hosted.adopt(staged, disk, &mut self.effects);
+        let begun = || Refusal::Lost { leader: None };
+        let new = || Refusal::Refused(ProposeError::NotLeader { leader: None });
+        hosted.drop_all(&begun, &new, &mut self.effects);
+        let effects = &mut self.effects;
+        let adopt = AssertUnwindSafe(|| hosted.adopt(staged, disk, effects));
+        let (hosted, is_taken) = catch_unwind(adopt).unwrap_or_else(|_panic| {
+            let what = "the code that replaces its log panicked".to_owned();
+            (Err(GroupError::Invariant(what)), false)
+        });
         match hosted {
             Ok(hosted) => drop(self.groups.insert(key, hosted)),
-            Err(e) => self.effects.failed.push((key, e)),
+            Err(e) => {
+                self.due.remove(&key);
+                self.ticking.remove(&key);
+                self.broken.insert(key, e.clone());
+                self.effects.failed.push((key, e));
+            }
         }
         is_taken
     }
@@ -230,17 +254,17 @@ impl<W> Shard<W> {
         }
     }
 
-    /// Whether time has to be told: not where every group has a sole voter, which leads.
+    /// Whether time has to be told: not where every group is one replica, which leads.
     pub fn needs_ticks(&self) -> bool {
-        self.groups.values().any(needs_ticks)
+        !self.ticking.is_empty()
     }
 
     /// Time has passed: one tick of [`crate::GroupConfig`].
     pub fn tick(&mut self) {
-        for (key, hosted) in &mut self.groups {
-            if !needs_ticks(hosted) {
+        for key in &self.ticking {
+            let Some(hosted) = self.groups.get_mut(key) else {
                 continue;
-            }
+            };
             hosted.guarded(&mut self.effects, |hosted, _| hosted.group.tick());
             if hosted.group.has_work() {
                 self.due.insert(*key);
@@ -289,6 +313,17 @@ impl<W> Shard<W> {
         }
     }
 
+    /// Something that a group is for failed outside of it: it does no more.
+    pub fn fail(&mut self, key: GroupKey, error: GroupError) {
+        if let Some(hosted) = self.running(key) {
+            // As the borrow checker has it.
+            let mut effects = Effects::default();
+            hosted.fail(error, &mut effects);
+            self.effects.answers.extend(effects.answers);
+            self.effects.failed.extend(effects.failed);
+        }
+    }
+
     /// The state file takes no more: no group can go on.
     pub fn state_failed(&mut self, poisoned: &Poisoned) {
         for hosted in self.groups.values_mut() {
@@ -312,6 +347,11 @@ impl<W> Shard<W> {
                 continue;
             };
             hosted.guarded(&mut effects, |hosted, effects| hosted.turn(now, effects));
+            if needs_ticks(hosted) {
+                self.ticking.insert(key);
+            } else {
+                self.ticking.remove(&key);
+            }
             // A commit may have made room for what waits in the queue.
             if hosted.failed.is_none() && hosted.could_propose() {
                 self.due.insert(key);
@@ -331,9 +371,11 @@ impl<W> Shard<W> {
             Some(e) => Err(e),
             None => Ok(hosted.group.close()?),
         };
+        let broken = self.broken.into_iter().map(|(key, e)| (key, Err(e)));
         self.groups
             .into_iter()
             .map(|(key, hosted)| (key, close(hosted)))
+            .chain(broken)
             .collect()
     }
 
@@ -347,6 +389,7 @@ impl<W> Shard<W> {
             .groups
             .get(&key)
             .and_then(|hosted| hosted.failed.clone());
+        let failed = failed.or_else(|| self.broken.get(&key).cloned());
         failed.map_or(Refusal::Gone, Refusal::Down)
     }
 }
@@ -359,6 +402,7 @@ fn is_settled<W>(hosted: &Hosted<W>) -> bool {
 
 fn needs_ticks<W>(hosted: &Hosted<W>) -> bool {
     let group = &hosted.group;
-    let is_at_rest = group.is_sole_voter() && group.is_ready() && group.stalled().is_none();
+    let is_alone = group.is_sole_voter() && !group.has_others();
+    let is_at_rest = is_alone && group.is_ready() && group.stalled().is_none();
     hosted.failed.is_none() && !is_at_rest
 }

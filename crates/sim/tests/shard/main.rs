@@ -4,10 +4,17 @@
 
 mod nodes;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use nodes::{Nodes, key, options};
 use tidelog_disk::DiskOp;
+use tidelog_log::Log;
+use tidelog_log::state::{DirectoryIdentity, GroupState, StateFile};
 use tidelog_record::{Offset, Timestamp};
-use tidelog_replica::{Done, ProposeError, Refusal};
+use tidelog_replica::{
+    Done, Group, GroupConfig, Members, Proposal, ProposeError, Refusal, Shard, StateStore, Until,
+};
 use tidelog_sim::{FailMode, InjectedError, OpFilter};
 
 fn offset(offset: u64) -> Offset {
@@ -51,7 +58,7 @@ fn assert_same(nodes: &Nodes, one: u32, other: u32) {
     assert_eq!(one.commit(), other.commit());
     assert_eq!(one.reader().log_start(), other.reader().log_start());
     let from = one.first_index().max(other.first_index());
-    let read = |log: &tidelog_log::Log| {
+    let read = |log: &Log| {
         log.read_entries(from, log.end_index(), u64::MAX)
             .unwrap()
             .into_iter()
@@ -185,9 +192,9 @@ fn waiters_are_told_when_another_leads() {
     let (ticket, result) = nodes.node(old).answers.pop().unwrap();
     assert_eq!(ticket, 7);
     assert!(matches!(result, Err(Refusal::Lost { .. })), "{result:?}");
-    let proposal = tidelog_replica::Proposal {
+    let proposal = Proposal {
         batch: nodes::batch("refused"),
-        until: tidelog_replica::Until::Committed,
+        until: Until::Committed,
         waiter: 8,
     };
     nodes.node(old).shard.propose(key(0), proposal);
@@ -198,6 +205,107 @@ fn waiters_are_told_when_another_leads() {
         Err(Refusal::Refused(ProposeError::NotLeader { leader: None }))
     );
     assert!(is_refused, "{result:?}");
+}
+
+/// A leader that nobody hears takes batches of several records; those who lead after it write others,
+/// with fewer records, to the same places of the log. It is told so by appends whose first place it has
+/// something else at.
+#[test]
+fn a_leader_that_was_cut_off_gives_up_what_it_took_for_what_others_wrote() {
+    for seed in 0..8 {
+        let mut nodes = Nodes::new(3, 1, seed);
+        nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+        let old = nodes.leader(key(0)).unwrap();
+        nodes.append(key(0), "before", 1);
+        nodes.cut_off = Some(old);
+        for ticket in 0..20 {
+            let proposal = Proposal {
+                batch: nodes::batch_of("lost", 3),
+                until: Until::Written,
+                waiter: 100 + ticket,
+            };
+            nodes.node(old).shard.propose(key(0), proposal);
+            nodes.settle();
+        }
+        let others = |nodes: &Nodes| nodes.leader(key(0)).filter(|leader| *leader != old);
+        nodes.until("another leads", |nodes| others(nodes).is_some());
+        let second = others(&nodes).unwrap();
+        for ticket in 200..205 {
+            nodes.append(key(0), "kept", ticket);
+        }
+        let third = (1..=3).find(|id| ![old, second].contains(id)).unwrap();
+        let shard = &mut nodes.node(second).shard;
+        let to = tidelog_replica::replica_of(third, 0);
+        shard.with(key(0), |group| group.transfer_leader(to));
+        nodes.until("the third leads", |nodes| others(nodes) == Some(third));
+        for ticket in 300..303 {
+            nodes.append(key(0), "kept too", ticket);
+        }
+        nodes.cut_off = None;
+        nodes.until("all have the same", |nodes| {
+            nodes
+                .leader(key(0))
+                .is_some_and(|leader| nodes.commit(old, key(0)) == nodes.commit(leader, key(0)))
+        });
+        assert_same(&nodes, old, third);
+        assert_same(&nodes, old, second);
+    }
+}
+
+/// As a broker of before left it that was killed twice in the middle of a start.
+#[test]
+fn a_log_whose_leader_epoch_is_ahead_of_the_state_opens_and_leads() {
+    let disk = tidelog_sim::SimDisk::new(1);
+    let shared: Arc<dyn tidelog_disk::Disk> = Arc::new(disk);
+    let identity = tidelog_log::LogIdentity {
+        cluster_id: [7; 16],
+        topic_id: key(0).topic_id,
+        partition: key(0).partition,
+        incarnation: 1,
+    };
+    let dir = Path::new("/topic-0");
+    let now = Timestamp::from_millis(0);
+    let mut log = Log::create(shared.clone(), dir, identity, options(), now).unwrap();
+    for epoch in [6, 8] {
+        let epoch = tidelog_record::LeaderEpoch::new(epoch).unwrap();
+        log.begin_epoch(epoch).unwrap();
+    }
+    let end = log.close().unwrap();
+    let state = GroupState {
+        incarnation: 1,
+        replica_id: 1,
+        term: 6,
+        vote: 1,
+        commit: 5,
+        checkpoint: Some(end),
+    };
+    let commit = tidelog_record::RaftIndex::new(u64::MAX);
+    let opened = Log::open_replica(shared.clone(), dir, identity, options(), Some(end), commit);
+    let members = Members::founded_by(vec![1]);
+    let config = GroupConfig::default();
+    let group = Group::open(config, opened.unwrap().0, state, members).unwrap();
+    let owner = DirectoryIdentity {
+        cluster_id: [7; 16],
+        node_id: 1,
+        directory_id: [1; 16],
+    };
+    let file = StateFile::create(shared, Path::new("/state"), owner).unwrap();
+    let file = Arc::new(file);
+    let mut store = StateStore::new(file.clone(), key(0));
+    file.record(&store.records_of(&group), true).unwrap();
+    let mut shard: Shard<u64> = Shard::default();
+    shard.add(key(0), 1, group, store);
+    while shard.has_work() {
+        let effects = shard.turn(now);
+        assert!(effects.failed.is_empty(), "{:?}", effects.failed);
+        shard.state_synced(&effects.state_to_sync);
+        for key in effects.logs_to_sync {
+            shard.log(key).unwrap().sync_handle().sync().unwrap();
+            shard.log_synced(key);
+        }
+    }
+    let role = shard.group(key(0)).unwrap().role();
+    assert!(role.is_leader && role.term == 9, "{role:?}");
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub(crate) struct Nodes {
     pub(crate) post: VecDeque<Post>,
     /// Of 100 letters so many are lost.
     pub(crate) loss: u64,
+    /// Nobody hears it, and it hears nobody.
+    pub(crate) cut_off: Option<NodeId>,
     pub(crate) rng: SimRng,
 }
 
@@ -95,11 +97,17 @@ fn config(id: u64) -> GroupConfig {
 }
 
 pub(crate) fn batch(value: &str) -> ProducedBatch {
+    batch_of(value, 1)
+}
+
+pub(crate) fn batch_of(value: &str, records: usize) -> ProducedBatch {
     let mut builder = BatchBuilder::new(Compression::None);
     let now = Timestamp::from_millis(0);
-    builder
-        .push(now, None, Some(value.as_bytes()), &[])
-        .unwrap();
+    for _ in 0..records {
+        builder
+            .push(now, None, Some(value.as_bytes()), &[])
+            .unwrap();
+    }
     let built = builder.build().unwrap();
     validate_produced(built, &BatchLimits::default()).unwrap()
 }
@@ -274,6 +282,7 @@ impl Nodes {
             now: 0,
             post: VecDeque::new(),
             loss: 0,
+            cut_off: None,
             rng: SimRng::new(seed),
         }
     }
@@ -296,10 +305,13 @@ impl Nodes {
             if self.rng.chance(self.loss) {
                 continue;
             }
-            let to = match &post {
-                Post::Raft(to, _) => *to,
-                Post::Files(letter) => node_of(letter.to),
+            let (from, to) = match &post {
+                Post::Raft(to, received) => (node_of(received.message.from), *to),
+                Post::Files(letter) => (node_of(letter.from), node_of(letter.to)),
             };
+            if [from, to].map(Some).contains(&self.cut_off) {
+                continue;
+            }
             let node = &mut self.nodes[to as usize - 1];
             if !node.is_up {
                 continue;
