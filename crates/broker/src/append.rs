@@ -282,6 +282,7 @@ impl Broker {
             batch: part.batch,
             acks,
             log_append_time,
+            term: None,
             reply,
             since,
             room,

@@ -44,6 +44,17 @@ impl Waits {
         if stops { Err(BrokerStops) } else { Ok(()) }
     }
 
+    /// Waits until something is done, unless the broker stops.
+    pub(crate) fn until(&mut self, done: impl Future<Output = ()>) -> Result<(), BrokerStops> {
+        let stopping = &mut self.stopping;
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = done => Ok(()),
+                _ = stopping.wait_for(|stopping| *stopping) => Err(BrokerStops),
+            }
+        })
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }

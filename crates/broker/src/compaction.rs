@@ -144,7 +144,7 @@ fn dirty_share(partition: &Partition, now: Timestamp) -> Option<f64> {
     }
     let end = partition.high_watermark();
     let lag = settings.min_compaction_lag_ms;
-    let compactable = partition.reader.compactable(now, lag, end);
+    let compactable = partition.reader().compactable(now, lag, end);
     let share = compactable.dirty_ratio();
     let waits_for = compactable
         .dirty_since
@@ -175,7 +175,7 @@ fn compact(
         waits,
         rate: Rate::new(bytes_per_second),
     };
-    let Some(mut run) = Compaction::begin(&partition.reader, options, &mut pace)? else {
+    let Some(mut run) = Compaction::begin(&partition.reader(), options, &mut pace)? else {
         return Ok(());
     };
     let mut counted = 0;

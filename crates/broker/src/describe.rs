@@ -61,19 +61,19 @@ pub struct PartitionDescription {
 }
 
 pub(crate) fn numbers(partition: &Partition, now: Timestamp) -> PartitionNumbers {
-    let segments = partition.reader.segments();
+    let segments = partition.reader().segments();
     let settings = partition.settings();
     let dirty_bytes = settings.cleanup.compact.then(|| {
         let lag = settings.min_compaction_lag_ms;
         let end = partition.high_watermark();
-        partition.reader.compactable(now, lag, end).dirty_bytes
+        partition.reader().compactable(now, lag, end).dirty_bytes
     });
     PartitionNumbers {
         topic: partition.topic.to_string(),
         partition: partition.number(),
-        log_start: partition.reader.log_start().get(),
+        log_start: partition.reader().log_start().get(),
         high_watermark: partition.high_watermark().get(),
-        log_end: partition.reader.end_offset().get(),
+        log_end: partition.reader().end_offset().get(),
         size_bytes: segments.iter().map(|segment| segment.len).sum(),
         segments: segments.len(),
         dirty_bytes,
@@ -152,12 +152,12 @@ fn not_found(name: &str) -> TopicError {
 fn describe(partition: u32, slot: &Slot, include_segments: bool) -> PartitionDescription {
     match slot {
         Slot::Serving(serving) => {
-            let segments = serving.reader.segments();
+            let segments = serving.reader().segments();
             PartitionDescription {
                 partition,
-                log_start: serving.reader.log_start(),
+                log_start: serving.reader().log_start(),
                 high_watermark: serving.high_watermark(),
-                log_end: serving.reader.end_offset(),
+                log_end: serving.reader().end_offset(),
                 leader_epoch: serving.leader_epoch(),
                 size_bytes: segments.iter().map(|segment| segment.len).sum(),
                 segment_count: segments.len(),

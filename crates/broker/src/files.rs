@@ -94,14 +94,16 @@ pub(crate) fn open_group(
     Group::open(config, log, state, members)
 }
 
-/// The replica of a partition that is new here, and has no others.
+/// The replica of a partition that is new here.
 pub(crate) fn open_new_group(
     random: &dyn Random,
     log: Log,
     node: NodeId,
+    founders: &[NodeId],
 ) -> Result<Group, GroupError> {
     let replica = replica_of(node, 0);
-    let members = Members::founded_by(vec![replica]);
+    let voters = founders.iter().map(|founder| replica_of(*founder, 0));
+    let members = Members::founded_by(voters.collect());
     open_group(random, log, new_group(replica), members)
 }
 
@@ -241,7 +243,12 @@ impl Broker {
             Arc::new(topic.settings.clone()),
         );
         partition.note_append(now);
-        let group = open_new_group(&*inner.seams.random, log, inner.identity.node_id);
+        let group = open_new_group(
+            &*inner.seams.random,
+            log,
+            inner.identity.node_id,
+            &inner.config.founders,
+        );
         Ok(Opened {
             partition: Arc::new(partition),
             group: group.map_err(|e| storage(&e))?,

@@ -15,9 +15,10 @@
 //! the high watermark; what is not in memory is fetched on threads that may wait.
 //!
 //! *Topics* (`topics.rs`): decided by the state machine of the `controller` crate, one change at a
-//! time; each change is durable in the metadata log, the partition `__cluster_metadata-0`, before
-//! it takes effect, and replayed at the start (`start.rs`). `files.rs` makes and removes the files. A
-//! change that has begun goes on when its caller goes away. `describe.rs` tells what there is.
+//! time; each change is committed to the metadata log, the partition `__cluster_metadata-0`, before
+//! it takes effect. Every broker folds that log and carries out what it says (`metadata.rs`), at its
+//! start and as it grows. `files.rs` makes and removes the files. A change that has begun goes on when its
+//! caller goes away. `describe.rs` tells what there is.
 //!
 //! *Beside them*: `retention.rs` is a thread that trims what is too old or too much, by a clock that
 //! does not jump ahead (`age_clock.rs`), and `removal.rs` one that gives its space back;
@@ -30,10 +31,12 @@
 mod age_clock;
 mod append;
 mod background;
+mod catch_up;
 mod compaction;
 mod describe;
 mod error;
 mod files;
+mod metadata;
 mod metrics;
 mod partition;
 mod producers;
@@ -54,7 +57,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Mutex, RwLock};
-use tidelog_controller::{Topic, Topics};
+use tidelog_controller::Topic;
 use tidelog_disk::DirLock;
 use tidelog_log::ReadTurns;
 use tidelog_log::state::{DirectoryIdentity, StateFile};
@@ -72,14 +75,16 @@ pub use read::{
     Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
     PartitionHandle, Resolved,
 };
-pub use seams::{Clock, Random, Seams};
+pub use seams::{Clock, NoPeers, Peers, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
 pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
+pub use tidelog_replica::{Delivery, NodeId, Post};
 
 use age_clock::AgeClock;
 use append::StickyBytes;
+use metadata::Folded;
 use partition::Partition;
 use producers::ProducerIds;
 use shard::ShardHandle;
@@ -114,6 +119,14 @@ pub struct BrokerConfig {
     /// After how long of silence an idempotent producer is forgotten: a batch that is sent again
     /// later than that is not known any more.
     pub producer_id_expiration: std::time::Duration,
+    /// The number of this broker in its cluster: 1 where it is alone. A data directory keeps the number it
+    /// was made with.
+    pub node_id: NodeId,
+    /// The brokers that found the cluster, this one among them: they hold the metadata, and every
+    /// partition.
+    pub founders: Vec<NodeId>,
+    /// The cluster, where others belong to it too: all founders have to be given the same.
+    pub cluster_id: Option<[u8; 16]>,
     /// The most topics there may be.
     pub topics_max: usize,
     /// The most partitions there may be, of all topics together.
@@ -135,6 +148,9 @@ impl Default for BrokerConfig {
             compaction_key_bytes_max: 128 << 20,
             free_bytes_min: 64 << 20,
             producer_id_expiration: std::time::Duration::from_secs(24 * 60 * 60),
+            node_id: 1,
+            founders: vec![1],
+            cluster_id: None,
             topics_max: 10_000,
             partitions_max: 100_000,
         }
@@ -164,12 +180,14 @@ struct Inner {
     cold_reads: Arc<Semaphore>,
     /// What keeps them out of the way of syncs.
     read_turns: Arc<ReadTurns>,
+    /// The thread that copies files of logs, where there are others to copy from.
+    catch_up: Option<catch_up::Letters>,
     /// Turns of those that (de)compress batches to check them.
     heavy_checks: Arc<Semaphore>,
     metadata: Arc<Partition>,
-    /// Decides on changes; held while a change is written and carried out, so that there is one
-    /// at a time.
-    topics: tokio::sync::Mutex<Topics>,
+    /// What the metadata log says, as far as it was carried out here. Held while a change is decided on,
+    /// written and carried out, so that there is one at a time.
+    metadata_folded: tokio::sync::Mutex<Folded>,
     producer_ids: Mutex<ProducerIds>,
     /// Held while a log is compacted: one at a time.
     compacting: Mutex<()>,

@@ -26,13 +26,12 @@ pub(crate) struct Partition {
     pub(crate) topic: TopicName,
     pub(crate) key: GroupKey,
     leader_epoch: AtomicU32,
-    pub(crate) reader: LogReader,
+    log: RwLock<(LogReader, Arc<Target>)>,
     pub(crate) shard: ShardHandle,
     pub(crate) settings: RwLock<Arc<TopicSettings>>,
     pub(crate) progress: watch::Sender<Progress>,
     /// When something was last appended, by the broker's clock, or when the log was opened.
     last_append: AtomicI64,
-    sync: LogSync,
 }
 
 impl Partition {
@@ -52,17 +51,31 @@ impl Partition {
             topic,
             key,
             leader_epoch: AtomicU32::new(log.end().epoch.get()),
-            reader,
+            log: RwLock::new((reader, target(key, log, &shard))),
             shard,
             settings: RwLock::new(settings),
             progress: watch::Sender::new(progress),
             last_append: AtomicI64::new(i64::MAX),
-            sync: log.sync_handle(),
         }
     }
 
     pub(crate) fn number(&self) -> u32 {
         self.key.partition.get()
+    }
+
+    /// What reads the log.
+    pub(crate) fn reader(&self) -> LogReader {
+        self.log.read().0.clone()
+    }
+
+    /// What the sync coordinator syncs.
+    pub(crate) fn sync_target(&self) -> Arc<dyn SyncTarget> {
+        self.log.read().1.clone()
+    }
+
+    /// The copy of another replica's log has taken the place of the log. Called by the shard only.
+    pub(crate) fn replace_log(&self, log: &tidelog_log::Log) {
+        *self.log.write() = (log.reader(), target(self.key, log, &self.shard));
     }
 
     /// The leader epoch that is known here.
@@ -107,7 +120,10 @@ impl Partition {
 
     /// Why appends are refused, if they are.
     pub(crate) fn fault(&self) -> Option<String> {
-        let poisoned = self.reader.poisoned().map(|poisoned| poisoned.to_string());
+        let poisoned = self
+            .reader()
+            .poisoned()
+            .map(|poisoned| poisoned.to_string());
         poisoned.or_else(|| {
             let abandoned = self.shard.is_gone() && !self.is_closed();
             abandoned.then(|| "the thread that writes it has ended".to_owned())
@@ -124,7 +140,23 @@ impl Partition {
     }
 }
 
-impl SyncTarget for Partition {
+fn target(key: GroupKey, log: &tidelog_log::Log, shard: &ShardHandle) -> Arc<Target> {
+    Arc::new(Target {
+        key,
+        sync: log.sync_handle(),
+        shard: shard.clone(),
+    })
+}
+
+/// A log, as the sync coordinator has it.
+#[derive(Debug)]
+struct Target {
+    key: GroupKey,
+    sync: LogSync,
+    shard: ShardHandle,
+}
+
+impl SyncTarget for Target {
     fn log(&self) -> &LogSync {
         &self.sync
     }

@@ -1,5 +1,7 @@
 //! Producer ids: given out in blocks, so that not each one is a change of the metadata log.
 
+use std::ops::Range;
+
 use tidelog_controller::Topics;
 
 use crate::Broker;
@@ -8,18 +10,24 @@ use crate::error::{AppendError, TopicError};
 /// How many ids one command of the metadata log reserves. A restart skips what is left of a block.
 pub(crate) const BLOCK: u32 = 1000;
 
-/// The ids that are reserved and not given out.
+/// The ids that are reserved here and not given out, and those that were reserved anywhere.
 #[derive(Debug)]
 pub(crate) struct ProducerIds {
     next: i64,
     end: i64,
+    /// Ids below it may have been given out, by some broker.
+    known_end: i64,
 }
 
 impl ProducerIds {
     /// At a start nothing is reserved: what was may have been given out.
     pub(crate) fn after(topics: &Topics) -> Self {
         let next = topics.next_producer_id();
-        Self { next, end: next }
+        Self {
+            next,
+            end: next,
+            known_end: next,
+        }
     }
 }
 
@@ -36,7 +44,7 @@ impl Broker {
                     ids.next += 1;
                     return Ok(ids.next - 1);
                 }
-                ids.end
+                ids.known_end
             };
             self.reserve_producer_ids(seen, BLOCK).await?;
         }
@@ -45,20 +53,22 @@ impl Broker {
     /// Refuses an id that was never given out: it may be given to somebody else one day, and what
     /// that producer sends would be taken for what was sent under it now.
     pub(crate) fn check_producer_id(&self, producer_id: i64) -> Result<(), AppendError> {
-        if producer_id < self.inner().producer_ids.lock().end {
+        if producer_id < self.inner().producer_ids.lock().known_end {
             Ok(())
         } else {
             Err(AppendError::ForeignProducer { producer_id })
         }
     }
 
-    /// Notes that ids up to `end` may be given out.
-    pub(crate) fn producer_ids_reserved(&self, topics: &Topics) {
+    /// Notes which ids may have been given out, by whichever broker.
+    pub(crate) fn producer_ids_known(&self, topics: &Topics) {
         let mut ids = self.inner().producer_ids.lock();
-        let end = topics.next_producer_id();
-        if end > ids.end {
-            ids.next = ids.end;
-            ids.end = end;
-        }
+        ids.known_end = ids.known_end.max(topics.next_producer_id());
+    }
+
+    /// Notes that these are to be given out here.
+    pub(crate) fn producer_ids_reserved(&self, reserved: Range<i64>) {
+        let mut ids = self.inner().producer_ids.lock();
+        (ids.next, ids.end) = (reserved.start, reserved.end);
     }
 }

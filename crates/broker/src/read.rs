@@ -133,9 +133,9 @@ impl PartitionHandle {
     /// Where it begins and ends now.
     pub fn ends(&self) -> Ends {
         Ends {
-            log_start: self.partition.reader.log_start(),
+            log_start: self.partition.reader().log_start(),
             high_watermark: self.partition.high_watermark(),
-            log_end: self.partition.reader.end_offset(),
+            log_end: self.partition.reader().end_offset(),
             leader_epoch: self.partition.leader_epoch(),
         }
     }
@@ -172,7 +172,7 @@ impl PartitionHandle {
         Ok(PartitionData {
             batches,
             high_watermark,
-            log_start: partition.reader.log_start(),
+            log_start: partition.reader().log_start(),
         })
     }
 
@@ -182,7 +182,7 @@ impl PartitionHandle {
         high_watermark: Offset,
         bytes_max: usize,
     ) -> Result<Batches, ReadError> {
-        let reader = &self.partition.reader;
+        let reader = &self.partition.reader();
         let failed = |e| self.read_error(e, high_watermark);
         match reader
             .read(from, high_watermark, bytes_max)
@@ -238,7 +238,7 @@ impl PartitionHandle {
                 let cold_reads = self.broker.inner().cold_reads.clone();
                 let permit = cold_reads.acquire_owned().await;
                 let permit = permit.map_err(|_| ReadError::Stopping)?;
-                let reader = self.partition.reader.clone();
+                let reader = self.partition.reader().clone();
                 let find = move || {
                     let _permit = permit;
                     reader.find_timestamp(timestamp, ends.high_watermark)
@@ -255,7 +255,7 @@ impl PartitionHandle {
         };
         let leader_epoch = self
             .partition
-            .reader
+            .reader()
             .epoch_at(offset)
             .unwrap_or(ends.leader_epoch);
         Ok(Resolved {

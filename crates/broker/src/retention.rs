@@ -95,7 +95,7 @@ impl Due {
             true => (settings.retention_ms, settings.retention_bytes),
             false => (None, None),
         };
-        let reader = &partition.reader;
+        let reader = &partition.reader();
         let start = reader.retention_start(now, limit_ms, limit_bytes, end);
         let is_expired = limit_ms.is_some_and(|limit| partition.is_idle_for(limit, now));
         let mut roll_at = settings.segment_ms.min(limit_ms.unwrap_or(u64::MAX));
@@ -112,7 +112,7 @@ impl Due {
     }
 
     fn is_anything(&self, partition: &Partition, now: Timestamp) -> bool {
-        let reader = &partition.reader;
+        let reader = &partition.reader();
         let start = reader.log_start();
         self.start > start
             || self.is_expired && start < reader.end_offset()
@@ -131,7 +131,7 @@ fn trim(inner: &Inner, partition: &Arc<Partition>) {
     if !due.is_anything(partition, now) || partition.fault().is_some() {
         return;
     }
-    let before = partition.reader.log_start();
+    let before = partition.reader().log_start();
     let (reply, replied) = oneshot::channel();
     let command = Command::Retain {
         partition: partition.clone(),

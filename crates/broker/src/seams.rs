@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tidelog_disk::{Disk, OsDisk};
 use tidelog_record::Timestamp;
+use tidelog_replica::{NodeId, Post};
 
 /// The clocks. Record timestamps, the age of segments and producers, and compaction go by them.
 pub trait Clock: Debug + Send + Sync + 'static {
@@ -22,7 +23,24 @@ pub trait Random: Debug + Send + Sync + 'static {
     fn id(&self) -> [u8; 16];
 }
 
-/// The disk, the clock and the randomness of a broker.
+/// The way to the other brokers of a cluster.
+pub trait Peers: Debug + Send + Sync + 'static {
+    /// Sends what there is for a broker, or loses it; never waits. Says whether it may arrive: if not, it
+    /// surely does not.
+    fn send(&self, to: NodeId, post: Post) -> bool;
+}
+
+/// Where there are no others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPeers;
+
+impl Peers for NoPeers {
+    fn send(&self, _to: NodeId, _post: Post) -> bool {
+        false
+    }
+}
+
+/// The disk, the clock and the randomness of a broker, and its way to others.
 #[derive(Clone, Debug)]
 pub struct Seams {
     /// Where files are.
@@ -31,6 +49,8 @@ pub struct Seams {
     pub clock: Arc<dyn Clock>,
     /// Where ids come from.
     pub random: Arc<dyn Random>,
+    /// Where the other brokers are.
+    pub peers: Arc<dyn Peers>,
 }
 
 impl Seams {
@@ -45,6 +65,7 @@ impl Seams {
             disk: Arc::new(OsDisk),
             clock: Arc::new(OsClock { began }),
             random: Arc::new(OsRandom),
+            peers: Arc::new(NoPeers),
         }
     }
 }

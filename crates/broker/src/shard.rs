@@ -16,14 +16,17 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tidelog_disk::{DirLock, DiskError, DiskOp};
+use tidelog_disk::{DirLock, Disk, DiskError, DiskOp};
+use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::{GroupKey, GroupState, StateFile};
 use tidelog_log::{
     Compacted, InstallError, LogOptions, LogSync, Poisoned, SyncCoordinator, SyncTarget,
 };
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
+use tidelog_replica::catch_up::{CatchUpLetter, PullTarget, Pulled};
 use tidelog_replica::{
-    Answer, Done, Effects, Group, GroupError, Proposal, Refusal, Shard as Groups, StateStore, Until,
+    Answer, Done, Effects, Group, GroupError, Letter, NodeId, Post, Proposal, Received, Refusal,
+    Shard as Groups, StateStore, Until, node_of,
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -33,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::partition::Partition;
 use crate::removal::Remover;
 use crate::retention::Due;
-use crate::seams::Clock;
+use crate::seams::{Clock, Peers};
 use crate::space::{Shortage, Space};
 use crate::waiters::{AppendWaiter, Waiter, log_error, refused};
 
@@ -52,6 +55,8 @@ pub(crate) struct Append {
     pub(crate) acks: Acks,
     /// The timestamp all records get is the broker's.
     pub(crate) log_append_time: bool,
+    /// Only if the leader leads in this term still.
+    pub(crate) term: Option<u64>,
     /// Before `reply`, so that it is given back before whoever waits is told, even by a panic.
     pub(crate) room: Arc<OwnedSemaphorePermit>,
     pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
@@ -109,6 +114,35 @@ pub(crate) enum Command {
         before: Timestamp,
         now: Timestamp,
     },
+    /// Messages of other brokers' replicas.
+    Received(Vec<Received>),
+    /// What was sent to a broker lately may not have arrived.
+    Unreachable(NodeId),
+    /// A leader has told that a replica here lacks entries: what is to be copied.
+    TargetOf {
+        letter: CatchUpLetter,
+        reply: std::sync::mpsc::SyncSender<Option<PullTarget>>,
+    },
+    /// What another broker's replica is to copy of a log.
+    SourceOf {
+        letter: CatchUpLetter,
+        reply: std::sync::mpsc::SyncSender<Option<Result<CatchUpSource, SourceError>>>,
+    },
+    /// Put a copy into the place of a log; says whether it was taken.
+    Adopt {
+        pulled: Box<Pulled>,
+        reply: std::sync::mpsc::SyncSender<bool>,
+    },
+    /// Up to where a log is committed, by what its leader surely knows.
+    ReadIndex {
+        key: GroupKey,
+        reply: oneshot::Sender<Result<Known, Refusal>>,
+    },
+    /// Record, durably, how far a log is committed; says whether that is so.
+    RecordCommit {
+        key: GroupKey,
+        reply: oneshot::Sender<bool>,
+    },
     /// A sync has ended.
     Wake,
     /// Time has passed.
@@ -129,7 +163,12 @@ impl Command {
             Self::Remove { key, .. } | Self::Install { key, .. } | Self::SetOptions { key, .. } => {
                 Some(*key)
             }
+            Self::TargetOf { letter, .. } | Self::SourceOf { letter, .. } => Some(letter.key),
+            Self::Adopt { pulled, .. } => Some(pulled.key),
+            Self::ReadIndex { key, .. } | Self::RecordCommit { key, .. } => Some(*key),
             Self::Add { .. }
+            | Self::Received(_)
+            | Self::Unreachable(_)
             | Self::ExpireProducers { .. }
             | Self::Wake
             | Self::Tick
@@ -177,6 +216,12 @@ impl ShardHandle {
         }
     }
 
+    /// What was sent to a broker lately may not have arrived. Never waits.
+    pub(crate) fn unreachable(&self, node: NodeId) {
+        // With a full mailbox the heartbeats tell it in time.
+        drop(self.commands.try_send(Command::Unreachable(node)));
+    }
+
     /// Tells the shard that time has passed, if it wants to know.
     pub(crate) fn tick(&self) {
         if self.needs_ticks.load(Ordering::Relaxed) {
@@ -200,11 +245,20 @@ pub(crate) fn mailbox() -> (ShardHandle, Mailbox) {
     (handle, mailbox)
 }
 
+/// What a leader surely knows of a log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    /// The term it leads in. Everything up to the present high watermark is committed.
+    pub(crate) term: u64,
+}
+
 /// What all shards share.
 #[derive(Clone, Debug)]
 pub(crate) struct Surroundings {
     pub(crate) coordinator: SyncCoordinator,
     pub(crate) state: Arc<StateFile>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) peers: Arc<dyn Peers>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) space: Space,
@@ -313,6 +367,18 @@ impl Shard {
             }
             Command::Wake => {}
             Command::Tick => self.groups.tick(),
+            Command::Received(received) => {
+                let now = self.around.clock.now();
+                for one in received {
+                    if let Err(e) = self.groups.receive(one, now) {
+                        tracing::debug!(error = %e, "a message of another replica is not taken");
+                    }
+                }
+            }
+            Command::Unreachable(node) => self.groups.unreachable(node),
+            Command::ReadIndex { key, reply } => {
+                self.groups.read_index(key, Waiter::ReadIndex { reply });
+            }
             // Everything else keeps its place behind the appends sent before it.
             other => {
                 self.turns();
@@ -327,6 +393,7 @@ impl Shard {
             mut batch,
             acks,
             log_append_time,
+            term,
             room,
             reply,
             since,
@@ -360,6 +427,7 @@ impl Shard {
         let proposal = Proposal {
             batch,
             until,
+            term,
             waiter: Waiter::Append(waiter),
         };
         self.groups.propose(partition.key, proposal);
@@ -407,8 +475,7 @@ impl Shard {
     }
 
     fn carry_out(&mut self, effects: Effects<Waiter>) {
-        // No partition has a replica at another broker yet.
-        debug_assert!(effects.letters.is_empty(), "there is nobody to send to");
+        self.send(effects.letters, effects.catch_up);
         if !effects.state_to_sync.is_empty() {
             match self.around.state.sync() {
                 Ok(()) => self.groups.state_synced(&effects.state_to_sync),
@@ -445,10 +512,8 @@ impl Shard {
             self.answer(key, waiter, result);
         }
         let targets = effects.logs_to_sync.iter();
-        let targets = targets.filter_map(|key| self.partition(key));
-        let targets: Vec<_> = targets
-            .map(|partition| partition as Arc<dyn SyncTarget>)
-            .collect();
+        let targets = targets.filter_map(|key| Some(self.partition(key)?.sync_target()));
+        let targets: Vec<Arc<dyn SyncTarget>> = targets.collect();
         if effects.is_sync_awaited {
             self.around.coordinator.sync(targets);
         } else {
@@ -456,9 +521,35 @@ impl Shard {
         }
     }
 
+    /// What is lost on the way the replicas are told of: they ask before they send more.
+    fn send(&mut self, letters: Vec<(NodeId, Vec<Letter>)>, files: Vec<CatchUpLetter>) {
+        for (node, raft) in letters {
+            // Batches are shared; the list is not long.
+            let again = raft.clone();
+            let files = Vec::new();
+            if !self.around.peers.send(node, Post { raft, files }) {
+                self.groups.not_sent(&again);
+            }
+        }
+        for letter in files {
+            let post = Post {
+                raft: Vec::new(),
+                files: vec![letter],
+            };
+            let node = node_of(post.files[0].to);
+            // One that is lost is said again.
+            self.around.peers.send(node, post);
+        }
+    }
+
     fn answer(&mut self, key: GroupKey, waiter: Waiter, result: Result<Done, Refusal>) {
         match waiter {
             Waiter::Append(append) => append.answer(result, &self.around.metrics),
+            Waiter::ReadIndex { reply } => {
+                let term = self.groups.group(key).map_or(0, |group| group.role().term);
+                let known = result.map(|_| Known { term });
+                drop(reply.send(known));
+            }
             Waiter::Trim { partition, reply } => {
                 self.around.remover.take(self.groups.take_removed(key));
                 drop(reply.send(log_start(&partition, result)));
@@ -495,7 +586,7 @@ impl Shard {
                 end,
                 reply,
             } => {
-                let log_start = partition.reader.log_start();
+                let log_start = partition.reader().log_start();
                 if to < log_start || to > end {
                     let refused = DeleteError::OutOfRange {
                         requested: to,
@@ -527,7 +618,30 @@ impl Shard {
                     .with(key, |group| group.set_log_options(options));
             }
             Command::ExpireProducers { before, now } => self.groups.expire_producers(before, now),
+            Command::TargetOf { letter, reply } => {
+                drop(reply.try_send(self.groups.target_of(&letter)));
+            }
+            Command::SourceOf { letter, reply } => {
+                drop(reply.try_send(self.groups.source_of(&letter)));
+            }
+            Command::Adopt { pulled, reply } => {
+                let key = pulled.key;
+                let taken = self.groups.adopt(*pulled, self.around.disk.clone());
+                if taken
+                    && let Some(log) = self.groups.log(key)
+                    && let Some(partition) = self.partition(&key)
+                {
+                    partition.replace_log(log);
+                }
+                let _gone = reply.try_send(taken);
+            }
+            Command::RecordCommit { key, reply } => {
+                let _gone = reply.send(self.groups.record_commit(key));
+            }
             Command::Append(_)
+            | Command::Received(_)
+            | Command::Unreachable(_)
+            | Command::ReadIndex { .. }
             | Command::Add { .. }
             | Command::Wake
             | Command::Tick
@@ -551,7 +665,7 @@ impl Shard {
         let is_idle = log_end == Some(end) && !self.groups.is_awaited(key);
         let is_expired = due.is_expired && is_idle;
         let to = if is_expired { end } else { due.start };
-        let to = to.max(partition.reader.log_start());
+        let to = to.max(partition.reader().log_start());
         let age = if is_expired { Some(0) } else { due.roll_at };
         let roll_at = due.roll_at.and(age);
         let waiter = Waiter::Retain {
@@ -580,7 +694,7 @@ impl Shard {
         self.around.remover.take(self.groups.take_removed(key));
         match rolled {
             Some(Err(e)) => Err(log_error(partition, e).into()),
-            _ => Ok(partition.reader.log_start()),
+            _ => Ok(partition.reader().log_start()),
         }
     }
 
@@ -616,7 +730,7 @@ fn log_start(partition: &Partition, result: Result<Done, Refusal>) -> Result<Off
     match result {
         Ok(Done::LogStart(start)) => Ok(start),
         // Deleted meanwhile: there is nothing left to be trimmed.
-        Err(Refusal::Gone) => Ok(partition.reader.log_start()),
+        Err(Refusal::Gone) => Ok(partition.reader().log_start()),
         Ok(_) => unreachable!("not what was asked for"),
         Err(refusal) => Err(refused(partition, refusal).into()),
     }

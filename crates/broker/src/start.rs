@@ -4,7 +4,7 @@
 mod checkpoints;
 mod leftovers;
 mod partitions;
-mod replay;
+pub(crate) mod replay;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,9 @@ use tokio::sync::{Semaphore, watch};
 use self::checkpoints::Checkpoints;
 use self::replay::replay;
 use crate::age_clock::AgeClock;
+use crate::catch_up;
 use crate::files::partition_dir;
+use crate::metadata::Folded;
 use crate::metrics::Metrics;
 use crate::producers::{self, ProducerIds};
 use crate::read::COLD_READS_MAX;
@@ -106,7 +108,7 @@ impl Broker {
         let lock: Arc<dyn DirLock> = Arc::from(lock);
         // Before anything is written: it tells of what fails from now on.
         let file_system = disk.file_system(&data_dir)?;
-        let state = Arc::new(open_state(&seams, &data_dir)?);
+        let state = Arc::new(open_state(&seams, &config)?);
         let known = state.state();
         state.record(&[StateRecord::Boot(known.boots + 1)], true)?;
 
@@ -133,7 +135,7 @@ impl Broker {
         };
 
         let metadata = start.open_metadata()?;
-        let (mut topics, deleted) = replay(&metadata.partition)?;
+        let (mut topics, deleted, applied) = replay(&metadata.partition)?;
         start.remove_deleted(&topics, &deleted, &known.groups);
         let (routes, mut opened) = start.open_topics(&topics);
         let metadata_partition = metadata.partition.clone();
@@ -142,7 +144,7 @@ impl Broker {
         start.record_opened(&mut opened)?;
         let opened = by_shard(&start, opened);
         let mut threads = Vec::new();
-        let space = Space::new(disk, data_dir, start.config.free_bytes_min);
+        let space = Space::new(disk.clone(), data_dir, start.config.free_bytes_min);
         if let Some(warning) = space.warning() {
             tracing::warn!("{warning}");
         }
@@ -157,11 +159,21 @@ impl Broker {
         let around = shard::Surroundings {
             coordinator,
             state: start.state.clone(),
+            disk: disk.clone(),
+            peers: start.seams.peers.clone(),
             clock: start.seams.clock.clone(),
             metrics: start.metrics.clone(),
             space,
             remover,
             _lock: lock.clone(),
+        };
+        let catch_up = if start.config.founders.len() > 1 {
+            let started = catch_up::start(&start.seams, start.shards.clone());
+            let (letters, thread) = started.map_err(StartError::Thread)?;
+            threads.push(thread);
+            Some(letters)
+        } else {
+            None
         };
         let count = mailboxes.len();
         let (told, started) = std::sync::mpsc::sync_channel(count);
@@ -192,6 +204,7 @@ impl Broker {
                 space: around.space,
                 age_clock: AgeClock::new(seams.clock.clone()),
                 read_turns,
+                catch_up,
                 cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
                 heavy_checks: Arc::new(Semaphore::new(heavy_checks())),
                 identity: known.identity,
@@ -204,13 +217,14 @@ impl Broker {
                 metadata: metadata_partition,
                 producer_ids: Mutex::new(ProducerIds::after(&topics)),
                 compacting: Mutex::default(),
-                topics: tokio::sync::Mutex::new(topics),
+                metadata_folded: tokio::sync::Mutex::new(Folded::new(topics, applied)),
                 routes: RwLock::new(routes),
                 stopping,
                 stopped: watch::Sender::new(None),
                 _lock: lock,
             }),
         };
+        broker.start_folding().map_err(StartError::Thread)?;
         broker.start_ticker().map_err(StartError::Thread)?;
         broker.start_retention().map_err(StartError::Thread)?;
         broker.start_compaction().map_err(StartError::Thread)?;
@@ -284,7 +298,8 @@ pub(crate) fn shard_number(key: GroupKey, shards: usize) -> usize {
     (key.partition.get() as usize + usize::from(last)) % shards
 }
 
-fn open_state(seams: &Seams, data_dir: &Path) -> Result<StateFile, StartError> {
+fn open_state(seams: &Seams, config: &BrokerConfig) -> Result<StateFile, StartError> {
+    let data_dir = &config.data_dir;
     let dir = data_dir.join("state");
     match StateFile::open(seams.disk.clone(), &dir) {
         Ok(state) => Ok(state),
@@ -302,8 +317,8 @@ fn open_state(seams: &Seams, data_dir: &Path) -> Result<StateFile, StartError> {
                 )));
             }
             let identity = DirectoryIdentity {
-                cluster_id: seams.random.id(),
-                node_id: 1,
+                cluster_id: config.cluster_id.unwrap_or_else(|| seams.random.id()),
+                node_id: config.node_id,
                 directory_id: seams.random.id(),
             };
             sync_names_above(&*seams.disk, data_dir)?;

@@ -50,7 +50,7 @@ impl Broker {
 
     async fn stop_now(&self) -> Result<(), StopError> {
         // A change of topics that is under way ends first; none begins after.
-        let _topics = self.inner.topics.lock().await;
+        let _folded = self.inner.metadata_folded.lock().await;
         self.close_partitions();
         let mut closings = Vec::new();
         let mut failed = None;

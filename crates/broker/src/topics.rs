@@ -3,16 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidelog_controller::{Command as TopicCommand, NewTopic, Topic, Topics};
-use tidelog_record::{BatchBuilder, BatchLimits, Compression, TopicId, validate_produced};
-use tokio::sync::{Semaphore, oneshot};
+use tidelog_controller::{Command as TopicCommand, NewTopic, Topics};
+use tidelog_record::TopicId;
 
-use crate::append::{Acks, StickyBytes};
+use crate::Broker;
 use crate::describe::{TopicSummary, summary};
 use crate::error::{AppendError, ErrorKind, Facts, TopicError};
-use crate::files::log_options;
-use crate::shard::{Append, Command};
-use crate::{Broker, Route, Slot};
+use crate::metadata::Folded;
 
 impl Broker {
     /// Makes a topic; it serves when this returns. Once begun, this and the other changes of topics
@@ -26,26 +23,22 @@ impl Broker {
     }
 
     async fn create_now(&self, new: NewTopic) -> Result<TopicSummary, TopicError> {
-        let mut topics = self.lock_topics().await?;
+        let mut folded = self.begin_change().await?;
         let id = TopicId::from_bytes(self.inner.seams.random.id());
-        let command = topics.decide_create(&new, id)?;
+        let command = folded.topics.decide_create(&new, id)?;
         let TopicCommand::Create(topic) = &command else {
             unreachable!("decided just now")
         };
         let topic = Arc::new(topic.clone());
-        self.check_limits(&topics, 1, topic.partitions)?;
+        self.check_limits(&folded.topics, 1, topic.partitions)?;
         if new.validate_only {
             return Ok(summary(&topic));
         }
         self.clear_the_way(&topic, 0..topic.partitions).await?;
-        self.commit(&mut topics, &command).await?;
-        match self.make_partitions(&topic, 0..topic.partitions).await {
-            Ok(made) => {
-                let slots = self.serve(made).await;
-                self.insert_route(&topic, slots);
-                Ok(summary(&topic))
-            }
-            Err(e) => Err(self.take_back(&mut topics, &topic, e).await),
+        self.commit(&mut folded, &command).await?;
+        match folded.failed.take().filter(|(failed, _)| *failed == id) {
+            None => Ok(summary(&topic)),
+            Some((_, e)) => Err(self.take_back(&mut folded, id, e).await),
         }
     }
 
@@ -89,24 +82,13 @@ impl Broker {
     }
 
     /// Takes back a topic that was decided and could not be made.
-    async fn take_back(
-        &self,
-        topics: &mut Topics,
-        topic: &Arc<Topic>,
-        error: TopicError,
-    ) -> TopicError {
-        let undo = TopicCommand::Delete { id: topic.id };
-        match self.commit(topics, &undo).await {
-            Ok(()) => {
-                self.remove_partitions(topic, &[]).await;
-                error
-            }
+    async fn take_back(&self, folded: &mut Folded, id: TopicId, error: TopicError) -> TopicError {
+        let undo = TopicCommand::Delete { id };
+        match self.commit(folded, &undo).await {
+            Ok(()) => error,
             Err(undo) => {
                 // It exists then, and the next start makes it. Until then it says why it does not
                 // serve, and can be deleted.
-                let fault = error.to_string();
-                let slots = (0..topic.partitions).map(|_| Slot::Faulted(fault.clone()));
-                self.insert_route(topic, slots.collect());
                 let cause = format!("{error}; nor could the topic be taken back: {undo}");
                 AppendError::OutcomeUnknown { cause }.into()
             }
@@ -135,30 +117,15 @@ impl Broker {
         reset: Vec<String>,
         validate_only: bool,
     ) -> Result<TopicSummary, TopicError> {
-        let mut topics = self.lock_topics().await?;
-        let command = topics.decide_alter(name, set, &reset)?;
+        let mut folded = self.begin_change().await?;
+        let command = folded.topics.decide_alter(name, set, &reset)?;
         if validate_only {
-            let mut after = topics.clone();
+            let mut after = folded.topics.clone();
             after.apply(&command).expect("decided on this state");
             return Ok(summary(after.get(name)?));
         }
-        self.commit(&mut topics, &command).await?;
-        let topic = topics.get(name)?.clone();
-        let route = self.replace_route(&topic, Vec::new());
-        let settings = Arc::new(topic.settings.clone());
-        for slot in &route.slots {
-            if let Slot::Serving(partition) = slot {
-                *partition.settings.write() = settings.clone();
-                let options = log_options(&settings);
-                let change = Command::SetOptions {
-                    key: partition.key,
-                    options,
-                };
-                // Without its thread the partition is faulted, and gets them at the next start.
-                drop(partition.shard.send(change).await);
-            }
-        }
-        Ok(summary(&topic))
+        self.commit(&mut folded, &command).await?;
+        Ok(summary(folded.topics.get(name)?))
     }
 
     /// Adds partitions, up to `total`; they serve when this returns.
@@ -171,32 +138,31 @@ impl Broker {
     }
 
     async fn add_now(&self, name: &str, total: u32) -> Result<TopicSummary, TopicError> {
-        let mut topics = self.lock_topics().await?;
-        let command = topics.decide_add_partitions(name, total)?;
-        let topic = topics.get(name)?.clone();
-        let added = topic.partitions..total;
-        self.check_limits(&topics, 0, total - topic.partitions)?;
-        self.clear_the_way(&topic, added.clone()).await?;
+        let mut folded = self.begin_change().await?;
+        let command = folded.topics.decide_add_partitions(name, total)?;
+        let before = folded.topics.get(name)?.clone();
+        let added = before.partitions..total;
+        self.check_limits(&folded.topics, 0, total - before.partitions)?;
+        self.clear_the_way(&before, added.clone()).await?;
         // The files come first: a partition cannot be taken back once it is decided. What a crash
         // leaves behind the next start removes.
-        let made = match self.make_partitions(&topic, added.clone()).await {
+        let made = match self.make_partitions(&before, added.clone()).await {
             Ok(made) => made,
             Err(e) => {
-                self.remove_files(&topic, added).await;
+                self.remove_files(&before, added).await;
                 return Err(e);
             }
         };
-        if let Err(e) = self.commit(&mut topics, &command).await {
-            drop(made);
+        folded.made = Some((before.id, made));
+        let committed = self.commit(&mut folded, &command).await;
+        if let Err(e) = committed {
+            drop(folded.made.take());
             if e.kind() != ErrorKind::Unknown {
-                self.remove_files(&topic, added).await;
+                self.remove_files(&before, added).await;
             }
             return Err(e);
         }
-        let slots = self.serve(made).await;
-        let topic = topics.get(name)?.clone();
-        self.replace_route(&topic, slots);
-        Ok(summary(&topic))
+        Ok(summary(folded.topics.get(name)?))
     }
 
     /// Deletes a topic and all its records. They are gone when this returns, except for slices
@@ -210,14 +176,9 @@ impl Broker {
     }
 
     async fn delete_now(&self, name: &str) -> Result<(), TopicError> {
-        let mut topics = self.lock_topics().await?;
-        let command = topics.decide_delete(name)?;
-        let topic = topics.get(name)?.clone();
-        self.commit(&mut topics, &command).await?;
-        let route = self.inner.routes.write().remove(name);
-        let slots = route.map_or(Vec::new(), |route| route.slots.clone());
-        self.remove_partitions(&topic, &slots).await;
-        Ok(())
+        let mut folded = self.begin_change().await?;
+        let command = folded.topics.decide_delete(name)?;
+        self.commit(&mut folded, &command).await
     }
 
     /// Reserves more producer ids, unless somebody did since all below `seen` were.
@@ -228,96 +189,20 @@ impl Broker {
     ) -> Result<(), TopicError> {
         let broker = self.clone();
         detached(async move {
-            let mut topics = broker.lock_topics().await?;
-            if topics.next_producer_id() > seen {
+            let mut folded = broker.begin_change().await?;
+            let first = folded.topics.next_producer_id();
+            if first > seen {
                 return Ok(());
             }
-            let command = topics.decide_producer_ids(count).ok_or_else(|| {
+            let command = folded.topics.decide_producer_ids(count).ok_or_else(|| {
                 AppendError::Request("there are no more producer ids to give out".to_owned())
             })?;
-            broker.commit(&mut topics, &command).await?;
-            broker.producer_ids_reserved(&topics);
+            broker.commit(&mut folded, &command).await?;
+            let end = folded.topics.next_producer_id();
+            broker.producer_ids_reserved(first..end);
             Ok(())
         })
         .await
-    }
-
-    async fn lock_topics(&self) -> Result<tokio::sync::MutexGuard<'_, Topics>, TopicError> {
-        let topics = self.inner.topics.lock().await;
-        if self.is_stopping() {
-            return Err(AppendError::Stopping.into());
-        }
-        Ok(topics)
-    }
-
-    /// Makes a decision durable, then folds it in.
-    async fn commit(&self, topics: &mut Topics, command: &TopicCommand) -> Result<(), TopicError> {
-        let metadata = self.inner.metadata.clone();
-        let now = self.inner.seams.clock.now();
-        let invalid = |e: &dyn std::fmt::Display| AppendError::Request(e.to_string());
-        let mut builder = BatchBuilder::new(Compression::None);
-        builder
-            .push(now, None, Some(&command.encode()), &[])
-            .map_err(|e| invalid(&e))?;
-        let bytes = builder.build().map_err(|e| invalid(&e))?;
-        let batch = validate_produced(bytes, &BatchLimits::default()).map_err(AppendError::from)?;
-
-        // Not from the broker's budget: a change of topics is small, and must not wait for clients.
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned();
-        let (reply, replied) = oneshot::channel();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "measured for people, decides nothing"
-        )]
-        let since = std::time::Instant::now();
-        let append = Append {
-            partition: metadata.clone(),
-            batch,
-            acks: Acks::All,
-            log_append_time: false,
-            reply,
-            since,
-            room: Arc::new(room.expect("a new semaphore has its permit")),
-        };
-        metadata
-            .shard
-            .send(Command::Append(append))
-            .await
-            .map_err(|_| AppendError::Stopping)?;
-        let lost = || AppendError::OutcomeUnknown {
-            cause: "the thread that writes the metadata log has ended".to_owned(),
-        };
-        replied.await.map_err(|_| lost())??;
-        topics.apply(command).expect("decided on this state");
-        Ok(())
-    }
-
-    fn insert_route(&self, topic: &Arc<Topic>, slots: Vec<Slot>) {
-        let route = Route {
-            topic: topic.clone(),
-            slots,
-            sticky_bytes: StickyBytes::default(),
-        };
-        let mut routes = self.inner.routes.write();
-        routes.insert(topic.name.to_string(), Arc::new(route));
-    }
-
-    /// Puts a changed topic, with more partitions perhaps, where requests find it.
-    fn replace_route(&self, topic: &Arc<Topic>, more: Vec<Slot>) -> Arc<Route> {
-        let mut routes = self.inner.routes.write();
-        let before = routes.get(topic.name.as_str());
-        let mut slots = before.map_or(Vec::new(), |route| route.slots.clone());
-        let sticky_bytes = before
-            .map(|route| route.sticky_bytes.clone())
-            .unwrap_or_default();
-        slots.extend(more);
-        let route = Arc::new(Route {
-            topic: topic.clone(),
-            slots,
-            sticky_bytes,
-        });
-        routes.insert(topic.name.to_string(), route.clone());
-        route
     }
 }
 

@@ -11,6 +11,7 @@ use crate::append::Appended;
 use crate::error::{AppendError, DeleteError, LookupError};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
+use crate::shard::Known;
 
 /// Somebody who waits for a shard.
 #[derive(Debug)]
@@ -19,6 +20,10 @@ pub(crate) enum Waiter {
     Trim {
         partition: Arc<Partition>,
         reply: oneshot::Sender<Result<Offset, DeleteError>>,
+    },
+    /// Who wants to know up to where a log is committed.
+    ReadIndex {
+        reply: oneshot::Sender<Result<Known, Refusal>>,
     },
     /// Retention, which goes on when the log start is committed.
     Retain {

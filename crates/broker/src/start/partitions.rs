@@ -100,7 +100,10 @@ impl Start {
         let random = &*self.seams.random;
         let group = match known {
             Some((state, members)) => open_group(random, log, state, members),
-            None => open_new_group(random, log, self.state.identity().node_id),
+            None => {
+                let node = self.state.identity().node_id;
+                open_new_group(random, log, node, &self.config.founders)
+            }
         };
         let group = group.map_err(|e| failed(e.into()))?;
         let partition = Partition::new(

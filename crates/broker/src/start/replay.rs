@@ -1,7 +1,7 @@
 //! Folding the metadata log.
 
 use tidelog_controller::{Command as TopicCommand, Topics};
-use tidelog_log::Found;
+use tidelog_log::{Found, LogReader};
 use tidelog_record::{BatchLimits, Offset, TopicId, TopicName, split_batches};
 
 use super::StartError;
@@ -10,15 +10,34 @@ use crate::partition::Partition;
 /// A topic that was deleted: its name, id and number of partitions.
 pub(super) type Deleted = (TopicName, TopicId, u32);
 
-/// Folds the metadata log into the topics; also tells which topics were deleted.
-pub(super) fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>), StartError> {
+/// Folds the metadata log into the topics; also tells which topics were deleted, and up to where it is
+/// folded.
+pub(super) fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>, Offset), StartError> {
     let mut topics = Topics::default();
     let mut deleted = Vec::new();
-    let end = metadata.reader.committed_offset();
-    let mut from = metadata.reader.log_start();
+    let reader = metadata.reader();
+    let end = reader.committed_offset();
+    for command in commands(&reader, reader.log_start(), end)? {
+        if let TopicCommand::Delete { id } = &command
+            && let Some(topic) = topics.by_id(*id)
+        {
+            deleted.push((topic.name.clone(), *id, topic.partitions));
+        }
+        topics.apply(&command).map_err(StartError::damaged)?;
+    }
+    Ok((topics, deleted, end))
+}
+
+/// The commands of the metadata log from one offset to another, both of which are at the border of a
+/// batch. Blocks.
+pub(crate) fn commands(
+    reader: &LogReader,
+    mut from: Offset,
+    end: Offset,
+) -> Result<Vec<TopicCommand>, StartError> {
+    let mut commands = Vec::new();
     while from < end {
-        let found = metadata
-            .reader
+        let found = reader
             .read(from, end, 1 << 20)
             .map_err(StartError::reading)?;
         let batches = match found {
@@ -32,13 +51,7 @@ pub(super) fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>), Sta
                 for record in records.map_err(StartError::damaged)? {
                     let record = record.map_err(StartError::damaged)?;
                     let value = record.value.unwrap_or_default();
-                    let command = TopicCommand::decode(&value).map_err(StartError::damaged)?;
-                    if let TopicCommand::Delete { id } = &command
-                        && let Some(topic) = topics.by_id(*id)
-                    {
-                        deleted.push((topic.name.clone(), *id, topic.partitions));
-                    }
-                    topics.apply(&command).map_err(StartError::damaged)?;
+                    commands.push(TopicCommand::decode(&value).map_err(StartError::damaged)?);
                 }
             }
         }
@@ -50,5 +63,5 @@ pub(super) fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>), Sta
         }
         from = batches.next_offset;
     }
-    Ok((topics, deleted))
+    Ok(commands)
 }

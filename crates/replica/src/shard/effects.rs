@@ -45,6 +45,8 @@ pub struct Proposal<W> {
     pub batch: ProducedBatch,
     /// When to answer.
     pub until: Until,
+    /// It is refused where the group is in another term by now.
+    pub term: Option<u64>,
     /// Whom to answer.
     pub waiter: W,
 }

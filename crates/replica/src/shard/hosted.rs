@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tidelog_disk::Disk;
+use tidelog_log::Poisoned;
 use tidelog_log::catch_up::Staged;
 use tidelog_log::state::GroupKey;
 use tidelog_record::{Offset, Timestamp};
@@ -12,7 +13,7 @@ use tidelog_record::{Offset, Timestamp};
 use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
 use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
-use crate::group::{AdoptFailed, Group, Proposed};
+use crate::group::{AdoptFailed, Group, GroupStore, Proposed};
 use crate::store::StateStore;
 use crate::turn::Turn;
 
@@ -41,6 +42,8 @@ pub(super) struct Hosted<W> {
     starts_asked: Vec<(Offset, W)>,
     reads: HashMap<u64, W>,
     reads_asked: Vec<W>,
+    /// Those who wait until the log is committed here up to an entry.
+    reads_known: Vec<(u64, W)>,
     /// The term in which all that waits was proposed.
     term: u64,
     pub(super) failed: Option<GroupError>,
@@ -59,6 +62,7 @@ impl<W> Hosted<W> {
             starts_asked: Vec::new(),
             reads: HashMap::new(),
             reads_asked: Vec::new(),
+            reads_known: Vec::new(),
             term: 0,
             failed: None,
         }
@@ -103,13 +107,25 @@ impl<W> Hosted<W> {
         self.reads_asked.push(waiter);
     }
 
-    /// Whether the first of the queue could be proposed now.
-    pub(super) fn could_propose(&self) -> bool {
+    /// Whether another turn would begin something that was asked for.
+    pub(super) fn could_begin(&self) -> bool {
+        let is_asked = !self.starts_asked.is_empty() || !self.reads_asked.is_empty();
+        is_asked && !self.is_put_off() || self.could_propose()
+    }
+
+    fn could_propose(&self) -> bool {
         let fits = self.queue.front().is_some_and(|first| {
             let len = first.batch.total_len() as u64;
             len <= self.group.room(len)
         });
         fits && self.group.is_ready() && self.group.stalled().is_none()
+    }
+
+    /// Records, durably, how far the log is committed.
+    pub(super) fn record_commit(&mut self) -> Result<(), Poisoned> {
+        let (state, members) = self.group.to_record();
+        self.store.record(&state, members)?;
+        self.store.sync()
     }
 
     /// Whether anybody waits for something of it.
@@ -162,14 +178,18 @@ impl<W> Hosted<W> {
         let asked = self.starts_asked.drain(..).map(|(_, waiter)| waiter);
         let reads = self.reads.drain().map(|(_, waiter)| waiter);
         let reads = reads.chain(self.reads_asked.drain(..));
+        let known = self.reads_known.drain(..).map(|(_, waiter)| waiter);
+        let reads = reads.chain(known);
         for waiter in queue.chain(asked).chain(reads) {
             effects.answer(self.key, waiter, Err(new()));
         }
     }
 
     pub(super) fn turn(&mut self, now: Timestamp, effects: &mut Effects<W>) {
-        if self.group.stalled().is_some() && !self.queue.is_empty() {
-            // There may be space by now, and what is in the queue need not be refused.
+        let is_asked =
+            !self.queue.is_empty() || !self.starts_asked.is_empty() || !self.reads_asked.is_empty();
+        if self.group.stalled().is_some() && is_asked {
+            // There may be space by now, and what is asked for need not be refused.
             self.turn_with(Vec::new(), now, effects);
             if self.failed.is_some() {
                 return;
@@ -237,8 +257,16 @@ impl<W> Hosted<W> {
             effects.committed.push((self.key, end));
         }
         for (number, index) in turn.reads {
-            if let Some(waiter) = self.reads.remove(&number) {
+            let waiter = self.reads.remove(&number);
+            self.reads_known
+                .extend(waiter.map(|waiter| (index, waiter)));
+        }
+        let committed = self.group.log().commit().get();
+        for (index, waiter) in std::mem::take(&mut self.reads_known) {
+            if index <= committed {
                 effects.answer(self.key, waiter, Ok(Done::ReadIndex(index)));
+            } else {
+                self.reads_known.push((index, waiter));
             }
         }
         if let Some(members) = turn.members {
@@ -306,6 +334,12 @@ impl<W> Hosted<W> {
         let mut batches = Vec::with_capacity(count);
         let mut waiters = Vec::with_capacity(count);
         for proposal in self.queue.drain(..count) {
+            if proposal.term.is_some_and(|term| term != role.term) {
+                let leader = role.leader;
+                let refused = Refusal::Refused(ProposeError::NotLeader { leader });
+                effects.answer(self.key, proposal.waiter, Err(refused));
+                continue;
+            }
             batches.push(proposal.batch);
             waiters.push((proposal.until, proposal.waiter));
         }
@@ -346,6 +380,11 @@ impl<W> Hosted<W> {
             }
             if is_put_off {
                 self.starts_asked.push((to, waiter));
+                continue;
+            }
+            if let Some(cause) = self.group.stalled().cloned() {
+                let refused = Refusal::Refused(cause.into());
+                effects.answer(self.key, waiter, Err(refused));
                 continue;
             }
             match self.group.propose_log_start(to) {

@@ -313,6 +313,21 @@ impl<W> Shard<W> {
         }
     }
 
+    /// Records, durably, how far the log of a group is committed; says whether that is so. A start knows
+    /// then that all up to there was.
+    pub fn record_commit(&mut self, key: GroupKey) -> bool {
+        let Some(hosted) = self.running(key) else {
+            return false;
+        };
+        match hosted.record_commit() {
+            Ok(()) => true,
+            Err(poisoned) => {
+                self.fail(key, poisoned.into());
+                false
+            }
+        }
+    }
+
     /// Something that a group is for failed outside of it: it does no more.
     pub fn fail(&mut self, key: GroupKey, error: GroupError) {
         if let Some(hosted) = self.running(key) {
@@ -352,8 +367,8 @@ impl<W> Shard<W> {
             } else {
                 self.ticking.remove(&key);
             }
-            // A commit may have made room for what waits in the queue.
-            if hosted.failed.is_none() && hosted.could_propose() {
+            // A commit may have made room for what waits, or the leader ready for it.
+            if hosted.failed.is_none() && hosted.could_begin() {
                 self.due.insert(key);
             }
         }

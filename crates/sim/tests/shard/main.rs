@@ -195,6 +195,7 @@ fn waiters_are_told_when_another_leads() {
     let proposal = Proposal {
         batch: nodes::batch("refused"),
         until: Until::Committed,
+        term: None,
         waiter: 8,
     };
     nodes.node(old).shard.propose(key(0), proposal);
@@ -222,6 +223,7 @@ fn a_leader_that_was_cut_off_gives_up_what_it_took_for_what_others_wrote() {
             let proposal = Proposal {
                 batch: nodes::batch_of("lost", 3),
                 until: Until::Written,
+                term: None,
                 waiter: 100 + ticket,
             };
             nodes.node(old).shard.propose(key(0), proposal);

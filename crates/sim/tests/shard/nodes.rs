@@ -371,6 +371,7 @@ impl Nodes {
         let proposal = Proposal {
             batch: batch(value),
             until: Until::Committed,
+            term: None,
             waiter: ticket,
         };
         self.node(leader).shard.propose(key, proposal);
