@@ -14,7 +14,7 @@ use crate::group::{Group, GroupStore, Held, Role, at, epoch};
 use crate::message::{Outgoing, Payload, has_payload};
 use crate::payload::Placed;
 use crate::planted::Planted;
-use crate::storage::Members;
+use crate::storage::{Members, is_out_of_files};
 
 /// What came of a turn.
 #[derive(Debug, Default)]
@@ -387,6 +387,11 @@ impl Group {
                 Ok(read) => read,
                 // Taken back or removed since the message was made: the receiver is told anew.
                 Err(EntriesError::Gone { .. } | EntriesError::NotYet { .. }) => return Ok(()),
+                // As if it were lost on its way.
+                Err(e) if is_out_of_files(&e) => {
+                    tracing::warn!(error = %e, "batches to be sent cannot be read now");
+                    return Ok(());
+                }
                 Err(e @ EntriesError::Read(_)) => return Err(e.into()),
             };
             for (entry, (info, bytes)) in message.entries[at_entry - 1..].iter().zip(read) {
