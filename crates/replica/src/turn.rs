@@ -46,6 +46,15 @@ pub(crate) struct Stalled {
     pub(crate) cause: AppendError,
 }
 
+impl Stalled {
+    /// The entry `index`, if it is one of those.
+    pub(crate) fn entry(&self, index: u64) -> Option<&LogEntry> {
+        let Unwritten { last, entries, .. } = &self.unwritten;
+        let behind = usize::try_from(last.checked_sub(index)?).ok()?;
+        entries.iter().rev().nth(behind)
+    }
+}
+
 /// What Raft asked for last, and which of its entries are not in the log yet.
 #[derive(Debug)]
 struct Unwritten {

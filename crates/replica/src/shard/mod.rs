@@ -162,7 +162,7 @@ impl<W> Shard<W> {
         }
     }
 
-    /// Whether time has to be told: not where every group has a sole voter, which leads.
+    /// Whether time has to be told: not where every group has a sole member, which leads.
     pub fn needs_ticks(&self) -> bool {
         self.groups.values().any(needs_ticks)
     }
@@ -291,6 +291,7 @@ fn is_settled<W>(hosted: &Hosted<W>) -> bool {
 
 fn needs_ticks<W>(hosted: &Hosted<W>) -> bool {
     let group = &hosted.group;
-    let is_at_rest = group.is_sole_voter() && group.is_ready() && group.stalled().is_none();
+    let is_alone = group.is_sole_voter() && !group.has_others();
+    let is_at_rest = is_alone && group.is_ready() && group.stalled().is_none();
     hosted.failed.is_none() && !is_at_rest
 }
