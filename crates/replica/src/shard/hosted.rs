@@ -8,7 +8,7 @@ use tidelog_record::{Offset, Timestamp};
 
 use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
 use crate::error::{GroupError, ProposeError};
-use crate::group::{Group, Proposed};
+use crate::group::{Group, Proposed, Role};
 use crate::store::StateStore;
 use crate::turn::Turn;
 
@@ -194,7 +194,8 @@ impl<W> Hosted<W> {
             effects.members.push((self.key, members));
         }
         // First what was committed in the term that ends, as far as it was.
-        self.answer_committed(effects);
+        let ended = |role: Role| !role.is_leader || role.term != self.term;
+        self.answer_committed(turn.role.is_some_and(ended), effects);
         if let Some(role) = turn.role {
             effects.roles.push((self.key, role));
             if !role.is_leader || role.term != self.term {
@@ -310,12 +311,20 @@ impl<W> Hosted<W> {
         }
     }
 
-    fn answer_committed(&mut self, effects: &mut Effects<W>) {
-        let committed = self.group.log().reader().committed_offset();
+    /// Answers those whose batches are committed. When the term has `ended`, another leader may have put
+    /// others into their places and committed these, all in one turn.
+    fn answer_committed(&mut self, ended: bool, effects: &mut Effects<W>) {
+        let reader = self.group.log().reader();
+        let committed = reader.committed_offset();
+        let is_own = |end: Offset| {
+            let epoch = reader.epoch_at(end.saturating_sub(1));
+            epoch.map(|epoch| u64::from(epoch.get())) == Some(self.term)
+        };
+        let is_there = |end| end <= committed && (!ended || is_own(end));
         while self
             .waiting
             .front()
-            .is_some_and(|waiting| waiting.end <= committed)
+            .is_some_and(|waiting| is_there(waiting.end))
             && let Some(waiting) = self.waiting.pop_front()
         {
             effects.answer(self.key, waiting.waiter, Ok(waiting.done));
