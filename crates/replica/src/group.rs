@@ -156,7 +156,11 @@ impl Group {
             max_committed_size_per_ready: 64 << 20,
             check_quorum: true,
             pre_vote: true,
-            read_only_option: ReadOnlyOption::Safe,
+            read_only_option: if config.has(Planted::ReadUnasked) {
+                ReadOnlyOption::LeaseBased
+            } else {
+                ReadOnlyOption::Safe
+            },
             ..Config::default()
         };
         let storage = LogStorage {
@@ -245,6 +249,15 @@ impl Group {
         self.members().has_others(self.config.id)
     }
 
+    /// The last entry that a member is known to have durable; `None` where this replica does not lead,
+    /// or that one is no member. A leader has no way to send entries that its own log has no more: its
+    /// log start is not to be raised past what it knows others to have.
+    pub fn known_of(&self, id: ReplicaId) -> Option<RaftIndex> {
+        let raft = &self.node.raft;
+        let progress = raft.prs().get(id).filter(|_| self.role().is_leader);
+        progress.map(|progress| at(progress.matched))
+    }
+
     /// So many bytes of batches may be proposed for one turn, the first of which is so long: what fits
     /// one segment, and is not too much beside what is under way. At least the first where nothing is.
     pub fn room(&self, first: u64) -> u64 {
@@ -272,6 +285,7 @@ impl Group {
     /// the end of its log.
     fn check_not_stalled(&self) -> Result<(), tidelog_log::AppendError> {
         let stalled = self.stalled.as_ref();
+        let stalled = stalled.filter(|_| !self.config.has(Planted::StalledSteps));
         stalled.map_or(Ok(()), |stalled| Err(stalled.cause.clone()))
     }
 

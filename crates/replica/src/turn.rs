@@ -216,6 +216,9 @@ impl Group {
                 Err(ReplicateError::Append(
                     cause @ (AppendError::Full { .. } | AppendError::OutOfFiles { .. }),
                 )) => {
+                    if self.config.has(Planted::StalledDropped) {
+                        break;
+                    }
                     self.stalled = Some(Stalled { unwritten, cause });
                     return Ok(());
                 }
@@ -346,9 +349,12 @@ impl Group {
             // Forgotten, members would be those of before, and the log start would go back.
             let storage = self.node.mut_store();
             storage.state.commit = storage.state.commit.max(last);
-            store.record(&storage.state, &storage.members)?;
-            store.sync()?;
-            self.states_synced = self.states;
+            if turn.members.is_some() || !self.config.has(Planted::LogStartForgotten) {
+                let storage = self.node.store();
+                store.record(&storage.state, &storage.members)?;
+                store.sync()?;
+                self.states_synced = self.states;
+            }
         }
         let upto = if self.config.has(Planted::CommitAhead) {
             self.log().end_index().get() - 1

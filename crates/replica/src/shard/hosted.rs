@@ -9,6 +9,7 @@ use tidelog_record::{Offset, Timestamp};
 use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
 use crate::error::{GroupError, ProposeError};
 use crate::group::{Group, Proposed, Role};
+use crate::planted::Planted;
 use crate::store::StateStore;
 use crate::turn::Turn;
 
@@ -207,7 +208,14 @@ impl<W> Hosted<W> {
                     let queue = std::mem::take(&mut self.queue);
                     self.drop_all(&begun, &new, effects);
                     self.queue = queue;
+                } else if self.group.config.has(Planted::WaitersKept) {
+                    let waiting = std::mem::take(&mut self.waiting);
+                    self.drop_all(&begun, &new, effects);
+                    self.waiting = waiting;
                 } else {
+                    if self.group.config.has(Planted::ReadersForgotten) {
+                        self.reads.clear();
+                    }
                     self.drop_all(&begun, &new, effects);
                 }
                 self.term = role.term;
@@ -261,7 +269,9 @@ impl<W> Hosted<W> {
             match result {
                 Ok(proposed) => {
                     let done = stored(&proposed);
-                    let is_there = proposed.is_duplicate && proposed.end_offset <= committed;
+                    let is_committed = proposed.end_offset <= committed
+                        || self.group.config.has(Planted::DuplicateUncommitted);
+                    let is_there = proposed.is_duplicate && is_committed;
                     if until == Until::Written || is_there {
                         written.push((done, waiter));
                     } else {
