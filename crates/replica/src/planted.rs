@@ -36,4 +36,8 @@ pub enum Planted {
     StalledDropped,
     /// What comes while entries wait for space is taken.
     StalledSteps,
+    /// Offsets are checked of entries that follow on others than those that are here.
+    OffsetsUnmatched,
+    /// A leader that votes alone is not told of time, though others learn from it.
+    LearnersForgotten,
 }
