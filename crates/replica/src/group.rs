@@ -180,7 +180,11 @@ impl Group {
             max_committed_size_per_ready: 64 << 20,
             check_quorum: true,
             pre_vote: true,
-            read_only_option: ReadOnlyOption::Safe,
+            read_only_option: if config.has(Planted::ReadUnasked) {
+                ReadOnlyOption::LeaseBased
+            } else {
+                ReadOnlyOption::Safe
+            },
             ..Config::default()
         };
         let storage = LogStorage {
@@ -269,6 +273,20 @@ impl Group {
     /// Whether this replica votes, and nobody else does.
     pub fn is_sole_voter(&self) -> bool {
         self.members().is_sole_voter(self.config.id)
+    }
+
+    /// Whether there are others in the group, voters or not.
+    pub fn has_others(&self) -> bool {
+        self.members().has_others(self.config.id)
+    }
+
+    /// The last entry that a member is known to have durable; `None` where this replica does not lead,
+    /// or that one is no member. A leader has no way to send entries that its own log has no more: its
+    /// log start is not to be raised past what it knows others to have.
+    pub fn known_of(&self, id: ReplicaId) -> Option<RaftIndex> {
+        let raft = &self.node.raft;
+        let progress = raft.prs().get(id).filter(|_| self.role().is_leader);
+        progress.map(|progress| at(progress.matched))
     }
 
     /// So many bytes of batches may be proposed for one turn, the first of which is so long: what fits
@@ -361,14 +379,17 @@ impl Group {
         Ok(group)
     }
 
-    /// Whether there is anybody beside this replica.
-    pub fn has_others(&self) -> bool {
-        self.members().has_others(self.config.id)
-    }
-
     /// Whether there is something to do for a [turn](Self::turn).
     pub fn has_work(&self) -> bool {
         self.stalled.is_some() || self.node.has_ready() || self.could_release()
+    }
+
+    /// While entries wait for space Raft must not hear of more: it takes what it asked for last to be
+    /// the end of its log.
+    fn check_not_stalled(&self) -> Result<(), tidelog_log::AppendError> {
+        let stalled = self.stalled.as_ref();
+        let stalled = stalled.filter(|_| !self.config.has(Planted::StalledSteps));
+        stalled.map_or(Ok(()), |stalled| Err(stalled.cause.clone()))
     }
 
     fn check_leads(&self) -> Result<(), ProposeError> {
@@ -431,9 +452,7 @@ impl Group {
             return Err(ProposeError::Busy { bytes, max });
         }
         self.log().check_len(len)?;
-        if let Some(stalled) = &self.stalled {
-            return Err(stalled.cause.clone().into());
-        }
+        self.check_not_stalled()?;
         let staged = self.fresh_bytes;
         self.log_mut().make_room(staged, len, len, now)?;
 
@@ -499,9 +518,7 @@ impl Group {
             .log()
             .next_internal(kind, epoch(term), ahead, records)?;
         let entry = LogEntry::internal(&entry);
-        if let Some(stalled) = &self.stalled {
-            return Err(stalled.cause.clone().into());
-        }
+        self.check_not_stalled()?;
         let needed = self.fresh_bytes + entry.len_bytes() as u64;
         self.log_mut().make_internal_room(needed)?;
         let data = stub(entry.len_bytes());
@@ -523,6 +540,7 @@ impl Group {
     /// [`ProposeError::TooManyMembers`] when they would be too many to be remembered.
     pub fn propose_members(&mut self, change: &ConfChangeV2) -> Result<(), ProposeError> {
         self.check_leads()?;
+        self.check_not_stalled()?;
         if self.node.raft.has_pending_conf() {
             return Err(ProposeError::NotReady);
         }
@@ -590,6 +608,9 @@ impl Group {
 
     /// Stands for election now.
     pub fn campaign(&mut self) {
+        if self.must_wait() {
+            return;
+        }
         // Raft says no where this replica is no voter; it stays what it is.
         self.node.campaign().ok();
         self.draw();
@@ -606,6 +627,7 @@ impl Group {
         now: Timestamp,
     ) -> Result<(), StepError> {
         let placed = message::check(&mut message, payloads, &self.config)?;
+        self.check_not_stalled()?;
         let last = self.node.raft.raft_log.last_index();
         let is_beyond = match message.get_msg_type() {
             MessageType::MsgHeartbeat => message.commit > last,
@@ -628,6 +650,10 @@ impl Group {
             self.log_mut()
                 .make_room(staged, first, lens.sum::<u64>(), now)?;
         }
+        // As if it were to stand for election by itself.
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.must_wait() {
+            return Ok(());
+        }
         for placed in placed {
             self.put_fresh(placed.index, placed.term, placed.entry);
         }
@@ -639,32 +665,28 @@ impl Group {
 
     /// Checks that the batches of a message have the offsets that come next.
     fn check_offsets(&self, message: &Message, placed: &[Placed]) -> Result<(), StepError> {
-        let raft = &self.node.raft;
-        // Raft looks at the message before it takes anything: what is older, or behind a gap, goes.
-        let log = &raft.raft_log;
-        let is_taken = message.term >= raft.term && log.match_term(message.index, message.log_term);
-        let committed = self.log().commit().get();
-        let mut placed = placed.iter().skip_while(|placed| placed.index <= committed);
-        // What waits for space stands between the log and them.
-        if !is_taken || !self.fresh.is_empty() || self.stalled.is_some() {
+        let raft_log = &self.node.raft.raft_log;
+        // Raft looks at the message before it takes anything: what is older goes, and what does not
+        // match this log is answered with where it does. Only then it is known where the next batch
+        // begins.
+        let is_known = message.index <= raft_log.committed
+            || raft_log.match_term(message.index, message.log_term)
+            || self.config.has(Planted::OffsetsUnmatched);
+        if message.term < self.node.raft.term || !is_known {
             return Ok(());
         }
+        let committed = self.log().commit().get();
+        let mut placed = placed.iter().skip_while(|placed| placed.index <= committed);
         let Some(first) = placed.next() else {
             return Ok(());
         };
-        let mut expected = None;
-        // Raft's own entries have no offsets.
-        let after_own = (message.index.max(committed) + 1..=first.index).find_map(|index| {
-            let place = self.log().end_before(at(index)).ok()?;
-            Some(place.offset)
-        });
+        // Between them are entries of Raft's own, which have no offsets.
+        let before = self.place_before(message.index.max(committed) + 1);
+        let mut expected = before.map(Offset::to_wire);
         for entry in std::iter::once(first).chain(placed) {
             let header = entry.entry.header();
             let base = header.base_offset;
-            if expected
-                .or(after_own.map(Offset::to_wire))
-                .is_some_and(|next| next != base)
-            {
+            if expected.is_some_and(|next| next != base) {
                 return Err(StepError::Malformed {
                     from: message.from,
                     what: "a batch has another offset than comes next",
@@ -675,8 +697,46 @@ impl Group {
         Ok(())
     }
 
+    /// The offset that the entry `index` of Raft's log begins at, which may have entries that are not
+    /// in the log yet, or stand in the place of others that are; `None` where it is not known.
+    fn place_before(&self, index: u64) -> Option<Offset> {
+        let log = self.log();
+        let raft_log = &self.node.raft.raft_log;
+        let committed = log.commit().get();
+        let mut from = index.min(log.end_index().get());
+        let is_same = |index: u64| {
+            let epoch = log.epoch_of(at(index)).ok();
+            epoch.map(|epoch| u64::from(epoch.get())) == raft_log.term(index).ok()
+        };
+        while from > committed + 1 && !is_same(from - 1) {
+            from -= 1;
+        }
+        let offset = log.end_before(at(from)).ok()?.offset;
+        (from..index).try_fold(offset, |offset, index| {
+            let term = raft_log.term(index).ok()?;
+            let entry = self.fresh.get(&(index, term));
+            let stalled = self.stalled.as_ref();
+            let entry = entry.or_else(|| stalled?.entry(index));
+            // Raft's own are made when they are written.
+            let records = entry.map_or(0, |entry| entry.header().record_count.unsigned_abs());
+            offset.checked_add(u64::from(records))
+        })
+    }
+
+    /// Whether time stands still: entries wait for space, or this replica is the only one that votes
+    /// and would lead at once, before all it has is durable, which Raft does not allow.
+    fn must_wait(&self) -> bool {
+        let raft = &self.node.raft;
+        let is_behind = raft.raft_log.persisted < raft.raft_log.last_index();
+        let would_lead = raft.state != StateRole::Leader && self.is_sole_voter();
+        self.stalled.is_some() || would_lead && is_behind
+    }
+
     /// Time passed.
     pub fn tick(&mut self) {
+        if self.must_wait() {
+            return;
+        }
         self.node.tick();
         self.draw();
     }

@@ -22,4 +22,22 @@ pub enum Planted {
     MembersForgotten,
     /// The checkpoint is not set back before entries are taken back.
     CheckpointKept,
+    /// Who leads says how far the log is committed without asking whether it leads still.
+    ReadUnasked,
+    /// A log start is in force before the commit that it stands on is durable.
+    LogStartForgotten,
+    /// Those who wait for a commit are not told when another replica leads, and wait on.
+    WaitersKept,
+    /// A batch that is sent again is answered before it is committed.
+    DuplicateUncommitted,
+    /// Those who wait for a read are forgotten when another replica leads.
+    ReadersForgotten,
+    /// What could not be written for want of space is left out.
+    StalledDropped,
+    /// What comes while entries wait for space is taken.
+    StalledSteps,
+    /// Offsets are checked of entries that follow on others than those that are here.
+    OffsetsUnmatched,
+    /// A leader that votes alone is not told of time, though others learn from it.
+    LearnersForgotten,
 }

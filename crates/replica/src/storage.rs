@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 use tidelog_log::state::GroupState;
-use tidelog_log::{EntriesError, EntryInfo, EntryKind, Log};
+use tidelog_log::{EntriesError, EntryInfo, EntryKind, Log, ReadError};
 use tidelog_record::RaftIndex;
 
 use crate::payload::stub;
@@ -94,7 +94,7 @@ impl Storage for LogStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> Result<Vec<Entry>> {
         if low >= high {
             return Ok(Vec::new());
@@ -102,8 +102,15 @@ impl Storage for LogStorage {
         let bytes_max = max_size.into().unwrap_or(u64::MAX);
         let infos = self
             .log
-            .entries(RaftIndex::new(low), RaftIndex::new(high), bytes_max)
-            .map_err(unreadable)?;
+            .entries(RaftIndex::new(low), RaftIndex::new(high), bytes_max);
+        let infos = match infos {
+            // They are to be sent, and will be when the other replica is heard of next.
+            Err(e) if is_out_of_files(&e) && context.can_async() => {
+                tracing::warn!(error = %e, "entries to be sent cannot be read now");
+                return Err(Error::Store(StorageError::LogTemporarilyUnavailable));
+            }
+            infos => infos.map_err(unreadable)?,
+        };
         infos.iter().map(|info| self.entry(info)).collect()
     }
 
@@ -131,6 +138,11 @@ impl Storage for LogStorage {
         }
         Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
     }
+}
+
+/// Whether entries cannot be read for want of an open file, which there will be again.
+pub(crate) fn is_out_of_files(e: &EntriesError) -> bool {
+    matches!(e, EntriesError::Read(ReadError::Disk(e)) if e.is_out_of_files())
 }
 
 fn unreadable(e: EntriesError) -> Error {

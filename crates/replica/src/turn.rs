@@ -15,7 +15,7 @@ use crate::group::{Group, GroupStore, Held, Role, at, epoch};
 use crate::message::{Outgoing, Payload, has_payload};
 use crate::payload::Placed;
 use crate::planted::Planted;
-use crate::storage::Members;
+use crate::storage::{Members, is_out_of_files};
 
 /// What came of a turn.
 #[derive(Debug, Default)]
@@ -47,6 +47,15 @@ pub(crate) struct Stalled {
     unwritten: Unwritten,
     /// What is lacking.
     pub(crate) cause: AppendError,
+}
+
+impl Stalled {
+    /// The entry `index`, if it is one of those.
+    pub(crate) fn entry(&self, index: u64) -> Option<&LogEntry> {
+        let Unwritten { last, entries, .. } = &self.unwritten;
+        let behind = usize::try_from(last.checked_sub(index)?).ok()?;
+        entries.iter().rev().nth(behind)
+    }
 }
 
 /// What Raft asked for last, and which of its entries are not in the log yet.
@@ -242,6 +251,9 @@ impl Group {
                 Err(ReplicateError::Append(
                     cause @ (AppendError::Full { .. } | AppendError::OutOfFiles { .. }),
                 )) => {
+                    if self.config.has(Planted::StalledDropped) {
+                        break;
+                    }
                     self.stalled = Some(Stalled { unwritten, cause });
                     return Ok(());
                 }
@@ -372,9 +384,12 @@ impl Group {
             // Forgotten, members would be those of before, and the log start would go back.
             let storage = self.node.mut_store();
             storage.state.commit = storage.state.commit.max(last);
-            store.record(&storage.state, &storage.members)?;
-            store.sync()?;
-            self.states_synced = self.states;
+            if turn.members.is_some() || !self.config.has(Planted::LogStartForgotten) {
+                let storage = self.node.store();
+                store.record(&storage.state, &storage.members)?;
+                store.sync()?;
+                self.states_synced = self.states;
+            }
         }
         let upto = if self.config.has(Planted::CommitAhead) {
             self.log().end_index().get() - 1
@@ -422,6 +437,11 @@ impl Group {
                 Ok(read) => read,
                 // Taken back or removed since the message was made: the receiver is told anew.
                 Err(EntriesError::Gone { .. } | EntriesError::NotYet { .. }) => return Ok(()),
+                // As if it were lost on its way.
+                Err(e) if is_out_of_files(&e) => {
+                    tracing::warn!(error = %e, "batches to be sent cannot be read now");
+                    return Ok(());
+                }
                 Err(e @ EntriesError::Read(_)) => return Err(e.into()),
             };
             for (entry, (info, bytes)) in message.entries[at_entry - 1..].iter().zip(read) {

@@ -138,10 +138,8 @@ impl DiskFile for SimFile {
             "write at {at} below the frozen {frozen} of {:?}",
             self.path
         );
-        let bytes = parts
-            .iter()
-            .flat_map(|part| part.iter().copied())
-            .collect::<Vec<u8>>();
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+        let bytes = parts.concat();
         self.call_or_stray(DiskOp::Write, |state, failed, stray| {
             check_len(at.saturating_add(bytes.len() as u64))?;
             match stray {

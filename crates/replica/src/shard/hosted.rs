@@ -13,7 +13,8 @@ use tidelog_record::{Offset, Timestamp};
 use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
 use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
-use crate::group::{AdoptFailed, Group, GroupStore, Proposed};
+use crate::group::{AdoptFailed, Group, GroupStore, Proposed, Role};
+use crate::planted::Planted;
 use crate::store::StateStore;
 use crate::turn::Turn;
 
@@ -273,11 +274,8 @@ impl<W> Hosted<W> {
             effects.members.push((self.key, members));
         }
         // First what was committed in the term that ends, as far as it was.
-        let ended = turn
-            .role
-            .filter(|role| role.term != self.term)
-            .map(|_| self.term);
-        self.answer_committed(ended, effects);
+        let ended = |role: Role| !role.is_leader || role.term != self.term;
+        self.answer_committed(turn.role.is_some_and(ended), effects);
         if let Some(role) = turn.role {
             effects.roles.push((self.key, role));
             if !role.is_leader || role.term != self.term {
@@ -289,7 +287,14 @@ impl<W> Hosted<W> {
                     let queue = std::mem::take(&mut self.queue);
                     self.drop_all(&begun, &new, effects);
                     self.queue = queue;
+                } else if self.group.config.has(Planted::WaitersKept) {
+                    let waiting = std::mem::take(&mut self.waiting);
+                    self.drop_all(&begun, &new, effects);
+                    self.waiting = waiting;
                 } else {
+                    if self.group.config.has(Planted::ReadersForgotten) {
+                        self.reads.clear();
+                    }
                     self.drop_all(&begun, &new, effects);
                 }
                 self.term = role.term;
@@ -349,7 +354,9 @@ impl<W> Hosted<W> {
             match result {
                 Ok(proposed) => {
                     let done = stored(&proposed);
-                    let is_there = proposed.is_duplicate && proposed.end_offset <= committed;
+                    let is_committed = proposed.end_offset <= committed
+                        || self.group.config.has(Planted::DuplicateUncommitted);
+                    let is_there = proposed.is_duplicate && is_committed;
                     if until == Until::Written || is_there {
                         written.push((done, waiter));
                     } else {
@@ -418,34 +425,23 @@ impl<W> Hosted<W> {
         }
     }
 
-    /// Answers those whose batches are committed. Where the term in which they were proposed has `ended`,
-    /// others may stand at their offsets: what was not written in that term says nothing.
-    fn answer_committed(&mut self, ended: Option<u64>, effects: &mut Effects<W>) {
+    /// Answers those whose batches are committed. When the term has `ended`, another leader may have put
+    /// others into their places and committed these, all in one turn.
+    fn answer_committed(&mut self, ended: bool, effects: &mut Effects<W>) {
         let reader = self.group.log().reader();
         let committed = reader.committed_offset();
+        let is_own = |end: Offset| {
+            let epoch = reader.epoch_at(end.saturating_sub(1));
+            epoch.map(|epoch| u64::from(epoch.get())) == Some(self.term)
+        };
+        let is_there = |end| end <= committed && (!ended || is_own(end));
         while self
             .waiting
             .front()
-            .is_some_and(|waiting| waiting.end <= committed)
+            .is_some_and(|waiting| is_there(waiting.end))
             && let Some(waiting) = self.waiting.pop_front()
         {
-            let is_its_own = |term: u64| match waiting.done {
-                Done::Stored {
-                    base_offset,
-                    is_duplicate: false,
-                    ..
-                } => {
-                    let epoch = reader.epoch_at(base_offset);
-                    epoch.is_some_and(|epoch| u64::from(epoch.get()) == term)
-                }
-                _ => false,
-            };
-            let result = if ended.is_none_or(is_its_own) {
-                Ok(waiting.done)
-            } else {
-                Err(Refusal::Lost { leader: None })
-            };
-            effects.answer(self.key, waiting.waiter, result);
+            effects.answer(self.key, waiting.waiter, Ok(waiting.done));
         }
         let start = self.group.log().reader().log_start();
         let starts = std::mem::take(&mut self.starts);

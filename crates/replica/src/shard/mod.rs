@@ -33,6 +33,7 @@ use crate::catch_up::{CatchUp, CatchUpLetter, PullTarget, Pulled};
 use crate::config::ReplicaId;
 use crate::error::{GroupError, ProposeError, StepError};
 use crate::group::Group;
+use crate::planted::Planted;
 use crate::store::StateStore;
 
 /// The groups of one thread. `W` stands for somebody who waits for an answer.
@@ -417,7 +418,8 @@ fn is_settled<W>(hosted: &Hosted<W>) -> bool {
 
 fn needs_ticks<W>(hosted: &Hosted<W>) -> bool {
     let group = &hosted.group;
-    let is_alone = group.is_sole_voter() && !group.has_others();
+    let has_others = group.has_others() && !group.config.has(Planted::LearnersForgotten);
+    let is_alone = group.is_sole_voter() && !has_others;
     let is_at_rest = is_alone && group.is_ready() && group.stalled().is_none();
     hosted.failed.is_none() && !is_at_rest
 }

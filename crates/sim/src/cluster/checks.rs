@@ -1,13 +1,13 @@
-//! What must hold, whatever happens.
+//! What must hold of each partition, whatever happens.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tidelog_record::{BatchHeader, RaftIndex};
-use tidelog_replica::Role;
+use tidelog_log::{EntriesError, InternalEntry, InternalKind, Log, ReadError};
+use tidelog_record::{BATCH_HEADER_LEN, BatchHeader, Offset, RaftIndex};
+use tidelog_replica::{ReplicaId, Role};
 
-use super::clients::Clients;
-use super::replica::Replica;
+use super::clients::Producer;
 
 /// An entry that is committed: its term and its bytes, which are the same everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,13 +16,25 @@ struct Committed {
     bytes: Bytes,
 }
 
-/// What was ever seen to be committed.
+/// What was seen of a replica.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Its entries were compared up to here in this life of its node.
+    compared: u64,
+    /// Where its log started, in any life.
+    log_start: Offset,
+    /// Records below are committed and durable there, for good.
+    kept: Offset,
+}
+
+/// What was ever seen to be committed in a partition.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
     entries: Vec<Committed>,
-    /// How far each replica's entries were compared.
-    checked: BTreeMap<u64, u64>,
-    leaders: BTreeMap<u64, u64>,
+    /// The log starts among them: which entry, and where the log starts from it on.
+    starts: Vec<(u64, Offset)>,
+    seen: BTreeMap<ReplicaId, Seen>,
+    leaders: BTreeMap<u64, ReplicaId>,
 }
 
 const FIRST: u64 = 6;
@@ -33,56 +45,106 @@ impl Checks {
         FIRST - 1 + self.entries.len() as u64
     }
 
+    /// Where the last batch up to the entry `index` begins: whoever has that entry needs nothing that
+    /// lies before.
+    pub(super) fn batch_at(&self, index: u64) -> Option<Offset> {
+        let count = usize::try_from(index.checked_sub(FIRST - 1)?).ok()?;
+        let known = &self.entries[..count.min(self.entries.len())];
+        let headers = known.iter().rev().map(|entry| header_of(&entry.bytes));
+        let mut batches = headers.filter(|header| !header.attributes.is_control());
+        Offset::from_wire(batches.next()?.base_offset)
+    }
+
     /// Compares what has become committed at a replica.
-    pub(super) fn committed(&mut self, replica: &Replica) {
-        let from = self.checked.get(&replica.id).copied().unwrap_or(FIRST);
-        let to = replica.committed() + 1;
-        if from < to {
-            self.compare(replica, from, to);
-            self.checked.insert(replica.id, to);
+    pub(super) fn committed(&mut self, id: ReplicaId, log: &Log) {
+        let seen = self.seen.get(&id).copied().unwrap_or_default();
+        let to = log.commit().get() + 1;
+        assert!(
+            to >= seen.compared,
+            "the watermark of replica {id} went back from {} to {to}",
+            seen.compared
+        );
+        let from = seen.compared.max(FIRST);
+        if !self.compare(id, log, from, to) {
+            return;
         }
+        let reader = log.reader();
+        let log_start = reader.log_start();
+        assert!(
+            log_start >= seen.log_start,
+            "the log start of replica {id} went back from {} to {log_start}",
+            seen.log_start
+        );
+        // One that was asked for before others and is committed after them does not set it back.
+        let told = self.starts.iter().filter(|(index, _)| *index < to);
+        let told = told.map(|(_, start)| *start).max().unwrap_or(Offset::ZERO);
+        assert_eq!(
+            log_start, told,
+            "the log start of replica {id} is not the one that is committed"
+        );
+        let durable = reader.durable_offset().min(reader.committed_offset());
+        let seen = Seen {
+            compared: to,
+            log_start,
+            kept: seen.kept.max(durable),
+        };
+        self.seen.insert(id, seen);
     }
 
     /// Compares everything that is committed at a replica, once more.
-    pub(super) fn all_of(&mut self, replica: &Replica) {
-        let to = replica.committed() + 1;
-        if FIRST < to {
-            self.compare(replica, FIRST, to);
+    pub(super) fn all_of(&mut self, id: ReplicaId, log: &Log) {
+        self.compare(id, log, FIRST, log.commit().get() + 1);
+    }
+
+    /// What a replica knew as committed before may have been forgotten; what is in its log was durable.
+    pub(super) fn restarted(&mut self, id: ReplicaId, log: &Log) {
+        let seen = self.seen.entry(id).or_default();
+        seen.compared = 0;
+        let end = log.end().offset;
+        assert!(
+            end >= seen.kept,
+            "replica {id} has records up to {end}; it had them durable and committed up to {}",
+            seen.kept
+        );
+        self.committed(id, log);
+    }
+
+    /// Says no when nothing can be read for want of an open file.
+    fn compare(&mut self, id: ReplicaId, log: &Log, from: u64, to: u64) -> bool {
+        let from = from.max(log.first_index().get());
+        if from >= to {
+            return true;
         }
-    }
-
-    /// What it knew as committed before may have been forgotten; what is in its log was durable.
-    pub(super) fn restarted(&mut self, replica: &Replica) {
-        self.checked.insert(replica.id, FIRST);
-        self.committed(replica);
-    }
-
-    fn compare(&mut self, replica: &Replica, from: u64, to: u64) {
-        let log = replica.group().expect("it runs").log();
-        let (from, to) = (RaftIndex::new(from), RaftIndex::new(to));
-        let entries = log.read_entries(from, to, u64::MAX);
-        for (info, bytes) in entries.expect("what is committed can be read") {
+        let entries = match log.read_entries(RaftIndex::new(from), RaftIndex::new(to), u64::MAX) {
+            Err(EntriesError::Read(ReadError::Disk(e))) if e.is_out_of_files() => return false,
+            entries => entries.expect("what is committed can be read"),
+        };
+        for (info, bytes) in entries {
             let found = Committed {
                 term: info.epoch.get(),
                 bytes,
             };
-            let at = usize::try_from(info.index.get() - FIRST).expect("few");
+            let index = info.index.get();
+            let at = usize::try_from(index - FIRST).expect("few");
             match self.entries.get(at) {
                 Some(known) => assert_eq!(
                     *known, found,
-                    "replica {} has another entry {} than was committed",
-                    replica.id, info.index
+                    "replica {id} has another entry {index} than was committed"
                 ),
                 None => {
                     assert_eq!(at, self.entries.len(), "entries are committed in order");
+                    if let Some(start) = log_start(&found.bytes) {
+                        self.starts.push((index, start));
+                    }
                     self.entries.push(found);
                 }
             }
         }
+        true
     }
 
     /// A replica has a new role; gives how many leaderships began.
-    pub(super) fn role(&mut self, id: u64, role: Role) -> u64 {
+    pub(super) fn role(&mut self, id: ReplicaId, role: Role) -> u64 {
         if !role.is_leader {
             return 0;
         }
@@ -97,32 +159,36 @@ impl Checks {
     }
 
     /// What producers were told is true, nothing is there twice, and all of it is in order.
-    pub(super) fn batches(&self, clients: &Clients) {
-        let mut by_producer: BTreeMap<i64, Vec<(i64, i32, i32)>> = BTreeMap::new();
+    pub(super) fn batches<'a>(&self, producers: impl Iterator<Item = &'a Producer>) {
+        let mut by_producer: BTreeMap<i64, Vec<BatchHeader>> = BTreeMap::new();
         for entry in &self.entries {
-            let header = BatchHeader::decode(&entry.bytes, entry.bytes.len());
-            let header = header.expect("entries are batches");
+            let header = header_of(&entry.bytes);
             if !header.attributes.is_control() {
                 let of_it = by_producer.entry(header.producer_id).or_default();
-                of_it.push((
-                    header.base_offset,
-                    header.base_sequence,
-                    header.record_count,
-                ));
+                of_it.push(header);
             }
         }
-        for (id, done) in clients.done() {
-            let id = i64::try_from(id).expect("few");
-            let told: Vec<_> = done
-                .iter()
-                .map(|done| {
-                    let base = done.base.to_wire();
-                    (base, done.sequence, done.records.cast_signed())
-                })
-                .collect();
-            let found = by_producer.remove(&id).unwrap_or_default();
-            assert_eq!(found, told, "what producer {id} sent and was told");
+        for producer in producers {
+            let found = by_producer.remove(&producer.id()).unwrap_or_default();
+            producer.check(&found);
         }
         assert!(by_producer.is_empty(), "batches of nobody: {by_producer:?}");
+    }
+}
+
+fn header_of(bytes: &[u8]) -> BatchHeader {
+    BatchHeader::decode(bytes, bytes.len()).expect("entries are batches")
+}
+
+/// Where the log starts, if the entry says so.
+fn log_start(bytes: &[u8]) -> Option<Offset> {
+    let header = header_of(bytes);
+    if !header.attributes.is_control() {
+        return None;
+    }
+    let entry = InternalEntry::decode(&header, &bytes[BATCH_HEADER_LEN..]).ok()?;
+    match entry.kind {
+        InternalKind::LogStart(start) => Some(start),
+        _ => None,
     }
 }

@@ -2,62 +2,83 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use tidelog_replica::eraftpb::Message;
+use tidelog_log::state::GroupKey;
+use tidelog_replica::NodeId;
+use tidelog_replica::catch_up::CatchUpLetter;
 
-use crate::SimRng;
-
-/// A message as it goes over the network.
-#[derive(Clone, Debug)]
-pub(super) struct Letter {
-    pub(super) message: Message,
-    pub(super) payloads: Vec<Bytes>,
-    pub(super) is_damaged: bool,
-}
-
-/// Where the part of a batch begins that its checksum covers.
-const CHECKED_FROM: usize = 21;
-
-impl Letter {
-    /// Flips a bit of one of its batches, if it has any: of what its own checksum covers. That of the
-    /// frame around it, which is the network's business, covers the rest.
-    pub(super) fn damage(&mut self, rng: &mut SimRng) {
-        if self.payloads.is_empty() {
-            return;
-        }
-        let at = rng.index(self.payloads.len());
-        let mut bytes = self.payloads[at].to_vec();
-        let position = CHECKED_FROM + rng.index(bytes.len() - CHECKED_FROM);
-        bytes[position] ^= 1 << rng.below(8);
-        self.payloads[at] = bytes.into();
-        self.is_damaged = true;
-    }
-}
+use super::clients::{Reply, Request};
+use super::frames::Frame;
 
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A replica is told that time has passed.
-    Tick { id: u64 },
-    /// A message arrives.
-    Deliver {
-        from: u64,
-        to: u64,
-        letter: Box<Letter>,
+    /// A node is told that time has passed.
+    Tick { node: NodeId },
+    /// What a node sent to another in one turn arrives.
+    Deliver { to: NodeId, frame: Box<Frame> },
+    /// What a replica says that catches up by files, or that it copies from.
+    Files {
+        from: NodeId,
+        to: NodeId,
+        letter: Box<CatchUpLetter>,
     },
-    /// A sync that a replica asked for in this life of it comes to its end.
-    LogSync { id: u64, life: u64 },
-    /// The same of what it keeps beside its log.
-    StateSync { id: u64, life: u64, recorded: u64 },
-    /// A replica that stopped starts again.
-    Restart { id: u64 },
-    /// A replica that was paused goes on.
-    Resume { id: u64 },
+    /// A round of syncs that a node asked for in this life of it comes to its end.
+    LogSync {
+        node: NodeId,
+        life: u64,
+        keys: Vec<GroupKey>,
+    },
+    /// The same of what it keeps beside its logs.
+    StateSync {
+        node: NodeId,
+        life: u64,
+        recorded: Vec<(GroupKey, u64)>,
+    },
+    /// What a producer sent arrives.
+    Request { to: NodeId, request: Request },
+    /// What a producer is told arrives.
+    Answer { producer: usize, reply: Reply },
+    /// A producer sends, or sends again, unless it has sent since this was planned.
+    Send { producer: usize, plan: u64 },
+    /// Somebody reads, trims or rolls.
+    Admin,
+    /// A node of which something failed in this life is stopped.
+    Stop { node: NodeId, life: u64 },
+    /// A node loses power, if it is still in this life.
+    PowerLoss { node: NodeId, life: u64 },
+    /// More than one replica of a partition stand for election.
+    Contest { number: usize },
+    /// A node that stopped starts again.
+    Restart { node: NodeId },
+    /// A node that was paused goes on.
+    Resume { node: NodeId, life: u64 },
+    /// There is space again on this node's disk, and there are files to open.
+    Space { node: NodeId },
     /// These hear each other again.
-    Heal { cuts: Vec<(u64, u64)> },
+    Heal { cuts: Vec<(NodeId, NodeId)> },
     /// Something goes wrong.
     Fault,
-    /// A producer sends, or sends again, unless it has sent since this was planned.
-    Send { producer: u64, plan: u64 },
+}
+
+impl Event {
+    /// The node whose process must run for this to happen; what is on its way to one that is stopped
+    /// for a while waits.
+    pub(super) fn waits_for(&self) -> Option<NodeId> {
+        match self {
+            Self::Deliver { to, .. } | Self::Files { to, .. } | Self::Request { to, .. } => {
+                Some(*to)
+            }
+            Self::LogSync { node, .. } | Self::StateSync { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+
+    /// Whether it came over the network, where only so much waits.
+    pub(super) fn is_mail(&self) -> bool {
+        matches!(
+            self,
+            Self::Deliver { .. } | Self::Files { .. } | Self::Request { .. }
+        )
+    }
 }
 
 /// Events by their time; those of one time in the order in which they were added.

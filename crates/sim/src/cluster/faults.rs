@@ -1,7 +1,21 @@
 //! What goes wrong, and when.
 
+use tidelog_log::state::GroupKey;
+use tidelog_replica::{NodeId, node_of};
+
 use super::Cluster;
 use super::events::Event;
+
+/// How a node stops.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    PowerLoss,
+    Kill,
+    Orderly,
+}
+
+/// So much of the network's waits for a process that is stopped for a while; what comes then is lost.
+const INBOX_MAX: usize = 300;
 
 impl Cluster {
     /// One fault, and when the next one comes.
@@ -9,93 +23,185 @@ impl Cluster {
         if !self.is_stormy {
             return;
         }
-        let next = self.now + 50 + self.rng.below(3000);
+        let next = self.now + 50 + self.rng.below(2500);
         self.events.at(next, Event::Fault);
-        let ids: Vec<u64> = self.replicas.keys().copied().collect();
-        let id = ids[self.rng.index(ids.len())];
-        match self.rng.below(14) {
-            0 | 1 => self.stop_with(id, true),
-            2 => self.stop_with(id, false),
+        let nodes: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
+        let id = nodes[self.rng.index(nodes.len())];
+        let number = self.rng.index(self.partitions.len());
+        match self.rng.below(24) {
+            0 | 1 => self.stop_with(id, Stop::PowerLoss),
+            2 => self.stop_with(id, Stop::Kill),
+            3 => self.stop_with(id, Stop::Orderly),
             // Everywhere at once.
-            3 if self.rng.chance(40) => {
-                for id in ids {
-                    self.stop_with(id, true);
+            4 if self.rng.chance(40) => {
+                for id in nodes {
+                    self.stop_with(id, Stop::PowerLoss);
                 }
             }
-            3 | 4 => self.pause(id),
-            5..8 => self.cut(),
-            8 => self.loss = self.rng.below(30),
-            9 => self.loss = 0,
-            10 => {
-                let replica = self.replicas.get_mut(&id).expect("there is one");
-                replica.fail(&mut self.rng);
+            4 | 5 => self.pause(id),
+            6..9 => self.cut(id),
+            // The one that leads is worth more: it goes on for a while as if nothing were.
+            9..11 => {
+                let leader = self.leader(self.partitions[number].key);
+                self.cut(leader.unwrap_or(id));
             }
-            11 => self.transfer(id),
-            _ => self.change_members(),
+            11 => self.loss = self.rng.below(30),
+            12 => self.answers_lost = self.rng.below(30),
+            13 => (self.loss, self.answers_lost) = (0, 0),
+            14 => self.nodes[id as usize - 1].fail(&mut self.rng),
+            15..17 => {
+                let is_everywhere = self.rng.chance(30);
+                for node in nodes {
+                    if is_everywhere || node == id {
+                        self.fill(node);
+                    }
+                }
+            }
+            17 => self.transfer(number),
+            18 | 19 => self.contest(number),
+            _ => self.change_members(number),
         }
-        if self.rng.chance(5) {
-            self.retire();
+        if self.rng.chance(20) {
+            self.retire(number);
         }
     }
 
-    /// The replica failed by itself.
-    pub(super) fn stop(&mut self, id: u64) {
-        let loses_power = self.rng.chance(50);
-        self.stop_with(id, loses_power);
-    }
-
-    fn stop_with(&mut self, id: u64, loses_power: bool) {
-        let Some(replica) = self.replicas.get_mut(&id).filter(|r| r.is_up()) else {
-            return;
+    /// A group of the node failed by itself, and somebody starts the node anew.
+    pub(super) fn stop(&mut self, id: NodeId) {
+        let stop = match self.rng.below(3) {
+            0 => Stop::PowerLoss,
+            1 => Stop::Kill,
+            _ => Stop::Orderly,
         };
-        replica.stop(loses_power);
-        self.clients.lost(id);
+        self.stop_with(id, stop);
+    }
+
+    /// Power fails for a moment.
+    pub(super) fn lose_power(&mut self, id: NodeId) {
+        self.stop_with(id, Stop::PowerLoss);
+        let back = self.now + 1 + self.rng.below(30);
+        self.events.at(back, Event::Restart { node: id });
+    }
+
+    /// The leader is lost, and more than one want to be the next.
+    fn contest(&mut self, number: usize) {
+        if let Some(leader) = self.leader(self.partitions[number].key) {
+            self.stop_with(leader, Stop::PowerLoss);
+        }
+        // Before, they keep to the leader that they have heard of.
+        let time = self.now + 500 + self.rng.below(300);
+        self.events.at(time, Event::Contest { number });
+    }
+
+    pub(super) fn stand(&mut self, number: usize) {
+        let partition = &self.partitions[number];
+        let key = partition.key;
+        let nodes: Vec<NodeId> = partition.member_ids().map(node_of).collect();
+        for id in nodes {
+            if self.rng.chance(60) {
+                self.with(id, |node| {
+                    if let Some(shard) = node.shard_mut() {
+                        shard.with(key, tidelog_replica::Group::campaign);
+                    }
+                });
+            }
+        }
+    }
+
+    fn stop_with(&mut self, id: NodeId, stop: Stop) {
+        let node = self.node_mut(id);
+        if !node.is_up() {
+            return;
+        }
+        match stop {
+            Stop::PowerLoss => node.stop(true),
+            Stop::Kill => node.stop(false),
+            // A process that is paused does not hear of it.
+            Stop::Orderly if node.is_paused => node.stop(false),
+            Stop::Orderly => node.stop_orderly(),
+        }
+        // Nobody answers any more those who wait for it.
+        self.tickets.retain(|_, ticket| ticket.node != id);
+        self.stalled.retain(|(node, _)| *node != id);
         let back = match self.rng.below(10) {
             0..5 => self.rng.below(200),
             5..9 => self.rng.below(3000),
             _ => self.rng.below(15_000),
         };
-        self.events.at(self.now + 1 + back, Event::Restart { id });
+        self.events
+            .at(self.now + 1 + back, Event::Restart { node: id });
     }
 
-    pub(super) fn restart(&mut self, id: u64) {
-        let Some(replica) = self.replicas.get_mut(&id).filter(|r| !r.is_up()) else {
-            return;
-        };
-        replica.start(&mut self.rng);
-        self.stats.restarts += 1;
-        self.checks.restarted(&self.replicas[&id]);
-        self.with(id, |_, _| {});
-    }
-
-    fn pause(&mut self, id: u64) {
-        let replica = self.replicas.get_mut(&id).expect("there is one");
-        replica.is_paused = true;
-        let time = 100 + self.rng.below(8000);
-        self.events.at(self.now + time, Event::Resume { id });
-    }
-
-    pub(super) fn resume(&mut self, id: u64) {
-        let Some(replica) = self.replicas.get_mut(&id) else {
-            return;
-        };
-        replica.is_paused = false;
-        // What it had asked for before is done by now.
-        let life = replica.life();
-        let recorded = replica.group().map_or(0, tidelog_replica::Group::recorded);
-        self.handle(Event::LogSync { id, life });
-        self.handle(Event::StateSync { id, life, recorded });
-    }
-
-    /// Cuts one replica off, one way or both, or one from one.
-    fn cut(&mut self) {
-        let ids: Vec<u64> = self.replicas.keys().copied().collect();
-        if ids.len() == 1 {
+    pub(super) fn restart(&mut self, id: NodeId) {
+        let node = &mut self.nodes[id as usize - 1];
+        if node.is_up() {
             return;
         }
-        let one = ids[self.rng.index(ids.len())];
-        let others: Vec<u64> = ids.into_iter().filter(|id| *id != one).collect();
-        let others = if self.rng.chance(50) {
+        if !node.start(&mut self.rng) {
+            let again = self.now + 200;
+            self.events.at(again, Event::Restart { node: id });
+            return;
+        }
+        self.stats.restarts += 1;
+        for partition in &mut self.partitions {
+            let replica = node.next_replica(partition.key);
+            if let Some(group) = node.replica(partition.key, replica) {
+                partition.checks.restarted(replica, group.log());
+            }
+        }
+        self.with(id, |_| {});
+    }
+
+    fn pause(&mut self, id: NodeId) {
+        let time = 100 + self.rng.below(8000);
+        let now = self.now;
+        let node = self.node_mut(id);
+        if node.is_running() {
+            node.is_paused = true;
+            let life = node.life();
+            self.events.at(now + time, Event::Resume { node: id, life });
+        }
+    }
+
+    /// Keeps what came for a process that is stopped for a while, as its sockets do.
+    pub(super) fn keep(&mut self, id: NodeId, event: Event) {
+        let node = self.node_mut(id);
+        let is_room = node.inbox.len() < INBOX_MAX;
+        if is_room || !event.is_mail() {
+            node.inbox.push_back(event);
+        }
+    }
+
+    /// The process goes on, with all that waits for it: some of it before it takes its next turn.
+    pub(super) fn resume(&mut self, id: NodeId) {
+        let node = self.node_mut(id);
+        node.is_paused = false;
+        let mut inbox = std::mem::take(&mut node.inbox);
+        // It does not know yet what has become of it.
+        for number in 0..self.partitions.len() {
+            self.read(number, id);
+        }
+        while !inbox.is_empty() {
+            let count = (1 + self.rng.index(20)).min(inbox.len());
+            for event in inbox.drain(..count) {
+                self.arrive(id, event);
+            }
+            self.with(id, |_| {});
+        }
+    }
+
+    fn fill(&mut self, id: NodeId) {
+        let time = 100 + self.rng.below(6000);
+        let node = &mut self.nodes[id as usize - 1];
+        node.fill(&mut self.rng);
+        self.events.at(self.now + time, Event::Space { node: id });
+    }
+
+    /// Cuts a node off, one way or both, or from one other.
+    fn cut(&mut self, one: NodeId) {
+        let others = self.nodes.iter().map(|node| node.id);
+        let others: Vec<NodeId> = others.filter(|id| *id != one).collect();
+        let others = if self.rng.chance(60) {
             others
         } else {
             vec![others[self.rng.index(others.len())]]
@@ -115,26 +221,29 @@ impl Cluster {
         self.events.at(self.now + time, Event::Heal { cuts });
     }
 
-    fn transfer(&mut self, to: u64) {
-        let leader = self.leader();
-        if let Some(leader) = leader {
-            self.with(leader, |replica, _| {
-                if let Some(group) = replica.group_mut() {
-                    group.transfer_leader(to);
+    fn transfer(&mut self, number: usize) {
+        let partition = &self.partitions[number];
+        let key = partition.key;
+        let ids: Vec<u64> = partition.member_ids().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let to = ids[self.rng.index(ids.len())];
+        if let Some(leader) = self.leader(key) {
+            self.with(leader, |node| {
+                if let Some(shard) = node.shard_mut() {
+                    shard.with(key, |group| group.transfer_leader(to));
                 }
             });
         }
     }
 
-    /// Whoever thinks to lead, in the newest term.
-    pub(super) fn leader(&self) -> Option<u64> {
-        let roles = self
-            .replicas
-            .values()
-            .filter(|replica| replica.is_running());
-        let leaders = roles.filter_map(|replica| {
-            let role = replica.group()?.role();
-            role.is_leader.then_some((role.term, replica.id))
+    /// The node on which a replica thinks to lead, in the newest term.
+    pub(super) fn leader(&self, key: GroupKey) -> Option<NodeId> {
+        let nodes = self.nodes.iter().filter(|node| node.is_running());
+        let leaders = nodes.filter_map(|node| {
+            let role = node.shard()?.group(key)?.role();
+            role.is_leader.then_some((role.term, node.id))
         });
         leaders.max().map(|(_, id)| id)
     }
@@ -142,11 +251,12 @@ impl Cluster {
     /// The last fault is over.
     pub(super) fn calm(&mut self) {
         self.is_stormy = false;
-        self.loss = 0;
+        (self.loss, self.answers_lost) = (0, 0);
         self.cuts.clear();
-        let ids: Vec<u64> = self.replicas.keys().copied().collect();
+        let ids: Vec<NodeId> = self.nodes.iter().map(|node| node.id).collect();
         for id in ids {
-            if self.replicas[&id].is_paused {
+            self.node_mut(id).make_space();
+            if self.node(id).is_paused {
                 self.resume(id);
             }
             self.restart(id);

@@ -1,115 +1,48 @@
-//! A whole cluster in one thread, from one seed: replicas of a partition on simulated disks, a network
-//! that loses, repeats, delays, reorders and damages, clients that retry, and checks of what they were promised.
+//! A whole cluster in one thread, from one seed: nodes with the replicas of several partitions on
+//! simulated disks, a network that loses, repeats, delays, reorders and damages, clients that retry,
+//! and checks of what they were promised.
 //!
 //! Time is a number that jumps to the next event (`events.rs`), so a minute of it takes a few
-//! milliseconds. A replica (`replica.rs`) is the code that a broker runs: the group, the log, recovery;
-//! here are only its surroundings. Faults (`faults.rs`) are drawn from the seed: power loss, kills,
-//! pauses, cuts of the network one way or both, syncs that take long or fail. Clients (`clients.rs`)
-//! send idempotent batches, one after the other, again and again until they are acknowledged. All
-//! along and at the end (`checks.rs`) it is asked whether
-//! - replicas agree on every committed entry, byte by byte;
+//! milliseconds. A node (`node.rs`) is the code that a broker runs: the shard, its groups, their logs,
+//! recovery; here are only its surroundings. What comes of a turn is done as a broker
+//! does it (`turns.rs`). What a node has for another after a turn is one frame (`frames.rs`). Faults
+//! (`faults.rs`) are drawn from the seed. Producers (`clients.rs`) send idempotent batches, several at
+//! a time, again and again until they are acknowledged; others read, trim and roll (`admin.rs`), and
+//! members come and go (`members.rs`). All along and at the end (`checks.rs`) it is asked whether
+//! - replicas agree on every committed entry, byte by byte, and on where their logs start;
 //! - a term has one leader;
 //! - every acknowledged record is committed at the offset that was told;
 //! - nothing is there twice, and each producer's records are in order;
+//! - a read is told of all that was committed when it asked;
+//! - whoever waits is answered, once;
 //! - once the faults end, everything is acknowledged.
 
+mod admin;
 mod checks;
 mod clients;
+mod copies;
 mod events;
 mod faults;
+mod frames;
 mod members;
-mod replica;
+mod node;
+mod options;
+mod process;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tidelog_log::state::GroupKey;
 use tidelog_record::Timestamp;
-use tidelog_replica::eraftpb::ConfState;
-use tidelog_replica::{Members, Planted};
+use tidelog_replica::{Members, NodeId, Until, node_of, replica_of};
 
-use self::checks::Checks;
-use self::clients::Clients;
+use self::admin::Ticket;
+use self::clients::Producer;
 use self::events::{Event, Events};
-use self::replica::Replica;
+use self::members::Partition;
+use self::node::Node;
+pub use self::options::{ClusterOptions, ClusterStats};
 use crate::SimRng;
-
-/// What a run does.
-#[derive(Clone, Copy, Debug)]
-pub struct ClusterOptions {
-    /// How many replicas.
-    pub replicas: u64,
-    /// How many producers.
-    pub producers: u64,
-    /// How long faults happen, in simulated milliseconds.
-    pub millis: u64,
-    /// What is wrong with the replicas, to see that it is found.
-    pub planted: Option<Planted>,
-}
-
-impl ClusterOptions {
-    /// One replica, three or five, as the seed says.
-    pub fn of_seed(seed: u64) -> Self {
-        Self {
-            replicas: match seed % 4 {
-                0 | 2 => 3,
-                1 => 5,
-                _ => 1,
-            },
-            ..Self::default()
-        }
-    }
-}
-
-impl Default for ClusterOptions {
-    fn default() -> Self {
-        Self {
-            replicas: 3,
-            producers: 3,
-            millis: 60_000,
-            planted: None,
-        }
-    }
-}
-
-/// What a run was like: a run in which nothing happened proves nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClusterStats {
-    /// Simulated milliseconds, until everything was well again.
-    pub millis: u64,
-    /// Batches that were acknowledged.
-    pub acknowledged: u64,
-    /// Batches that were sent again.
-    pub retried: u64,
-    /// Those that turned out to be there already.
-    pub duplicates: u64,
-    /// Leaderships.
-    pub terms: u64,
-    /// Times a replica was started again.
-    pub restarts: u64,
-    /// Changes of members that were committed.
-    pub changes: u64,
-    /// Times entries that were not committed were taken back.
-    pub truncations: u64,
-    /// Messages delivered.
-    pub messages: u64,
-    /// Those that were refused because their batches were damaged.
-    pub refused: u64,
-}
-
-impl ClusterStats {
-    /// Adds those of another run.
-    pub fn add(&mut self, other: &Self) {
-        self.millis += other.millis;
-        self.acknowledged += other.acknowledged;
-        self.retried += other.retried;
-        self.duplicates += other.duplicates;
-        self.terms += other.terms;
-        self.restarts += other.restarts;
-        self.truncations += other.truncations;
-        self.changes += other.changes;
-        self.messages += other.messages;
-        self.refused += other.refused;
-    }
-}
 
 /// Runs a cluster.
 ///
@@ -125,66 +58,78 @@ pub(crate) struct Cluster {
     rng: SimRng,
     now: u64,
     events: Events,
-    replicas: BTreeMap<u64, Replica>,
-    /// Who is in the group, by the newest change that was committed.
-    members: Members,
-    /// Who ever was, or was to be: none of them is added again.
-    ever_members: BTreeSet<u64>,
-    /// Who was in it before the newest change, and may be still.
-    left: BTreeSet<u64>,
-    clients: Clients,
-    checks: Checks,
+    /// By their numbers, from 1 on.
+    nodes: Vec<Node>,
+    partitions: Vec<Partition>,
+    producers: Vec<Producer>,
+    /// Who waits for an answer of a node that runs.
+    tickets: BTreeMap<u64, Ticket>,
+    last_ticket: u64,
+    /// Replicas that wait for space.
+    stalled: BTreeSet<(NodeId, GroupKey)>,
     /// Pairs that do not hear each other: from, to.
-    cuts: Vec<(u64, u64)>,
-    /// Of 100 messages so many are lost now.
+    cuts: Vec<(NodeId, NodeId)>,
+    /// Of 100 frames so many are lost now.
     loss: u64,
-    /// Whether faults may happen.
+    /// Of 100 answers to clients so many are.
+    answers_lost: u64,
+    /// Whether faults may happen, and producers have more to say.
     is_stormy: bool,
     stats: ClusterStats,
 }
 
-/// How often replicas are told of time.
+/// How often nodes are told of time.
 const TICK_MILLIS: u64 = 50;
+/// Nodes that are there without being among the founders.
+const SPARE_NODES: u32 = 2;
 
 impl Cluster {
     fn new(seed: u64, options: ClusterOptions) -> Self {
         let mut rng = SimRng::new(seed);
-        let voters: Vec<u64> = (1..=options.replicas).collect();
-        let members = Members {
-            state: ConfState::from((voters.clone(), Vec::new())),
-            index: 0,
-        };
-        let ever_members = voters.iter().copied().collect();
-        let replicas = voters
-            .iter()
-            .map(|id| {
-                (
-                    *id,
-                    Replica::create(*id, &voters, options.planted, &mut rng),
-                )
-            })
-            .collect();
         let mut events = Events::default();
-        for id in voters {
-            events.at(rng.below(TICK_MILLIS), Event::Tick { id });
+        let count = options.replicas + SPARE_NODES;
+        let mut nodes: Vec<Node> = (1..=count)
+            .map(|id| Node::create(id, options.planted, &mut rng))
+            .collect();
+        let founders: Vec<u64> = (1..=options.replicas).map(|id| replica_of(id, 0)).collect();
+        let mut partitions = Vec::new();
+        for number in 0..options.partitions {
+            let partition = Partition::new(number, founders.clone(), rng.chance(50));
+            for node in &mut nodes[..options.replicas as usize] {
+                node.add_replica(partition.key, &founders, &mut rng);
+            }
+            partitions.push(partition);
         }
+        for node in 1..=count {
+            events.at(rng.below(TICK_MILLIS), Event::Tick { node });
+        }
+        let mut producers = Vec::new();
         for producer in 0..options.producers {
+            let until = if producer % 4 == 3 {
+                Until::Written
+            } else {
+                Until::Committed
+            };
+            let partition = producer % partitions.len();
+            producers.push(Producer::new(producer, partition, until));
             events.at(rng.below(500), Event::Send { producer, plan: 0 });
         }
         events.at(rng.below(2000), Event::Fault);
+        events.at(rng.below(2000), Event::Admin);
         Self {
-            clients: Clients::new(options.producers),
             options,
             rng,
             now: 0,
             events,
-            replicas,
-            members,
-            ever_members,
-            left: BTreeSet::new(),
-            checks: Checks::default(),
+            nodes,
+            partitions,
+            producers,
+            tickets: BTreeMap::new(),
+            last_ticket: 0,
+            stalled: BTreeSet::new(),
             cuts: Vec::new(),
             loss: 0,
+            answers_lost: 0,
             is_stormy: true,
             stats: ClusterStats::default(),
         }
@@ -195,14 +140,16 @@ impl Cluster {
         self.calm();
         // Elections, and batches that wait for their time to be sent again.
         let deadline = self.now + 120_000;
-        self.clients.stop();
-        let is_well = |cluster: &Self| cluster.clients.is_done() && cluster.is_caught_up();
-        self.run_until(deadline, is_well);
+        self.run_until(deadline, Self::is_well);
         assert!(
-            is_well(self),
-            "two minutes after the last fault the cluster is not well: {:?}, {}",
-            self.replicas.values().collect::<Vec<_>>(),
-            self.clients.waiting(),
+            self.is_well(),
+            "two minutes after the last fault the cluster is not well: {:#?}, {:?}, left behind: {:?}",
+            self.nodes,
+            self.producers
+                .iter()
+                .filter(|p| !p.is_done())
+                .collect::<Vec<_>>(),
+            self.tickets,
         );
         self.check_end();
         self.stats.millis = self.now;
@@ -219,130 +166,185 @@ impl Cluster {
     }
 
     fn handle(&mut self, event: Event) {
+        if let Some(node) = event.waits_for() {
+            if self.node(node).is_paused {
+                self.keep(node, event);
+            } else {
+                self.arrive(node, event);
+                self.with(node, |_| {});
+            }
+            return;
+        }
         match event {
-            Event::Tick { id } => {
-                if !self.replicas.contains_key(&id) {
-                    return;
-                }
-                self.events.at(self.now + TICK_MILLIS, Event::Tick { id });
-                self.with(id, |replica, _| replica.tick());
+            Event::Tick { node } => {
+                let next = self.now + TICK_MILLIS;
+                self.events.at(next, Event::Tick { node });
+                let now = self.now;
+                self.with(node, |node| {
+                    node.tick();
+                    node.tick_files(now);
+                });
             }
-            Event::Deliver { from, to, letter } => {
-                self.stats.messages += 1;
-                if !self.is_cut(from, to) {
-                    let now = self.time();
-                    let mut is_refused = false;
-                    self.with(to, |replica, _| is_refused = replica.step(&letter, now));
-                    self.stats.refused += u64::from(is_refused);
-                }
+            Event::Answer { producer, reply } => {
+                let nodes = self.count();
+                let state = &mut self.producers[producer];
+                let is_good = state.answered(&reply, &mut self.rng, nodes);
+                self.plan(producer, if is_good { 120 } else { 200 });
             }
-            Event::LogSync { id, life } => {
-                self.with(id, |replica, _| replica.sync_log(life));
+            Event::Send { producer, plan } => self.send(producer, plan),
+            Event::Admin => self.administer(),
+            Event::Stop { node, life } if self.node(node).life() == life => self.stop(node),
+            Event::PowerLoss { node, life } if self.node(node).life() == life => {
+                self.lose_power(node);
             }
-            Event::StateSync { id, life, recorded } => {
-                self.with(id, |replica, _| replica.sync_state(life, recorded));
-            }
-            Event::Restart { id } => self.restart(id),
-            Event::Resume { id } => self.resume(id),
+            Event::Contest { number } => self.stand(number),
+            Event::Restart { node } => self.restart(node),
+            Event::Resume { node, life } if self.node(node).life() == life => self.resume(node),
+            Event::Space { node } => self.node_mut(node).make_space(),
             Event::Heal { cuts } => self.cuts.retain(|cut| !cuts.contains(cut)),
             Event::Fault => self.fault(),
-            Event::Send { producer, plan } => self.send(producer, plan),
+            // Of another life, or handled before.
+            _ => {}
         }
+    }
+
+    /// What was under way comes to a process that runs, which has yet to take its turn.
+    fn arrive(&mut self, node: NodeId, event: Event) {
+        let now = self.time();
+        if !self.node(node).is_running() {
+            return;
+        }
+        match event {
+            Event::Deliver { to, frame } => {
+                if !self.cuts.contains(&(frame.from, to)) {
+                    self.stats.frames += 1;
+                    self.stats.shared += u64::from(frame.groups() > 1);
+                    self.stats.refused += self.node_mut(to).receive(&frame, now);
+                }
+            }
+            Event::Files { from, to, letter } => {
+                if !self.cuts.contains(&(from, to)) {
+                    let now = self.now;
+                    self.node_mut(to).take_files(*letter, now);
+                }
+            }
+            Event::Request { to, request } => self.propose(to, request),
+            Event::LogSync { node, life, keys } => {
+                let with_state = self.rng.chance(10);
+                self.node_mut(node).sync_logs(life, &keys, with_state);
+            }
+            Event::StateSync {
+                node,
+                life,
+                recorded,
+            } => self.node_mut(node).sync_state(life, &recorded),
+            other => unreachable!("{other:?} is not for a node"),
+        }
+    }
+
+    fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id as usize - 1]
+    }
+
+    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id as usize - 1]
+    }
+
+    fn count(&self) -> u32 {
+        self.options.replicas + SPARE_NODES
     }
 
     fn time(&self) -> Timestamp {
         Timestamp::from_millis(i64::try_from(self.now).expect("a simulation is short"))
     }
 
-    /// Does something to a replica that runs, and then what comes of it.
-    fn with(&mut self, id: u64, act: impl FnOnce(&mut Replica, &mut SimRng)) {
-        let now = self.time();
-        let Some(replica) = self.replicas.get_mut(&id).filter(|r| r.is_running()) else {
-            return;
-        };
-        act(replica, &mut self.rng);
-        let Some(outcome) = replica.turn(now) else {
-            self.stop(id);
-            return;
-        };
-        let life = replica.life();
-        if outcome.is_log_dirty {
-            let took = self.sync_millis();
-            self.events.at(self.now + took, Event::LogSync { id, life });
-        }
-        if let Some(recorded) = outcome.state_to_sync {
-            let took = self.sync_millis();
-            let event = Event::StateSync { id, life, recorded };
-            self.events.at(self.now + took, event);
-        }
-        for letter in outcome.letters {
-            self.post(id, letter);
-        }
-        self.stats.truncations += outcome.truncations;
-        let replica = &self.replicas[&id];
-        self.checks.committed(replica);
-        if let Some(role) = outcome.role {
-            self.stats.terms += self.checks.role(id, role);
-        }
-        if let Some(members) = outcome.members {
-            self.members_changed(members);
-        }
-        self.answer(id);
+    fn partition_of(&self, producer: usize) -> u32 {
+        u32::try_from(self.producers[producer].partition).expect("few")
     }
 
-    fn post(&mut self, from: u64, letter: events::Letter) {
-        let to = letter.message.to;
-        if self.rng.chance(self.loss) {
+    /// A producer sends within so many milliseconds.
+    fn plan(&mut self, producer: usize, within: u64) {
+        let time = self.now + self.rng.below(within);
+        let state = &mut self.producers[producer];
+        state.plan += 1;
+        let plan = state.plan;
+        self.events.at(time, Event::Send { producer, plan });
+    }
+
+    /// A producer sends what it has to send.
+    fn send(&mut self, id: usize, plan: u64) {
+        let (now, time, nodes) = (self.now, self.time(), self.count());
+        let producer = &mut self.producers[id];
+        if producer.plan != plan {
             return;
         }
-        let copies = 1 + u64::from(self.is_stormy && self.rng.chance(2));
-        for _ in 0..copies {
-            let delay = match self.rng.below(100) {
-                0..80 => self.rng.below(3),
-                80..99 => self.rng.below(30),
-                _ => self.rng.below(1000),
-            };
-            let mut letter = letter.clone();
-            if self.is_stormy && self.rng.chance(1) {
-                letter.damage(&mut self.rng);
-            }
-            let letter = Box::new(letter);
-            self.events
-                .at(self.now + delay, Event::Deliver { from, to, letter });
+        if self.is_stormy {
+            producer.write(&mut self.rng);
+        }
+        let (request, retried) = producer.request(now, time);
+        if retried > 0 && self.rng.chance(20) {
+            producer.look_elsewhere(&mut self.rng, nodes);
+        }
+        self.stats.retried += retried;
+        let to = producer.target;
+        let is_over = producer.is_done() && !self.is_stormy;
+        if !request.batches.is_empty() && !self.rng.chance(self.answers_lost / 2) {
+            let arrives = now + self.delay();
+            self.events.at(arrives, Event::Request { to, request });
+        }
+        if !is_over {
+            self.plan(id, 500);
         }
     }
 
-    fn sync_millis(&mut self) -> u64 {
-        match self.rng.below(100) {
-            0..70 => self.rng.below(2),
-            70..98 => self.rng.below(20),
-            _ => self.rng.below(1500),
-        }
+    fn is_well(&self) -> bool {
+        let is_done = self.producers.iter().all(Producer::is_done) && self.tickets.is_empty();
+        is_done
+            && self
+                .partitions
+                .iter()
+                .all(|partition| self.is_caught_up(partition))
     }
 
-    fn is_cut(&self, from: u64, to: u64) -> bool {
-        self.cuts.contains(&(from, to))
-    }
-
-    fn is_caught_up(&self) -> bool {
-        let length = self.checks.length();
-        self.replicas
-            .iter()
-            .filter(|(id, _)| self.is_member(**id))
-            .all(|(_, replica)| replica.is_running() && replica.committed() == length)
+    fn is_caught_up(&self, partition: &Partition) -> bool {
+        let length = partition.checks.length();
+        let mut members = partition.member_ids();
+        members.all(|id| {
+            let node = self.node(node_of(id));
+            let group = node
+                .replica(partition.key, id)
+                .filter(|_| node.is_running());
+            group.is_some_and(|group| group.log().commit().get() == length)
+        })
     }
 
     fn check_end(&mut self) {
-        for replica in self.replicas.values().filter(|r| r.is_up()) {
-            self.checks.all_of(replica);
+        for partition in &mut self.partitions {
+            let Partition {
+                key,
+                checks,
+                replicas,
+                ..
+            } = partition;
+            for id in replicas.iter() {
+                let node = &self.nodes[node_of(*id) as usize - 1];
+                if let Some(group) = node.replica(*key, *id) {
+                    checks.all_of(*id, group.log());
+                }
+            }
+            for id in partition.member_ids() {
+                let node = &self.nodes[node_of(id) as usize - 1];
+                let known = node.replica(partition.key, id).map(|g| sorted(g.members()));
+                let members = Some(sorted(&partition.members));
+                assert_eq!(known, members, "the members, as replica {id} knows them");
+            }
         }
-        for (id, replica) in self.replicas.iter().filter(|(id, _)| self.is_member(**id)) {
-            let known = replica.members().map(sorted);
-            let members = Some(sorted(&self.members));
-            assert_eq!(known, members, "the members, as replica {id} knows them");
+        for (number, partition) in self.partitions.iter().enumerate() {
+            let of_it = self.producers.iter().filter(|p| p.partition == number);
+            partition.checks.batches(of_it);
         }
-        self.checks.batches(&self.clients);
-        self.stats.acknowledged = self.clients.acknowledged();
+        self.stats.copies = self.nodes.iter().map(|node| node.adopted).sum();
+        self.stats.acknowledged = self.producers.iter().map(|p| p.acknowledged).sum();
     }
 }
 

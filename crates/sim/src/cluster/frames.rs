@@ -1,0 +1,102 @@
+//! What nodes send to each other: all that one has for another after a turn goes as one frame, which is
+//! delayed, lost, repeated and damaged as a whole.
+
+use tidelog_replica::{Letter, NodeId, Payload, Received, StepError};
+
+use crate::SimRng;
+
+/// A letter on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Mail {
+    pub(super) received: Received,
+    /// It is not what was sent, and must be refused.
+    pub(super) is_damaged: bool,
+}
+
+/// A frame as it goes over the network.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) from: NodeId,
+    pub(super) mail: Vec<Mail>,
+}
+
+/// Where the part of a batch begins that its own checksum covers.
+const CHECKED_FROM: usize = 21;
+
+impl Frame {
+    pub(super) fn new(from: NodeId, letters: Vec<Letter>) -> Self {
+        let mail = letters.into_iter().map(|letter| Mail {
+            received: arrive(letter),
+            is_damaged: false,
+        });
+        Self {
+            from,
+            mail: mail.collect(),
+        }
+    }
+
+    /// How many groups it is for.
+    pub(super) fn groups(&self) -> usize {
+        let mut keys: Vec<_> = self.mail.iter().map(|mail| mail.received.key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.len()
+    }
+
+    /// Damages what the checks of a replica have to find by themselves: a bit of a batch, a batch that is
+    /// not there, or stands in the place of another. All else is the business of the checksum over the
+    /// frame, and a frame that fails it is dropped: then this says no.
+    pub(super) fn damage(&mut self, rng: &mut SimRng) -> bool {
+        let with_batches = |mail: &&mut Mail| !mail.received.payloads.is_empty();
+        let mut mail: Vec<&mut Mail> = self.mail.iter_mut().filter(with_batches).collect();
+        if mail.is_empty() || rng.chance(30) {
+            return false;
+        }
+        let at = rng.index(mail.len());
+        let Mail {
+            received,
+            is_damaged,
+        } = &mut *mail[at];
+        let payloads = &mut received.payloads;
+        let at = rng.index(payloads.len());
+        match rng.below(4) {
+            0 => drop(payloads.remove(at)),
+            1 => payloads.push(payloads[at].clone()),
+            2 if at > 0 => payloads.swap(at - 1, at),
+            _ => {
+                let mut bytes = payloads[at].to_vec();
+                let position = CHECKED_FROM + rng.index(bytes.len() - CHECKED_FROM);
+                bytes[position] ^= 1 << rng.below(8);
+                payloads[at] = bytes.into();
+            }
+        }
+        *is_damaged = true;
+        true
+    }
+}
+
+/// What becomes of a letter on its way: the one place that knows both kinds.
+fn arrive(letter: Letter) -> Received {
+    let Letter {
+        key,
+        incarnation,
+        message,
+        payloads,
+    } = letter;
+    Received {
+        key,
+        incarnation,
+        message,
+        payloads: payloads.iter().map(Payload::to_bytes).collect(),
+    }
+}
+
+/// Whether a replica may refuse what another has sent in good faith: it speaks of what was there before
+/// this replica's log was cut or opened anew, or is for a replica that the node has lost.
+pub(super) fn is_late(e: &StepError) -> bool {
+    let late = [
+        "what it speaks of is beyond the log",
+        "it is not for this replica",
+    ];
+    matches!(e, StepError::Malformed { what, .. } if late.contains(what))
+}

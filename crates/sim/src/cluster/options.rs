@@ -1,0 +1,118 @@
+//! What a run does, and what it was like.
+
+use tidelog_replica::Planted;
+
+/// What a run does.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterOptions {
+    /// How many replicas each partition has at first, each on a node of its own.
+    pub replicas: u32,
+    /// How many partitions.
+    pub partitions: u32,
+    /// How many producers, all partitions together.
+    pub producers: usize,
+    /// How long faults happen, in simulated milliseconds.
+    pub millis: u64,
+    /// What is wrong with the replicas, to see that it is found.
+    pub planted: Option<Planted>,
+}
+
+impl ClusterOptions {
+    /// One replica, three or five of two or three partitions, as the seed says.
+    pub fn of_seed(seed: u64) -> Self {
+        Self {
+            replicas: match seed % 4 {
+                0 | 2 => 3,
+                1 => 5,
+                _ => 1,
+            },
+            partitions: if seed.is_multiple_of(3) { 3 } else { 2 },
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            replicas: 3,
+            partitions: 2,
+            producers: 5,
+            millis: 60_000,
+            planted: None,
+        }
+    }
+}
+
+/// What a run was like: a run in which nothing happened proves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterStats {
+    /// Simulated milliseconds, until everything was well again.
+    pub millis: u64,
+    /// Batches that were acknowledged.
+    pub acknowledged: u64,
+    /// Batches that were sent again.
+    pub retried: u64,
+    /// Those that turned out to be there already.
+    pub duplicates: u64,
+    /// Leaderships.
+    pub terms: u64,
+    /// Times a node was started again.
+    pub restarts: u64,
+    /// Changes of members that were committed.
+    pub changes: u64,
+    /// Times entries that were not committed were taken back.
+    pub truncations: u64,
+    /// Frames delivered.
+    pub frames: u64,
+    /// Those that had letters of more than one group.
+    pub shared: u64,
+    /// Letters that were refused: damaged, late, or of entries there was no space for.
+    pub refused: u64,
+    /// Times a replica waited for space, and got it.
+    pub stalls: u64,
+    /// Log starts that were raised.
+    pub starts: u64,
+    /// Logs whose place the files of others have taken.
+    pub copies: u64,
+    /// Reads that were told how far the log is committed.
+    pub reads: u64,
+}
+
+impl ClusterStats {
+    /// Adds those of another run.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            millis,
+            acknowledged,
+            retried,
+            duplicates,
+            terms,
+            restarts,
+            changes,
+            truncations,
+            frames,
+            shared,
+            refused,
+            stalls,
+            starts,
+            copies,
+            reads,
+        } = other;
+        self.millis += millis;
+        self.acknowledged += acknowledged;
+        self.retried += retried;
+        self.duplicates += duplicates;
+        self.terms += terms;
+        self.restarts += restarts;
+        self.changes += changes;
+        self.truncations += truncations;
+        self.frames += frames;
+        self.shared += shared;
+        self.refused += refused;
+        self.stalls += stalls;
+        self.starts += starts;
+        self.copies += copies;
+        self.reads += reads;
+    }
+}
