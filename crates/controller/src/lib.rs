@@ -8,7 +8,10 @@
 //! 2. The command goes into the metadata log (`wire/` gives its bytes); once it is committed it is folded
 //!    in with [`Cluster::apply`] (`apply.rs`). Folding the log gives the same commands in the same order,
 //!    so every start and every broker comes to the same [`Cluster`] (`cluster.rs`).
-//! 3. Now and then [`Cluster::snapshot`] puts the whole state into the log (`snapshot.rs`), which can then
+//! 3. The leader of the metadata group compares that with what it sees of the brokers and partitions
+//!    ([`Observed`]), and [`plan`] (`plan/`) says what is to be done: more commands, and actions at the
+//!    leaders of partitions, whose effect is seen in turn.
+//! 4. Now and then [`Cluster::snapshot`] puts the whole state into the log (`snapshot.rs`), which can then
 //!    be trimmed below it.
 //!
 //! A broker that is alone folds [`Command`]s into [`Topics`] (`topics.rs`); its log is the beginning of
@@ -20,6 +23,7 @@ mod command;
 mod decide;
 mod ids;
 mod place;
+mod plan;
 mod settings;
 mod snapshot;
 #[cfg(test)]
@@ -34,6 +38,7 @@ pub use cluster::{
 pub use command::ClusterCommand;
 pub use decide::{BrokerError, MoveError, PlaceError, Replication, Unusable};
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
+pub use plan::{Action, Observed, PlanOptions, Report, Seen, Step, plan};
 pub use settings::{
     CleanupPolicy, EffectiveSetting, SettingError, SettingSpec, TimestampPolicy, TopicSettings,
     setting_specs,

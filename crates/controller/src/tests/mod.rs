@@ -2,6 +2,7 @@
 
 mod decisions;
 mod golden;
+mod model;
 mod placement;
 mod properties;
 
