@@ -4,6 +4,7 @@ mod decisions;
 mod golden;
 mod model;
 mod placement;
+mod planner;
 mod properties;
 
 use tidelog_record::TopicId;

@@ -125,3 +125,25 @@ fn draining_brokers_are_taken_when_the_others_are_too_few() {
     commit(&mut cluster, three);
     assert_eq!(cluster.replicas_at(1), 2);
 }
+
+#[test]
+fn a_new_topic_is_spread_though_one_rack_is_empty() {
+    let mut cluster = cluster(2, &["a", "b"]);
+    create(&mut cluster, "old", 1, &[&[1][..]; 30]);
+    let new = cluster.decide_create_topic(&new_topic("new", 4), &auto(1), topic_id(2));
+    commit(&mut cluster, new.unwrap());
+    let partitions = &cluster.topic_placement(topic_id(2)).unwrap().partitions;
+    let at_1 = partitions.iter().filter(|p| p.replicas == [1]);
+    assert_eq!(at_1.count(), 2);
+}
+
+#[test]
+fn a_replica_that_moves_leaves_its_rack_to_the_next() {
+    let mut cluster = cluster(4, &["a", "b", "a", "b"]);
+    create(&mut cluster, "t", 1, &[&[1, 2], &[3, 1]]);
+    let change = cluster.decide_move_away("t", 0, 1).unwrap();
+    let ClusterCommand::BeginReassignment { target, .. } = change else {
+        panic!("{change:?}");
+    };
+    assert_eq!(target, [3, 2]);
+}

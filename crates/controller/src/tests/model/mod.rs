@@ -74,7 +74,17 @@ impl Controller {
         assert!(steps.iter().filter(is_transfer).count() <= 2);
         for step in steps.into_iter().take(steps_max) {
             match step {
-                Step::Commit(command) => self.commit(&command),
+                Step::Commit(command) => {
+                    let is_fenced = matches!(
+                        command,
+                        ClusterCommand::SetFenced {
+                            is_fenced: true,
+                            ..
+                        }
+                    );
+                    assert!(!is_fenced || now > self.observed.since_ms + SESSION_MS);
+                    self.commit(&command);
+                }
                 Step::Act { key, action, .. } if self.is_harmful(&action) => {
                     panic!("{key:?} {action:?} takes away a majority")
                 }
