@@ -1,17 +1,44 @@
-//! Which topics there are, with how many partitions and which settings.
+//! What is decided for a cluster: which topics there are, which brokers, and which of them have which
+//! partitions.
 //!
-//! A deterministic state machine without I/O, clock or randomness: a request is turned into a
-//! [`Command`] or refused by the `decide_*` methods of [`Topics`] (`topics.rs`); the command goes
-//! into the metadata log (`wire.rs` gives its bytes); once it is durable it is folded in with
-//! [`Topics::apply`]. Replaying the log folds the same commands in the same order, so every start,
-//! and later every broker, comes to the same topics.
+//! A deterministic state machine without I/O, clock or randomness. Data flows in a circle:
 //!
-//! The settings a topic may have are in `settings.rs`, under Kafka's names.
+//! 1. A request is turned into a [`ClusterCommand`] or refused by a `decide_*` method of [`Cluster`]
+//!    (`decide/`). Where new replicas go is in `place.rs`.
+//! 2. The command goes into the metadata log (`wire/` gives its bytes); once it is committed it is folded
+//!    in with [`Cluster::apply`] (`apply.rs`). Folding the log gives the same commands in the same order,
+//!    so every start and every broker comes to the same [`Cluster`] (`cluster.rs`).
+//! 3. The leader of the metadata group compares that with what it sees of the brokers and partitions
+//!    ([`Observed`]), and [`plan`] (`plan/`) says what is to be done: more commands, and actions at the
+//!    leaders of partitions, whose effect is seen in turn.
+//! 4. Now and then [`Cluster::snapshot`] puts the whole state into the log (`snapshot.rs`), which can then
+//!    be trimmed below it.
+//!
+//! A broker that is alone folds [`Command`]s into [`Topics`] (`topics.rs`); its log is the beginning of
+//! that of a cluster. The settings a topic may have are in `settings.rs`, under Kafka's names.
 
+mod apply;
+mod cluster;
+mod command;
+mod decide;
+mod ids;
+mod place;
+mod plan;
 mod settings;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod wire;
 
+pub use cluster::{
+    Broker, Change, Cluster, LEVEL_MAX, PartitionKey, Phase, Placement, REPLICAS_MAX, Registration,
+    TopicPlacement,
+};
+pub use command::ClusterCommand;
+pub use decide::{BrokerError, MoveError, PlaceError, Replication, Unusable};
+pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
+pub use plan::{Action, Observed, PlanOptions, Report, Seen, Step, plan};
 pub use settings::{
     CleanupPolicy, EffectiveSetting, SettingError, SettingSpec, TimestampPolicy, TopicSettings,
     setting_specs,

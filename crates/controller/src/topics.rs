@@ -127,7 +127,7 @@ fn partitions_refused(asked: u32, min: u32) -> String {
 /// A command of the metadata log does not fit the ones before it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("a command of the metadata log does not fit those before it: {0}")]
-pub struct ReplayError(&'static str);
+pub struct ReplayError(pub(crate) &'static str);
 
 /// All topics, and which producer ids are taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -250,7 +250,7 @@ impl Topics {
         Some(Command::ReserveProducerIds { next })
     }
 
-    fn of_clients(&self, name: &str) -> Result<&Arc<Topic>, TopicError> {
+    pub(crate) fn of_clients(&self, name: &str) -> Result<&Arc<Topic>, TopicError> {
         // By name, since not every internal topic is made by a command.
         match TopicName::new(name) {
             Ok(name) if name.is_internal() => Err(TopicError::Internal { name }),
@@ -278,6 +278,12 @@ impl Topics {
                 self.change(*id, |topic| Topic { settings, ..topic })?;
             }
             Command::AddPartitions { id, total } => {
+                if self
+                    .by_id(*id)
+                    .is_some_and(|topic| *total <= topic.partitions)
+                {
+                    return Err(ReplayError("a topic gets fewer partitions"));
+                }
                 self.change(*id, |topic| Topic {
                     partitions: *total,
                     ..topic

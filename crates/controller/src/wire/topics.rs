@@ -1,12 +1,13 @@
-//! Commands as the records of the metadata log hold them: see `proto/tidelog/internal/v1`.
+//! Commands about topics.
 
 use prost::Message;
 use thiserror::Error;
 use tidelog_proto::internal::v1 as wire;
-use tidelog_record::{TopicId, TopicName};
+use tidelog_record::TopicId;
 
+use crate::command::ClusterCommand;
 use crate::settings::TopicSettings;
-use crate::topics::{Command, PARTITIONS_MAX, Topic};
+use crate::topics::{Command, PARTITIONS_MAX};
 
 /// Bytes of the metadata log that are no command this version can apply.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -22,13 +23,22 @@ pub enum CommandError {
 impl Command {
     /// The command as the value of a record.
     pub fn encode(&self) -> Vec<u8> {
+        wire::MetadataCommand {
+            command: Some(self.to_kind()),
+        }
+        .encode_to_vec()
+    }
+
+    pub(super) fn to_kind(&self) -> wire::metadata_command::Command {
         use wire::metadata_command::Command as Kind;
-        let kind = match self {
+        match self {
             Self::Create(topic) => Kind::CreateTopic(wire::CreateTopic {
                 name: topic.name.to_string(),
                 topic_id: topic.id.to_bytes().to_vec().into(),
                 partitions: topic.partitions,
                 settings: topic.settings.set().clone(),
+                replication_factor: 0,
+                placement: Vec::new(),
             }),
             Self::Alter { id, settings } => Kind::AlterTopic(wire::AlterTopic {
                 topic_id: id.to_bytes().to_vec().into(),
@@ -37,6 +47,7 @@ impl Command {
             Self::AddPartitions { id, total } => Kind::AddPartitions(wire::AddPartitions {
                 topic_id: id.to_bytes().to_vec().into(),
                 total: *total,
+                placement: Vec::new(),
             }),
             Self::Delete { id } => Kind::DeleteTopic(wire::DeleteTopic {
                 topic_id: id.to_bytes().to_vec().into(),
@@ -46,54 +57,29 @@ impl Command {
                     next: next.cast_unsigned(),
                 })
             }
-        };
-        wire::MetadataCommand {
-            command: Some(kind),
         }
-        .encode_to_vec()
     }
 
     /// The command in a record's value.
     ///
     /// # Errors
-    /// [`CommandError`]: the log was damaged, or written by a newer version.
+    /// [`CommandError`]: the log was damaged, or written by a newer version, or is that of a cluster.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
-        use wire::metadata_command::Command as Kind;
-        let message = wire::MetadataCommand::decode(bytes).map_err(|_| CommandError::Unknown)?;
-        Ok(match message.command.ok_or(CommandError::Unknown)? {
-            Kind::CreateTopic(create) => Self::Create(Topic {
-                name: TopicName::new(&create.name).map_err(|_| CommandError::Field("name"))?,
-                id: topic_id(&create.topic_id)?,
-                partitions: partitions(create.partitions)?,
-                settings: settings(create.settings)?,
-            }),
-            Kind::AlterTopic(alter) => Self::Alter {
-                id: topic_id(&alter.topic_id)?,
-                settings: settings(alter.settings)?,
-            },
-            Kind::AddPartitions(add) => Self::AddPartitions {
-                id: topic_id(&add.topic_id)?,
-                total: partitions(add.total)?,
-            },
-            Kind::DeleteTopic(delete) => Self::Delete {
-                id: topic_id(&delete.topic_id)?,
-            },
-            Kind::ReserveProducerIds(reserve) => Self::ReserveProducerIds {
-                next: i64::try_from(reserve.next)
-                    .map_err(|_| CommandError::Field("producer id"))?,
-            },
-        })
+        match ClusterCommand::decode(bytes)? {
+            ClusterCommand::Topics(command) => Ok(command),
+            _ => Err(CommandError::Unknown),
+        }
     }
 }
 
-fn topic_id(bytes: &[u8]) -> Result<TopicId, CommandError> {
+pub(super) fn topic_id(bytes: &[u8]) -> Result<TopicId, CommandError> {
     bytes
         .try_into()
         .map(TopicId::from_bytes)
         .map_err(|_| CommandError::Field("topic id"))
 }
 
-fn partitions(count: u32) -> Result<u32, CommandError> {
+pub(super) fn partitions(count: u32) -> Result<u32, CommandError> {
     if (1..=PARTITIONS_MAX).contains(&count) {
         Ok(count)
     } else {
@@ -101,7 +87,7 @@ fn partitions(count: u32) -> Result<u32, CommandError> {
     }
 }
 
-fn settings(
+pub(super) fn settings(
     set: std::collections::BTreeMap<String, String>,
 ) -> Result<TopicSettings, CommandError> {
     TopicSettings::new(set).map_err(|_| CommandError::Field("setting"))
@@ -109,8 +95,11 @@ fn settings(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+    use tidelog_record::TopicName;
+
+    use super::*;
+    use crate::Topic;
 
     fn all() -> Vec<Command> {
         let id = TopicId::from_bytes(*b"0123456789abcdef");

@@ -1,0 +1,12 @@
+//! Decisions: a request becomes a command that fits the state, or is refused.
+//!
+//! Brokers come and go in `brokers.rs`, topics get their partitions in `topics.rs`, and partitions other
+//! replicas in `moves.rs`. What only concerns a topic itself is decided by [`Topics`](crate::Topics).
+
+mod brokers;
+mod moves;
+mod topics;
+
+pub use brokers::BrokerError;
+pub use moves::MoveError;
+pub use topics::{PlaceError, Replication, Unusable};
