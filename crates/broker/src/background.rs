@@ -69,13 +69,24 @@ impl Broker {
             .name("tidelog-ticker".to_owned())
             .spawn(move || {
                 if let Some(mut waits) = Waits::new(stopping, "the ticker") {
-                    while waits.wait(TICK).is_ok() {
-                        shards.iter().for_each(ShardHandle::tick);
-                    }
+                    // It ends when the broker stops, and for no other reason.
+                    let _stops = tick(&shards, &mut waits);
                 }
             })?;
         self.inner().threads.lock().push(thread);
         Ok(())
+    }
+}
+
+fn tick(shards: &[ShardHandle], waits: &mut Waits) -> Result<(), BrokerStops> {
+    loop {
+        waits.wait(TICK)?;
+        // All are told, whatever the first says.
+        let wanting = shards.iter().filter(|shard| shard.tick()).count();
+        if let Some(shard) = shards.first().filter(|_| wanting == 0) {
+            // One that wants to know from now on, or has just begun to, leaves word.
+            waits.until(shard.wants_ticks.notified())?;
+        }
     }
 }
 

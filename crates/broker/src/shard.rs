@@ -28,7 +28,7 @@ use tidelog_replica::{
     Answer, Done, Effects, Group, GroupError, Letter, NodeId, Post, Proposal, Received, Refusal,
     Shard as Groups, StateStore, Until, node_of,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::append::{Acks, Appended};
 use crate::error::{AppendError, DeleteError};
@@ -184,6 +184,8 @@ pub(crate) struct ShardHandle {
     /// Groups whose logs were synced since the shard looked last: each at most once a round.
     synced: Arc<Mutex<Vec<GroupKey>>>,
     needs_ticks: Arc<AtomicBool>,
+    /// Wakes the ticker, which sleeps while no shard wants to know of time.
+    pub(crate) wants_ticks: Arc<Notify>,
 }
 
 /// The shard's thread is gone: it was stopped, or it panicked.
@@ -222,12 +224,14 @@ impl ShardHandle {
         drop(self.commands.try_send(Command::Unreachable(node)));
     }
 
-    /// Tells the shard that time has passed, if it wants to know.
-    pub(crate) fn tick(&self) {
-        if self.needs_ticks.load(Ordering::Relaxed) {
+    /// Tells the shard that time has passed, if it wants to know; says whether it does.
+    pub(crate) fn tick(&self) -> bool {
+        let wants = self.needs_ticks.load(Ordering::Acquire);
+        if wants {
             // With a full mailbox time stands still for a moment.
             drop(self.commands.try_send(Command::Tick));
         }
+        wants
     }
 }
 
@@ -235,12 +239,13 @@ impl ShardHandle {
 pub(crate) type Mailbox = mpsc::Receiver<Command>;
 
 /// The two ends of a shard's mailbox; the thread is started later, with its logs.
-pub(crate) fn mailbox() -> (ShardHandle, Mailbox) {
+pub(crate) fn mailbox(wants_ticks: &Arc<Notify>) -> (ShardHandle, Mailbox) {
     let (commands, mailbox) = mpsc::channel(MAILBOX_LEN);
     let handle = ShardHandle {
         commands,
         synced: Arc::default(),
         needs_ticks: Arc::default(),
+        wants_ticks: wants_ticks.clone(),
     };
     (handle, mailbox)
 }
@@ -280,6 +285,7 @@ pub(crate) fn start(
         commands: mailbox,
         synced: handle.synced.clone(),
         needs_ticks: handle.needs_ticks.clone(),
+        wants_ticks: handle.wants_ticks.clone(),
         groups: Groups::default(),
         partitions: HashMap::new(),
         adding: Vec::new(),
@@ -302,6 +308,7 @@ struct Shard {
     commands: Mailbox,
     synced: Arc<Mutex<Vec<GroupKey>>>,
     needs_ticks: Arc<AtomicBool>,
+    wants_ticks: Arc<Notify>,
     groups: Groups<Waiter>,
     /// Not held: the way to this thread is through them, and it ends when there is none any more.
     partitions: HashMap<GroupKey, Weak<Partition>>,
@@ -448,8 +455,12 @@ impl Shard {
             let effects = self.groups.turn(self.around.clock.now());
             self.carry_out(effects);
         }
-        self.needs_ticks
-            .store(self.groups.needs_ticks(), Ordering::Relaxed);
+        let needs_ticks = self.groups.needs_ticks();
+        if needs_ticks && !self.needs_ticks.swap(needs_ticks, Ordering::AcqRel) {
+            self.wants_ticks.notify_one();
+        } else {
+            self.needs_ticks.store(needs_ticks, Ordering::Release);
+        }
         self.tell_who_serves();
     }
 

@@ -20,7 +20,7 @@ use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
 use tidelog_log::{Poisoned, SyncConfig, SyncCoordinator};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::checkpoints::Checkpoints;
 use self::replay::replay;
@@ -121,8 +121,10 @@ impl Broker {
         };
         let coordinator = SyncCoordinator::start(observer, syncs).map_err(StartError::Thread)?;
         let read_turns = coordinator.read_turns();
-        let (shards, mailboxes): (Vec<_>, Vec<_>) =
-            (0..config.shards.max(1)).map(|_| shard::mailbox()).unzip();
+        let wants_ticks = Arc::<Notify>::default();
+        let (shards, mailboxes): (Vec<_>, Vec<_>) = (0..config.shards.max(1))
+            .map(|_| shard::mailbox(&wants_ticks))
+            .unzip();
         let replaced = replaced(&*disk, &data_dir)?;
         let start = Start {
             replaced,

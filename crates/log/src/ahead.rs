@@ -52,10 +52,19 @@ fn filled_step(bytes_per_sync: Option<u64>, ahead: u64) -> Option<u64> {
 }
 
 impl Log {
+    /// As [`Log::reserve`], for bytes that are written next, and counted once.
+    pub(crate) fn reserve_to_write(
+        &mut self,
+        len: u64,
+        uses_room: bool,
+    ) -> Result<(), AppendError> {
+        self.sync_pace.appended += len;
+        self.reserve(len, uses_room)
+    }
+
     /// Takes disk space for `len` more bytes, so that the write that follows cannot run out of it,
     /// and for the room behind them. With `uses_room` what is left of the room will do.
     pub(crate) fn reserve(&mut self, len: u64, uses_room: bool) -> Result<(), AppendError> {
-        self.sync_pace.appended += len;
         let needed = u64::from(self.end.position) + len;
         let limit = u64::from(SEGMENT_BYTES_LIMIT).max(needed);
         let wanted = (needed + u64::from(self.options.room_bytes)).min(limit);
@@ -105,5 +114,53 @@ impl Log {
             Err(e) if e.is_full() => Ok(()),
             Err(e) => Err(self.shared.poison(e)),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use tidelog_record::{
+        BatchBuilder, BatchLimits, Compression, Offset, PartitionId, Timestamp, TopicId,
+        validate_produced,
+    };
+    use tidelog_sim::SimDisk;
+
+    use crate::{INITIAL_EPOCH, Log, LogEntry, LogIdentity, LogOptions};
+
+    /// Space is taken for entries before they are written, more than once where several are staged. What
+    /// each sync covers is what was written: otherwise steps would not be filled where that pays.
+    #[test]
+    fn what_syncs_cover_is_counted_where_it_is_written() {
+        let identity = LogIdentity {
+            cluster_id: [7; 16],
+            topic_id: TopicId::from_bytes([9; 16]),
+            partition: PartitionId::new(0),
+            incarnation: 1,
+        };
+        let now = Timestamp::from_millis(0);
+        let (disk, dir) = (Arc::new(SimDisk::new(1)), Path::new("/topic-0"));
+        let options = LogOptions::default();
+        let mut log = Log::create_replica(disk, dir, identity, options, now).unwrap();
+        let mut staged = 0;
+        let mut entries = Vec::new();
+        for number in 0..8 {
+            let mut builder = BatchBuilder::new(Compression::None);
+            builder.push(now, None, Some(b"value"), &[]).unwrap();
+            let built = builder.build().unwrap();
+            let mut batch = validate_produced(built, &BatchLimits::default()).unwrap();
+            batch.stamp(Offset::new(number).unwrap(), INITIAL_EPOCH);
+            let entry = LogEntry::batch(&batch);
+            let len = entry.len_bytes() as u64;
+            log.make_room(staged, len, len, now).unwrap();
+            staged += len;
+            entries.push(entry);
+        }
+        assert_eq!(log.sync_pace.appended, 0);
+        assert_eq!(log.append_entries(&entries, now).unwrap(), entries.len());
+        assert_eq!(log.sync_pace.appended, staged);
     }
 }

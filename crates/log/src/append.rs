@@ -73,7 +73,7 @@ impl Log {
         self.roll_if_due(batches[0].total_len() as u64, now)?;
         self.write_durable_epochs();
         let (count, len) = self.fitting(batches);
-        self.reserve(len, self.options.appends_use_room)?;
+        self.reserve_to_write(len, self.options.appends_use_room)?;
 
         // Nothing may fail between the write and its note in `end`.
         next_index(self.end.index, count as u64)?;
@@ -147,7 +147,7 @@ impl Log {
             .filter(|position| *position <= SEGMENT_BYTES_LIMIT)
             .ok_or(AppendError::Exhausted)?;
         let index = next_index(self.end.index, 1)?;
-        self.reserve(u64::from(len), true)?;
+        self.reserve_to_write(u64::from(len), true)?;
         self.write(&[IoSlice::new(&entry)])?;
         let before = self.end;
         self.note_in_index(&before);

@@ -187,7 +187,7 @@ impl Log {
         }
         let len = u64::from(end.position - self.end.position);
         // What was decided on was let in before, and may use what is left.
-        self.reserve(len, true)?;
+        self.reserve_to_write(len, true)?;
         self.write(&slices).map_err(AppendError::from)?;
 
         let mut before = self.end;
