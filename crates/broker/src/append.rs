@@ -20,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::Broker;
 use crate::error::{AppendError, LookupError};
+use crate::mailbox::{Append, Command};
 use crate::partition::Partition;
-use crate::shard::{Append, Command};
 
 /// How long a request may wait for room before it is refused.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(10);

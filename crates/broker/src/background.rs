@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::Broker;
-use crate::shard::ShardHandle;
+use crate::mailbox::ShardHandle;
 
 /// Waits of one thread, each ended by the broker's stop.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use tidelog_replica::{Delivery, NodeId, Post, node_of};
 use tokio::sync::mpsc;
 
 use crate::Broker;
+use crate::mailbox::{Command, ShardHandle};
 use crate::seams::{Clock, Peers, Seams};
-use crate::shard::{Command, ShardHandle};
 use crate::start::shard_number;
 
 /// Letters that wait at most: a part of a file has up to 1 MiB.

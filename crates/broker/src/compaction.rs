@@ -13,8 +13,8 @@ use tidelog_record::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::background::{BrokerStops, Rate, Waits};
+use crate::mailbox::Command;
 use crate::partition::Partition;
-use crate::shard::Command;
 use crate::{Broker, Inner, Slot};
 
 /// After a failure a partition is left alone for so long.

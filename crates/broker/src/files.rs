@@ -18,9 +18,9 @@ use tidelog_replica::{
 use tokio::sync::oneshot;
 
 use crate::error::{AppendError, TopicError};
+use crate::mailbox::{Command, Opened};
 use crate::partition::Partition;
 use crate::seams::Random;
-use crate::shard::{Command, Opened};
 use crate::start::shard_number;
 use crate::{Broker, Slot};
 

@@ -5,7 +5,7 @@
 //! # How data flows
 //!
 //! *Append*: [`Broker::submit`] (`append.rs`) takes room in the broker's budget, chooses a batch's
-//! partition, checks the batch, and sends it to the partition's shard (`shard.rs`), a thread that runs
+//! partition, checks the batch, and sends it (`mailbox.rs`) to the partition's shard (`shard.rs`), a thread that runs
 //! the Raft groups of many partitions. The shard has them propose and write what waits, and asks the
 //! sync coordinator of the `log` crate for a round; when the batch is committed, it raises the high
 //! watermark (`partition.rs`) and answers (`waiters.rs`). Near the end of the disk's space (`space.rs`)
@@ -36,6 +36,7 @@ mod compaction;
 mod describe;
 mod error;
 mod files;
+mod mailbox;
 mod metadata;
 mod metrics;
 mod partition;
@@ -84,10 +85,10 @@ pub use tidelog_replica::{Delivery, NodeId, Post};
 
 use age_clock::AgeClock;
 use append::StickyBytes;
+use mailbox::ShardHandle;
 use metadata::Folded;
 use partition::Partition;
 use producers::ProducerIds;
-use shard::ShardHandle;
 use space::Space;
 
 /// How a broker is run.

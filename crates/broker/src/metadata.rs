@@ -12,7 +12,7 @@ use crate::append::{Acks, StickyBytes};
 use crate::background::{BrokerStops, Waits};
 use crate::error::{AppendError, TopicError};
 use crate::files::log_options;
-use crate::shard::{Append, Command, Opened};
+use crate::mailbox::{Append, Command, Opened};
 use crate::start::replay::commands;
 use crate::waiters::refused;
 use crate::{Broker, Inner, Route, Slot};

@@ -10,7 +10,7 @@ use tidelog_log::{LogEnd, LogReader, LogSync, Poisoned, SyncTarget};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicName};
 use tokio::sync::watch;
 
-use crate::shard::ShardHandle;
+use crate::mailbox::ShardHandle;
 
 /// What readers wait on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

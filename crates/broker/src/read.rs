@@ -11,9 +11,9 @@ use tokio::sync::oneshot;
 
 use crate::Broker;
 use crate::error::{AppendError, DeleteError, LookupError, ReadError};
+use crate::mailbox::Command;
 use crate::metrics::Metrics;
 use crate::partition::Partition;
-use crate::shard::Command;
 
 /// Reads that wait for the disk at the same time, for the whole broker: each holds a few MiB.
 pub(crate) const COLD_READS_MAX: usize = 16;

@@ -10,8 +10,8 @@ use tidelog_record::{Offset, Timestamp};
 use tokio::sync::oneshot;
 
 use crate::background::{BrokerStops, Waits};
+use crate::mailbox::Command;
 use crate::partition::Partition;
-use crate::shard::Command;
 use crate::{Broker, Inner, Slot};
 
 impl Broker {

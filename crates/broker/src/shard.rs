@@ -13,25 +13,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use tidelog_disk::{DirLock, Disk, DiskError, DiskOp};
-use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::{GroupKey, GroupState, StateFile};
-use tidelog_log::{
-    Compacted, InstallError, LogOptions, LogSync, Poisoned, SyncCoordinator, SyncTarget,
-};
-use tidelog_record::{Offset, ProducedBatch, Timestamp};
-use tidelog_replica::catch_up::{CatchUpLetter, PullTarget, Pulled};
+use tidelog_log::{InstallError, LogSync, Poisoned, SyncCoordinator, SyncTarget};
+use tidelog_record::{Offset, Timestamp};
+use tidelog_replica::catch_up::CatchUpLetter;
 use tidelog_replica::{
-    Answer, Done, Effects, Group, GroupError, Letter, NodeId, Post, Proposal, Received, Refusal,
-    Shard as Groups, StateStore, Until, node_of,
+    Answer, Done, Effects, GroupError, Letter, NodeId, Post, Proposal, Refusal, Shard as Groups,
+    Until, node_of,
 };
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
-use crate::append::{Acks, Appended};
+use crate::append::Acks;
 use crate::error::{AppendError, DeleteError};
+use crate::mailbox::{Append, Command, Mailbox, Opened, ShardHandle};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
 use crate::removal::Remover;
@@ -40,215 +37,10 @@ use crate::seams::{Clock, Peers};
 use crate::space::{Shortage, Space};
 use crate::waiters::{AppendWaiter, Waiter, log_error, refused};
 
-/// Commands that wait at most; bytes are bounded by the broker's budget before they get here.
-const MAILBOX_LEN: usize = 4096;
 /// Commands taken in one turn at most, so that the first of them does not wait for ever.
 const TURN_LEN_MAX: usize = 1024;
 /// Bytes of appends taken in one turn at most.
 const TURN_BYTES_MAX: usize = 8 << 20;
-
-/// One append on its way to a log.
-#[derive(Debug)]
-pub(crate) struct Append {
-    pub(crate) partition: Arc<Partition>,
-    pub(crate) batch: ProducedBatch,
-    pub(crate) acks: Acks,
-    /// The timestamp all records get is the broker's.
-    pub(crate) log_append_time: bool,
-    /// Only if the leader leads in this term still.
-    pub(crate) term: Option<u64>,
-    /// Before `reply`, so that it is given back before whoever waits is told, even by a panic.
-    pub(crate) room: Arc<OwnedSemaphorePermit>,
-    pub(crate) reply: oneshot::Sender<Result<Appended, AppendError>>,
-    pub(crate) since: Instant,
-}
-
-/// A partition for a shard: its replica, which was opened and recorded.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) partition: Arc<Partition>,
-    pub(crate) group: Group,
-    pub(crate) store: StateStore,
-    pub(crate) incarnation: u32,
-}
-
-/// What a shard is told to do.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Append(Append),
-    /// Take this partition; answered once it serves, or cannot by itself.
-    Add {
-        opened: Box<Opened>,
-        reply: oneshot::Sender<()>,
-    },
-    /// Let go of a log, without closing it.
-    Remove {
-        key: GroupKey,
-        reply: oneshot::Sender<()>,
-    },
-    Trim {
-        partition: Arc<Partition>,
-        to: Offset,
-        end: Offset,
-        reply: oneshot::Sender<Result<Offset, DeleteError>>,
-    },
-    /// Apply retention to a partition's log.
-    Retain {
-        partition: Arc<Partition>,
-        /// What time it is for retention.
-        now: Timestamp,
-        reply: oneshot::Sender<Result<Offset, DeleteError>>,
-    },
-    /// Put a compacted segment into its place.
-    Install {
-        key: GroupKey,
-        compacted: Box<Compacted>,
-        reply: oneshot::Sender<Result<(), InstallError>>,
-    },
-    SetOptions {
-        key: GroupKey,
-        options: LogOptions,
-    },
-    /// Forget the producers of all logs that were last heard of before this.
-    ExpireProducers {
-        before: Timestamp,
-        now: Timestamp,
-    },
-    /// Messages of other brokers' replicas.
-    Received(Vec<Received>),
-    /// What was sent to a broker lately may not have arrived.
-    Unreachable(NodeId),
-    /// A leader has told that a replica here lacks entries: what is to be copied.
-    TargetOf {
-        letter: CatchUpLetter,
-        reply: std::sync::mpsc::SyncSender<Option<PullTarget>>,
-    },
-    /// What another broker's replica is to copy of a log.
-    SourceOf {
-        letter: CatchUpLetter,
-        reply: std::sync::mpsc::SyncSender<Option<Result<CatchUpSource, SourceError>>>,
-    },
-    /// Put a copy into the place of a log; says whether it was taken.
-    Adopt {
-        pulled: Box<Pulled>,
-        reply: std::sync::mpsc::SyncSender<bool>,
-    },
-    /// Up to where a log is committed, by what its leader surely knows.
-    ReadIndex {
-        key: GroupKey,
-        reply: oneshot::Sender<Result<Known, Refusal>>,
-    },
-    /// Record, durably, how far a log is committed; says whether that is so.
-    RecordCommit {
-        key: GroupKey,
-        reply: oneshot::Sender<bool>,
-    },
-    /// A sync has ended.
-    Wake,
-    /// Time has passed.
-    Tick,
-    /// Close all logs and end the thread; answers with what is to be recorded of each group.
-    Stop {
-        reply: oneshot::Sender<Vec<(GroupKey, Result<GroupState, GroupError>)>>,
-    },
-}
-
-impl Command {
-    /// Whose log it is about, if it is one that the shard has.
-    fn key(&self) -> Option<GroupKey> {
-        match self {
-            Self::Append(Append { partition, .. })
-            | Self::Trim { partition, .. }
-            | Self::Retain { partition, .. } => Some(partition.key),
-            Self::Remove { key, .. } | Self::Install { key, .. } | Self::SetOptions { key, .. } => {
-                Some(*key)
-            }
-            Self::TargetOf { letter, .. } | Self::SourceOf { letter, .. } => Some(letter.key),
-            Self::Adopt { pulled, .. } => Some(pulled.key),
-            Self::ReadIndex { key, .. } | Self::RecordCommit { key, .. } => Some(*key),
-            Self::Add { .. }
-            | Self::Received(_)
-            | Self::Unreachable(_)
-            | Self::ExpireProducers { .. }
-            | Self::Wake
-            | Self::Tick
-            | Self::Stop { .. } => None,
-        }
-    }
-}
-
-/// Where to send commands for a shard.
-#[derive(Clone, Debug)]
-pub(crate) struct ShardHandle {
-    commands: mpsc::Sender<Command>,
-    /// Groups whose logs were synced since the shard looked last: each at most once a round.
-    synced: Arc<Mutex<Vec<GroupKey>>>,
-    needs_ticks: Arc<AtomicBool>,
-    /// Wakes the ticker, which sleeps while no shard wants to know of time.
-    pub(crate) wants_ticks: Arc<Notify>,
-}
-
-/// The shard's thread is gone: it was stopped, or it panicked.
-#[derive(Debug)]
-pub(crate) struct ShardGone;
-
-impl ShardHandle {
-    /// Waits for room in the mailbox.
-    pub(crate) async fn send(&self, command: Command) -> Result<(), ShardGone> {
-        self.commands.send(command).await.map_err(|_| ShardGone)
-    }
-
-    /// As [`ShardHandle::send`], on a thread that may block.
-    pub(crate) fn blocking_send(&self, command: Command) -> Result<(), ShardGone> {
-        self.commands.blocking_send(command).map_err(|_| ShardGone)
-    }
-
-    /// Whether the shard's thread is gone.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.commands.is_closed()
-    }
-
-    /// A round that synced the log of a group has ended. Never waits.
-    pub(crate) fn note_synced(&self, key: GroupKey) {
-        let mut synced = self.synced.lock();
-        synced.push(key);
-        if synced.len() == 1 {
-            // A full mailbox keeps the shard awake, and it looks each turn.
-            drop(self.commands.try_send(Command::Wake));
-        }
-    }
-
-    /// What was sent to a broker lately may not have arrived. Never waits.
-    pub(crate) fn unreachable(&self, node: NodeId) {
-        // With a full mailbox the heartbeats tell it in time.
-        drop(self.commands.try_send(Command::Unreachable(node)));
-    }
-
-    /// Tells the shard that time has passed, if it wants to know; says whether it does.
-    pub(crate) fn tick(&self) -> bool {
-        let wants = self.needs_ticks.load(Ordering::Acquire);
-        if wants {
-            // With a full mailbox time stands still for a moment.
-            drop(self.commands.try_send(Command::Tick));
-        }
-        wants
-    }
-}
-
-/// What a shard takes its commands from.
-pub(crate) type Mailbox = mpsc::Receiver<Command>;
-
-/// The two ends of a shard's mailbox; the thread is started later, with its logs.
-pub(crate) fn mailbox(wants_ticks: &Arc<Notify>) -> (ShardHandle, Mailbox) {
-    let (commands, mailbox) = mpsc::channel(MAILBOX_LEN);
-    let handle = ShardHandle {
-        commands,
-        synced: Arc::default(),
-        needs_ticks: Arc::default(),
-        wants_ticks: wants_ticks.clone(),
-    };
-    (handle, mailbox)
-}
 
 /// What a leader surely knows of a log.
 #[derive(Clone, Copy, Debug)]

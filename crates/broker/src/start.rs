@@ -27,13 +27,14 @@ use self::replay::replay;
 use crate::age_clock::AgeClock;
 use crate::catch_up;
 use crate::files::partition_dir;
+use crate::mailbox::{Opened, ShardHandle, mailbox};
 use crate::metadata::Folded;
 use crate::metrics::Metrics;
 use crate::producers::{self, ProducerIds};
 use crate::read::COLD_READS_MAX;
 use crate::removal::Remover;
 use crate::seams::Seams;
-use crate::shard::{self, Opened, ShardHandle};
+use crate::shard;
 use crate::space::Space;
 use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC};
 
@@ -123,7 +124,7 @@ impl Broker {
         let read_turns = coordinator.read_turns();
         let wants_ticks = Arc::<Notify>::default();
         let (shards, mailboxes): (Vec<_>, Vec<_>) = (0..config.shards.max(1))
-            .map(|_| shard::mailbox(&wants_ticks))
+            .map(|_| mailbox(&wants_ticks))
             .unzip();
         let replaced = replaced(&*disk, &data_dir)?;
         let start = Start {

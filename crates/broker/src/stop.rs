@@ -6,7 +6,7 @@ use tidelog_log::state::StateRecord;
 use tidelog_replica::GroupError;
 use tokio::sync::oneshot;
 
-use crate::shard::Command;
+use crate::mailbox::Command;
 use crate::{Broker, Slot};
 
 /// Why a stop was not clean. What was acknowledged is safe all the same: the next start recovers.

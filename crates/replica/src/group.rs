@@ -2,24 +2,18 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 
-use bytes::Bytes;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
+use raft::eraftpb::Message;
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
-use tidelog_disk::Disk;
-use tidelog_log::catch_up::{AdoptError, CatchUpSource, Old, SourceError, Staged};
-use tidelog_log::state::{GROUP_MEMBERS_MAX, GroupState};
+use tidelog_log::state::GroupState;
 use tidelog_log::{
-    Compacted, InstallError, InternalKind, Log, LogEnd, LogEntry, LogOptions, Poisoned, RemovedFile,
+    Compacted, InstallError, Log, LogEnd, LogEntry, LogOptions, Poisoned, RemovedFile,
 };
-use tidelog_record::{LeaderEpoch, Offset, ProducedBatch, RaftIndex, Timestamp, TimestampType};
+use tidelog_record::{LeaderEpoch, Offset, RaftIndex, Timestamp};
 
-use crate::catch_up::{members_of, note_of};
 use crate::config::{GroupConfig, ReplicaId};
-use crate::error::{GroupError, ProposeError, StepError};
-use crate::message;
-use crate::payload::{Placed, Recent, stub};
+use crate::error::GroupError;
+use crate::payload::Recent;
 use crate::planted::Planted;
 use crate::storage::{LogStorage, Members};
 use crate::turn::Stalled;
@@ -49,15 +43,6 @@ pub trait GroupStore {
     /// # Errors
     /// When it is not known to be.
     fn set_back(&mut self, end: LogEnd) -> Result<(), Poisoned>;
-}
-
-/// Why a copy was not put into the place of a log.
-#[derive(Debug)]
-pub enum AdoptFailed {
-    /// The log has all that the copy has. Here is the group, as it was.
-    Unchanged(Box<Group>, AdoptError),
-    /// The replica has to be opened again.
-    Broken(GroupError),
 }
 
 /// What a replica is in its group.
@@ -124,7 +109,7 @@ pub struct Group {
     pub(crate) told_role: Option<Role>,
     /// Numbers of reads that wait, and the last one that was given.
     pub(crate) reads: BTreeSet<u64>,
-    last_read: u64,
+    pub(crate) last_read: u64,
     /// Whether the leader is to be told how far the log is, though it did not ask.
     pub(crate) announces: bool,
     /// The term, role and leader for which the election timeout was drawn.
@@ -307,78 +292,6 @@ impl Group {
         self.stalled.as_ref().map(|stalled| &stalled.cause)
     }
 
-    /// Whether entries before `first_index` are lacking here, which the leader does not have any more. If
-    /// not, the next turn tells it so.
-    pub fn lacks_before(&mut self, first_index: u64) -> bool {
-        let is_lacking = self.durable().min(self.log().commit().get()) + 1 < first_index;
-        self.announces |= !is_lacking;
-        is_lacking
-    }
-
-    /// What a replica that lacks entries copies of this one: see [`tidelog_log::catch_up`].
-    ///
-    /// # Errors
-    /// See [`CatchUpSource::of`].
-    pub fn catch_up_source(&self) -> Result<CatchUpSource, SourceError> {
-        CatchUpSource::of(&self.log().reader(), note_of(self.members()))
-    }
-
-    /// Puts a complete copy of another replica's log into the place of the log, and opens the replica
-    /// anew. The term and the vote stay.
-    ///
-    /// # Errors
-    /// [`AdoptError::Behind`] comes with the group, of which nothing has changed. After any other the
-    /// replica has to be opened again, with [`tidelog_log::catch_up::recover_swap`] before.
-    ///
-    /// # Panics
-    /// When the copy is of another log, or its note is none of [`note_of`].
-    pub fn adopt(
-        mut self,
-        disk: Arc<dyn Disk>,
-        staged: Staged,
-        store: &mut dyn GroupStore,
-    ) -> Result<Self, AdoptFailed> {
-        let commit = staged.manifest().commit();
-        let members = members_of(staged.manifest().note());
-        let members = members.expect("what is copied has members in its note");
-        let LogStorage { log, state, .. } = &mut self.node.raft.r.raft_log.store;
-        let (dir, identity, options) = (log.dir().to_owned(), log.identity(), log.options());
-        // As it was recorded: what was not is not said to anybody, and is forgotten.
-        let mut state = GroupState {
-            commit: staged.manifest().commit().get(),
-            ..*state
-        };
-        state.raise_term(&staged.manifest().end());
-        let adopted = staged.adopt(Old::Open(log), |manifest| {
-            store.record(&state, &members)?;
-            store.replace(manifest.end())?;
-            store.sync()
-        });
-        let manifest = match adopted {
-            Ok(manifest) => manifest,
-            Err(e @ AdoptError::Behind { .. }) => {
-                // What is committed elsewhere is here too, then.
-                let commit = commit.get().min(self.durable());
-                self.node.raft.raft_log.commit_to(commit);
-                self.announces = true;
-                return Err(AdoptFailed::Unchanged(Box::new(self), e));
-            }
-            Err(e) => return Err(AdoptFailed::Broken(GroupError::Adopt(e.to_string()))),
-        };
-        let (config, states) = (self.config, self.states);
-        drop(self);
-        let (end, commit) = (Some(manifest.end()), manifest.commit());
-        let opened = Log::open_replica(disk, &dir, identity, options, end, commit);
-        let broken = |e: &dyn std::fmt::Display| GroupError::Adopt(e.to_string());
-        let (log, _) = opened.map_err(|e| AdoptFailed::Broken(broken(&e)))?;
-        let opened = Self::open(config, log, state, members);
-        let mut group = opened.map_err(AdoptFailed::Broken)?;
-        group.announces = true;
-        // A sync of the state that is under way tells of those before.
-        (group.states, group.states_synced) = (states, states);
-        Ok(group)
-    }
-
     /// Whether there is something to do for a [turn](Self::turn).
     pub fn has_work(&self) -> bool {
         self.stalled.is_some() || self.node.has_ready() || self.could_release()
@@ -386,218 +299,10 @@ impl Group {
 
     /// While entries wait for space Raft must not hear of more: it takes what it asked for last to be
     /// the end of its log.
-    fn check_not_stalled(&self) -> Result<(), tidelog_log::AppendError> {
+    pub(crate) fn check_not_stalled(&self) -> Result<(), tidelog_log::AppendError> {
         let stalled = self.stalled.as_ref();
         let stalled = stalled.filter(|_| !self.config.has(Planted::StalledSteps));
         stalled.map_or(Ok(()), |stalled| Err(stalled.cause.clone()))
-    }
-
-    fn check_leads(&self) -> Result<(), ProposeError> {
-        let role = self.role();
-        if !role.is_leader {
-            let leader = role.leader;
-            return Err(ProposeError::NotLeader { leader });
-        }
-        if !self.is_ready() {
-            return Err(ProposeError::NotReady);
-        }
-        Ok(())
-    }
-
-    /// Proposes batches, each by itself: one that is refused does not keep those behind it from being
-    /// taken, as the next one of its own producer.
-    pub fn propose(
-        &mut self,
-        batches: impl IntoIterator<Item = ProducedBatch>,
-        now: Timestamp,
-    ) -> Vec<Result<Proposed, ProposeError>> {
-        let mut entries = Vec::new();
-        let results = batches
-            .into_iter()
-            .map(|batch| self.stage(batch, &mut entries, now))
-            .collect();
-        if !entries.is_empty() {
-            let proposed = self.step_proposal(entries);
-            // Everything that Raft refuses a proposal for was asked before.
-            proposed.expect("a leader that is ready takes proposals");
-        }
-        results
-    }
-
-    /// Gives a batch its place, if it may have one.
-    fn stage(
-        &mut self,
-        mut batch: ProducedBatch,
-        entries: &mut Vec<Entry>,
-        now: Timestamp,
-    ) -> Result<Proposed, ProposeError> {
-        self.check_leads()?;
-        let term = self.node.raft.term;
-        let stored = self.log().check_producer(&batch)?;
-        let stored = stored.filter(|_| !self.config.has(Planted::DuplicateStored));
-        if let Some(stored) = stored {
-            let end_offset = stored.base_offset.checked_add(u64::from(stored.records));
-            return Ok(Proposed {
-                base_offset: stored.base_offset,
-                end_offset: end_offset.ok_or(tidelog_log::AppendError::Exhausted)?,
-                term,
-                log_append_time: stored.log_append_time,
-                is_duplicate: true,
-            });
-        }
-        let len = batch.total_len() as u64;
-        let max = self.config.uncommitted_bytes_max;
-        if self.uncommitted_bytes > 0 && self.uncommitted_bytes + len > max {
-            let bytes = self.uncommitted_bytes;
-            return Err(ProposeError::Busy { bytes, max });
-        }
-        self.log().check_len(len)?;
-        self.check_not_stalled()?;
-        let staged = self.fresh_bytes;
-        self.log_mut().make_room(staged, len, len, now)?;
-
-        let base_offset = self.next_offset.unwrap_or(self.log().end().offset);
-        let end_offset = base_offset
-            .checked_add(u64::from(batch.record_count()))
-            .ok_or(tidelog_log::AppendError::Exhausted)?;
-        batch.stamp(base_offset, epoch(term));
-        let header = batch.header();
-        let is_stamped = header.attributes.timestamp_type() == TimestampType::LogAppendTime;
-        let log_append_time = is_stamped.then(|| batch.max_timestamp());
-        let entry = self.log_mut().note_proposed(&batch, base_offset, now);
-        let index = self.node.raft.raft_log.last_index() + 1 + entries.len() as u64;
-        entries.push(Entry {
-            data: stub(entry.len_bytes()),
-            ..Entry::default()
-        });
-        self.put_fresh(index, term, entry);
-        self.uncommitted.push_back((index, len));
-        self.uncommitted_bytes += len;
-        self.next_offset = Some(end_offset);
-        Ok(Proposed {
-            base_offset,
-            end_offset,
-            term,
-            log_append_time,
-            is_duplicate: false,
-        })
-    }
-
-    pub(crate) fn put_fresh(&mut self, index: u64, term: u64, entry: LogEntry) {
-        self.fresh_bytes += entry.len_bytes() as u64;
-        if let Some(before) = self.fresh.insert((index, term), entry) {
-            self.fresh_bytes -= before.len_bytes() as u64;
-        }
-    }
-
-    pub(crate) fn take_fresh(&mut self, index: u64, term: u64) -> Option<LogEntry> {
-        let entry = self.fresh.remove(&(index, term))?;
-        self.fresh_bytes -= entry.len_bytes() as u64;
-        Some(entry)
-    }
-
-    /// Proposes that nothing below `to` is read again.
-    ///
-    /// # Errors
-    /// When this replica does not lead, or is not ready; [`ProposeError::PastEnd`] when `to` is not
-    /// committed yet.
-    pub fn propose_log_start(&mut self, to: Offset) -> Result<(), ProposeError> {
-        self.check_leads()?;
-        let end = self.log().reader().committed_offset();
-        if to > end {
-            return Err(ProposeError::PastEnd { to, end });
-        }
-        let term = self.node.raft.term;
-        let index = self.node.raft.raft_log.last_index() + 1;
-        let end = self.log().end();
-        let next_offset = self.next_offset.unwrap_or(end.offset);
-        let records = next_offset.records_since(end.offset);
-        let ahead = index - end.index.get();
-        let kind = InternalKind::LogStart(to);
-        let entry = self
-            .log()
-            .next_internal(kind, epoch(term), ahead, records)?;
-        let entry = LogEntry::internal(&entry);
-        self.check_not_stalled()?;
-        let needed = self.fresh_bytes + entry.len_bytes() as u64;
-        self.log_mut().make_internal_room(needed)?;
-        let data = stub(entry.len_bytes());
-        self.put_fresh(index, term, entry);
-        let proposal = Entry {
-            data,
-            ..Entry::default()
-        };
-        self.step_proposal(vec![proposal])
-            .expect("a leader that is ready takes proposals");
-        Ok(())
-    }
-
-    /// Proposes other members. The context of the change is left out.
-    ///
-    /// # Errors
-    /// When this replica does not lead, is not ready, or another change is under way; and
-    /// [`ProposeError::LeaderLeaves`] when this one would be no voter any more,
-    /// [`ProposeError::TooManyMembers`] when they would be too many to be remembered.
-    pub fn propose_members(&mut self, change: &ConfChangeV2) -> Result<(), ProposeError> {
-        self.check_leads()?;
-        self.check_not_stalled()?;
-        if self.node.raft.has_pending_conf() {
-            return Err(ProposeError::NotReady);
-        }
-        let state = &self.members().state;
-        let lists = [&state.voters, &state.learners, &state.voters_outgoing];
-        let count: usize = lists.iter().map(|list| list.len()).sum();
-        // A change may put every voter among the outgoing ones as well, and those it is about.
-        if !change.leave_joint() && 2 * count + change.changes.len() > GROUP_MEMBERS_MAX {
-            return Err(ProposeError::TooManyMembers {
-                max: GROUP_MEMBERS_MAX,
-            });
-        }
-        let id = self.config.id;
-        let stays = if change.leave_joint() {
-            self.members().state.voters.contains(&id)
-        } else {
-            let is_kept = |single: &ConfChangeSingle| {
-                single.node_id != id || single.change_type == ConfChangeType::AddNode as i32
-            };
-            change.changes.iter().all(is_kept)
-        };
-        if !stays {
-            return Err(ProposeError::LeaderLeaves);
-        }
-        // Longer than this no replica takes one.
-        let change = ConfChangeV2 {
-            context: Bytes::new(),
-            ..change.clone()
-        };
-        let proposed = self.node.propose_conf_change(Vec::new(), change);
-        proposed.map_err(|_| ProposeError::NotReady)
-    }
-
-    fn step_proposal(&mut self, entries: Vec<Entry>) -> raft::Result<()> {
-        let mut message = Message {
-            from: self.config.id,
-            entries,
-            ..Message::default()
-        };
-        message.set_msg_type(MessageType::MsgPropose);
-        let stepped = self.node.raft.step(message);
-        self.draw();
-        stepped
-    }
-
-    /// Asks for the place up to which the log was committed when this was asked, which a leader knows
-    /// only once a majority has said that it leads still. Gives the number under which it comes with a
-    /// later turn.
-    ///
-    /// # Errors
-    /// When this replica does not lead, or is not ready.
-    pub fn read_index(&mut self) -> Result<u64, ProposeError> {
-        self.check_leads()?;
-        self.last_read += 1;
-        self.reads.insert(self.last_read);
-        self.node.read_index(self.last_read.to_be_bytes().to_vec());
-        Ok(self.last_read)
     }
 
     /// Hands the leadership over, as soon as `to` has all of the log.
@@ -616,116 +321,9 @@ impl Group {
         self.draw();
     }
 
-    /// Takes a message from another replica, with its batches as [`crate::Outgoing`] has them.
-    ///
-    /// # Errors
-    /// [`StepError`]: nothing of the message was taken.
-    pub fn step(
-        &mut self,
-        mut message: Message,
-        payloads: Vec<Bytes>,
-        now: Timestamp,
-    ) -> Result<(), StepError> {
-        let placed = message::check(&mut message, payloads, &self.config)?;
-        self.check_not_stalled()?;
-        let last = self.node.raft.raft_log.last_index();
-        let is_beyond = match message.get_msg_type() {
-            MessageType::MsgHeartbeat => message.commit > last,
-            // Others of older terms Raft ignores; in its own a leader has all it sent.
-            MessageType::MsgAppendResponse if message.term == self.node.raft.term => {
-                message.index > last || message.reject_hint > last
-            }
-            _ => false,
-        };
-        if is_beyond {
-            let what = "what it speaks of is beyond the log";
-            let from = message.from;
-            return Err(StepError::Malformed { from, what });
-        }
-        self.check_offsets(&message, &placed)?;
-        if let Some(first) = placed.first() {
-            let first = first.entry.len_bytes() as u64;
-            let lens = placed.iter().map(|placed| placed.entry.len_bytes() as u64);
-            let staged = self.fresh_bytes;
-            self.log_mut()
-                .make_room(staged, first, lens.sum::<u64>(), now)?;
-        }
-        // As if it were to stand for election by itself.
-        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.must_wait() {
-            return Ok(());
-        }
-        for placed in placed {
-            self.put_fresh(placed.index, placed.term, placed.entry);
-        }
-        // What is not for it, Raft drops; that of strangers too.
-        self.node.step(message).ok();
-        self.draw();
-        Ok(())
-    }
-
-    /// Checks that the batches of a message have the offsets that come next.
-    fn check_offsets(&self, message: &Message, placed: &[Placed]) -> Result<(), StepError> {
-        let raft_log = &self.node.raft.raft_log;
-        // Raft looks at the message before it takes anything: what is older goes, and what does not
-        // match this log is answered with where it does. Only then it is known where the next batch
-        // begins.
-        let is_known = message.index <= raft_log.committed
-            || raft_log.match_term(message.index, message.log_term)
-            || self.config.has(Planted::OffsetsUnmatched);
-        if message.term < self.node.raft.term || !is_known {
-            return Ok(());
-        }
-        let committed = self.log().commit().get();
-        let mut placed = placed.iter().skip_while(|placed| placed.index <= committed);
-        let Some(first) = placed.next() else {
-            return Ok(());
-        };
-        // Between them are entries of Raft's own, which have no offsets.
-        let before = self.place_before(message.index.max(committed) + 1);
-        let mut expected = before.map(Offset::to_wire);
-        for entry in std::iter::once(first).chain(placed) {
-            let header = entry.entry.header();
-            let base = header.base_offset;
-            if expected.is_some_and(|next| next != base) {
-                return Err(StepError::Malformed {
-                    from: message.from,
-                    what: "a batch has another offset than comes next",
-                });
-            }
-            expected = Some(base.saturating_add(i64::from(header.record_count.max(0))));
-        }
-        Ok(())
-    }
-
-    /// The offset that the entry `index` of Raft's log begins at, which may have entries that are not
-    /// in the log yet, or stand in the place of others that are; `None` where it is not known.
-    fn place_before(&self, index: u64) -> Option<Offset> {
-        let log = self.log();
-        let raft_log = &self.node.raft.raft_log;
-        let committed = log.commit().get();
-        let mut from = index.min(log.end_index().get());
-        let is_same = |index: u64| {
-            let epoch = log.epoch_of(at(index)).ok();
-            epoch.map(|epoch| u64::from(epoch.get())) == raft_log.term(index).ok()
-        };
-        while from > committed + 1 && !is_same(from - 1) {
-            from -= 1;
-        }
-        let offset = log.end_before(at(from)).ok()?.offset;
-        (from..index).try_fold(offset, |offset, index| {
-            let term = raft_log.term(index).ok()?;
-            let entry = self.fresh.get(&(index, term));
-            let stalled = self.stalled.as_ref();
-            let entry = entry.or_else(|| stalled?.entry(index));
-            // Raft's own are made when they are written.
-            let records = entry.map_or(0, |entry| entry.header().record_count.unsigned_abs());
-            offset.checked_add(u64::from(records))
-        })
-    }
-
     /// Whether time stands still: entries wait for space, or this replica is the only one that votes
     /// and would lead at once, before all it has is durable, which Raft does not allow.
-    fn must_wait(&self) -> bool {
+    pub(crate) fn must_wait(&self) -> bool {
         let raft = &self.node.raft;
         let is_behind = raft.raft_log.persisted < raft.raft_log.last_index();
         let would_lead = raft.state != StateRole::Leader && self.is_sole_voter();

@@ -6,7 +6,7 @@
 //!
 //! # How data flows
 //!
-//! *Propose*: [`Group::propose`] checks a leader's batches against what is known of their producers,
+//! *Propose*: [`Group::propose`] (`propose.rs`) checks a leader's batches against what is known of their producers,
 //! gives them their offsets and epoch, and hands Raft a stub for each: zeros of the same length, so
 //! that Raft's own limits count what will be sent. The batch itself waits beside, shared and not
 //! copied (`payload.rs`).
@@ -18,7 +18,7 @@
 //! *Sync*: what must not leave before it is durable is held back. Each turn sees how far the log is by
 //! now, and [`Group::state_synced`] tells that the state is; what waited for no more than that goes.
 //!
-//! *Step*: [`Group::step`] takes a message from another replica, each batch checked before Raft hears
+//! *Step*: [`Group::step`] (`step.rs`) takes a message from another replica, each batch checked before Raft hears
 //! of it.
 //!
 //! *Shard*: a broker runs many groups on a thread, a [`Shard`], with those who wait for them and one
@@ -31,6 +31,7 @@
 //! [`Group::tick`], draws its election timeouts from a seed, and reaches files through the log's disk
 //! and a [`GroupStore`]; the same code runs in a broker and in a simulation.
 
+mod adopt;
 pub mod catch_up;
 mod config;
 mod error;
@@ -38,14 +39,17 @@ mod group;
 mod message;
 mod payload;
 mod planted;
+mod propose;
 mod shard;
+mod step;
 mod storage;
 mod store;
 mod turn;
 
+pub use adopt::AdoptFailed;
 pub use config::{GroupConfig, ReplicaId};
 pub use error::{GroupError, ProposeError, StepError};
-pub use group::{AdoptFailed, Group, GroupStore, Proposed, Role};
+pub use group::{Group, GroupStore, Proposed, Role};
 pub use message::{Outgoing, Payload};
 pub use payload::stub_of;
 #[cfg(feature = "planted")]

@@ -13,8 +13,8 @@ use tidelog_replica::StateStore;
 use super::{Start, StartError, shard_number};
 use crate::append::StickyBytes;
 use crate::files::{METADATA_ROOM_BYTES, log_options, open_group, open_new_group, partition_dir};
+use crate::mailbox::Opened;
 use crate::partition::Partition;
-use crate::shard::Opened;
 use crate::{METADATA_TOPIC, METADATA_TOPIC_ID, Route, Slot};
 
 /// How many records go into the state file at once.

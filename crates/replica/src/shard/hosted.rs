@@ -11,9 +11,10 @@ use tidelog_log::state::GroupKey;
 use tidelog_record::{Offset, Timestamp};
 
 use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
+use crate::adopt::AdoptFailed;
 use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
-use crate::group::{AdoptFailed, Group, GroupStore, Proposed, Role};
+use crate::group::{Group, GroupStore, Proposed, Role};
 use crate::planted::Planted;
 use crate::store::StateStore;
 use crate::turn::Turn;
