@@ -34,7 +34,7 @@ use crate::partition::Partition;
 use crate::removal::Remover;
 use crate::retention::Due;
 use crate::seams::{Clock, Peers};
-use crate::space::{Shortage, Space};
+use crate::space::Space;
 use crate::waiters::{AppendWaiter, Waiter, log_error, refused};
 
 /// Commands taken in one turn at most, so that the first of them does not wait for ever.
@@ -83,7 +83,7 @@ pub(crate) fn start(
         adding: Vec::new(),
         started: Some(started),
         bytes_taken: 0,
-        space: None,
+        has_space: false,
         around,
     };
     std::thread::Builder::new()
@@ -109,8 +109,8 @@ struct Shard {
     started: Option<std::sync::mpsc::SyncSender<()>>,
     /// Bytes of appends taken since the last turn.
     bytes_taken: usize,
-    /// Whether clients may write, as it was when the first of them came since the last turn.
-    space: Option<Result<(), Shortage>>,
+    /// Whether there was space for what clients write when the first of them came since the last turn.
+    has_space: bool,
     around: Surroundings,
 }
 
@@ -208,11 +208,12 @@ impl Shard {
             reply,
         };
         let Surroundings { space, clock, .. } = &self.around;
-        let space = self.space.get_or_insert_with(|| space.check());
-        if let Err(shortage) = space
-            && !partition.topic.is_internal()
-        {
-            return waiter.refuse(&shortage.refusal_of(len as u64));
+        if !self.has_space && !partition.topic.is_internal() {
+            // Whoever is refused may have made space before the next one comes.
+            match space.check() {
+                Ok(()) => self.has_space = true,
+                Err(shortage) => return waiter.refuse(&shortage.refusal_of(len as u64)),
+            }
         }
         let now = clock.now();
         partition.note_append(now);
@@ -235,7 +236,7 @@ impl Shard {
     /// Has the groups do what there is to do, until they wait for the disk or for others.
     fn turns(&mut self) {
         self.bytes_taken = 0;
-        self.space = None;
+        self.has_space = false;
         loop {
             let synced = std::mem::take(&mut *self.synced.lock());
             for key in synced {
