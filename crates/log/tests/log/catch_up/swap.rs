@@ -13,11 +13,16 @@ use crate::replica::next_batch;
 
 /// A copy that is ready, and beside it the log of a replica that lags behind.
 fn ready(original: &Original, batches: usize) -> (SimDisk, Log, Staged) {
+    ready_in(original, batches, 6)
+}
+
+/// A log with as many batches, all of the leader epoch `epoch`, and a complete copy beside it.
+fn ready_in(original: &Original, batches: usize, epoch: u32) -> (SimDisk, Log, Staged) {
     let disk = SimDisk::new(8);
     let mut log = create_replica(&disk, small());
-    begin(&mut log, 6);
+    begin(&mut log, epoch);
     for _ in 0..batches {
-        let entry = next_batch(&log, 6);
+        let entry = next_batch(&log, epoch);
         log.append_entries(&[entry], at(0)).unwrap();
     }
     log.sync().unwrap();
@@ -31,9 +36,13 @@ fn ready(original: &Original, batches: usize) -> (SimDisk, Log, Staged) {
 #[test]
 fn no_entry_that_a_replica_has_acknowledged_vanishes() {
     let original = Original::of_all_kinds();
-    let end = original.source().manifest().end().index.get() as usize;
+    let copy_end = original.source().manifest().end();
+    let (end, epoch) = (copy_end.index.get() as usize, copy_end.epoch.get());
+    // What stands in the place of an entry that was committed never was itself, nor what lies behind.
+    let (_, mut log, staged) = ready_in(&original, end - 6, epoch - 1);
+    staged.adopt(Old::Open(&mut log), |_| Ok(())).unwrap();
     for batches in [end - 8, end - 7, end - 6] {
-        let (disk, mut log, staged) = ready(&original, batches);
+        let (disk, mut log, staged) = ready_in(&original, batches, epoch);
         let old = log.end();
         let is_ahead = old.index.get() as usize >= end;
         assert_eq!(is_ahead, batches > end - 8);
@@ -42,7 +51,7 @@ fn no_entry_that_a_replica_has_acknowledged_vanishes() {
             Ok(_) => assert!(!is_ahead),
             Err(AdoptError::Behind { .. }) => {
                 assert!(is_ahead);
-                let entry = next_batch(&log, 6);
+                let entry = next_batch(&log, epoch);
                 log.append_entries(&[entry], at(0)).unwrap();
             }
             Err(e) => panic!("{e}"),
