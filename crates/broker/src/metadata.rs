@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tidelog_controller::{Command as TopicCommand, Topic, Topics};
 use tidelog_record::{BatchBuilder, BatchLimits, Compression, Offset, TopicId, validate_produced};
@@ -71,7 +72,12 @@ impl Broker {
         command: &TopicCommand,
     ) -> Result<(), TopicError> {
         self.write(command, folded.term).await?;
-        self.fold(folded).await
+        let folds = self.fold(folded).await;
+        // It is decided, whatever comes of it here and now.
+        folds.map_err(|e| {
+            let cause = format!("it was decided, and is not carried out yet: {e}");
+            AppendError::OutcomeUnknown { cause }.into()
+        })
     }
 
     async fn write(&self, command: &TopicCommand, term: u64) -> Result<(), TopicError> {
@@ -299,16 +305,29 @@ fn run(
     mut waits: Waits,
 ) -> Result<(), BrokerStops> {
     loop {
-        waits.until(async {
-            drop(grows.changed().await);
-        })?;
+        // Before the log is looked at: what comes after that wakes it again.
+        grows.mark_unchanged();
         let inner = inner.upgrade().ok_or(BrokerStops)?;
         let broker = Broker { inner };
+        let mut is_done = true;
         waits.until(async {
             let mut folded = broker.inner().metadata_folded.lock().await;
             if let Err(e) = broker.fold(&mut folded).await {
-                tracing::error!(error = %e, "what was decided cannot be carried out here");
+                tracing::error!(error = %e, "what was decided cannot be carried out here yet");
+                is_done = false;
             }
         })?;
+        drop(broker);
+        if is_done {
+            waits.until(async {
+                // An error says that there is no log any more, which ends the thread.
+                drop(grows.changed().await);
+            })?;
+        } else {
+            waits.wait(FOLD_PAUSE)?;
+        }
     }
 }
+
+/// After how long it is tried again to carry out what could not be.
+const FOLD_PAUSE: Duration = Duration::from_secs(1);
