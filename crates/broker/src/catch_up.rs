@@ -6,7 +6,9 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tidelog_replica::catch_up::{CatchUp, CatchUpLetter, PullConfig, Pulled, Pulls, Sources};
+use tidelog_log::catch_up::{CatchUpSource, SourceError};
+use tidelog_log::state::GroupKey;
+use tidelog_replica::catch_up::{CatchUpLetter, Copies, Logs, PullConfig, PullTarget, Pulled};
 use tidelog_replica::{Delivery, NodeId, Post, node_of};
 use tokio::sync::mpsc;
 
@@ -61,31 +63,29 @@ pub(crate) fn start(
     shards: Vec<ShardHandle>,
 ) -> io::Result<(Letters, JoinHandle<()>)> {
     let (letters, mailbox) = mpsc::channel(MAILBOX_LEN);
-    let copies = Copies {
-        pulls: Pulls::new(seams.disk.clone(), PullConfig::default()),
-        sources: Sources::default(),
+    let run = Run {
+        copies: Copies::new(seams.disk.clone(), PullConfig::default()),
+        shards: Shards(shards),
         peers: seams.peers.clone(),
         clock: seams.clock.clone(),
-        shards,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()?;
     let thread = std::thread::Builder::new()
         .name("tidelog-catch-up".to_owned())
-        .spawn(move || copies.run(mailbox, &runtime))?;
+        .spawn(move || run.run(mailbox, &runtime))?;
     Ok((letters, thread))
 }
 
-struct Copies {
-    pulls: Pulls,
-    sources: Sources,
+struct Run {
+    copies: Copies,
+    shards: Shards,
     peers: Arc<dyn Peers>,
     clock: Arc<dyn Clock>,
-    shards: Vec<ShardHandle>,
 }
 
-impl Copies {
+impl Run {
     /// Until nobody is left who could send a letter.
     fn run(
         mut self,
@@ -93,87 +93,61 @@ impl Copies {
         runtime: &tokio::runtime::Runtime,
     ) {
         loop {
-            let is_idle = self.pulls.is_empty() && self.sources.is_empty();
+            let is_idle = self.copies.is_idle();
             let next = runtime.block_on(async {
                 if is_idle {
                     return Ok(mailbox.recv().await);
                 }
                 tokio::time::timeout(TICK, mailbox.recv()).await
             });
-            match next {
-                Ok(Some(letter)) => self.take(letter),
+            let now = u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX);
+            let mut letters = match next {
+                Ok(Some(letter)) => self.copies.take(letter, &mut self.shards, now),
                 Ok(None) => return,
-                Err(_elapsed) => {}
+                Err(_elapsed) => Vec::new(),
+            };
+            letters.extend(self.copies.tick(&mut self.shards, now));
+            for letter in letters {
+                let to = node_of(letter.to);
+                let (raft, files) = (Vec::new(), vec![letter]);
+                // One that is lost is sent again.
+                self.peers.send(to, Post { raft, files }).ok();
             }
-            let now = self.now();
-            self.sources.forget_idle(now);
-            let (letters, pulled) = self.pulls.tick(now);
-            self.send(letters);
-            self.adopt(pulled);
-        }
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn take(&mut self, letter: CatchUpLetter) {
-        let now = self.now();
-        let shard = self.shards[shard_number(letter.key, self.shards.len())].clone();
-        match letter.what {
-            CatchUp::Needed { .. } => {
-                let from = letter.from;
-                let target = ask(&shard, |reply| Command::TargetOf { letter, reply });
-                if let Some(target) = target.flatten() {
-                    let first = self.pulls.begin(target, from, now);
-                    self.send(first);
-                }
-            }
-            CatchUp::Ask | CatchUp::AskPart { .. } => {
-                let make = || {
-                    let letter = letter.clone();
-                    ask(&shard, |reply| Command::SourceOf { letter, reply }).flatten()
-                };
-                let answer = self.sources.take(&letter, make, now);
-                self.send(answer);
-            }
-            CatchUp::Manifest(_) | CatchUp::Part { .. } | CatchUp::Gone => {
-                let (letters, pulled) = self.pulls.take(letter, now);
-                self.send(letters);
-                self.adopt(pulled);
-            }
-        }
-    }
-
-    fn send(&self, letters: impl IntoIterator<Item = CatchUpLetter>) {
-        for letter in letters {
-            let to = node_of(letter.to);
-            // One that is lost is sent again.
-            self.peers.send(
-                to,
-                Post {
-                    raft: Vec::new(),
-                    files: vec![letter],
-                },
-            );
-        }
-    }
-
-    fn adopt(&self, pulled: impl IntoIterator<Item = Pulled>) {
-        for pulled in pulled {
-            let shard = &self.shards[shard_number(pulled.key, self.shards.len())];
-            let pulled = Box::new(pulled);
-            ask(shard, |reply| Command::Adopt { pulled, reply });
         }
     }
 }
 
-/// Asks a shard; `None` where it is gone, or takes too long.
-fn ask<T>(
-    shard: &ShardHandle,
-    command: impl FnOnce(std::sync::mpsc::SyncSender<T>) -> Command,
-) -> Option<T> {
-    let (reply, replied) = sync_channel(1);
-    shard.blocking_send(command(reply)).ok()?;
-    replied.recv_timeout(SHARD_WAIT_MAX).ok()
+/// The logs of all shards, each asked on its thread.
+struct Shards(Vec<ShardHandle>);
+
+impl Shards {
+    /// Asks the shard of a group; `None` where it is gone, or takes too long.
+    fn ask<T>(
+        &self,
+        key: GroupKey,
+        command: impl FnOnce(std::sync::mpsc::SyncSender<T>) -> Command,
+    ) -> Option<T> {
+        let (reply, replied) = sync_channel(1);
+        let shard = &self.0[shard_number(key, self.0.len())];
+        shard.blocking_send(command(reply)).ok()?;
+        replied.recv_timeout(SHARD_WAIT_MAX).ok()
+    }
+}
+
+impl Logs for Shards {
+    fn target_of(&mut self, letter: &CatchUpLetter) -> Option<PullTarget> {
+        let letter = letter.clone();
+        self.ask(letter.key, |reply| Command::TargetOf { letter, reply })?
+    }
+
+    fn source_of(&mut self, letter: &CatchUpLetter) -> Option<Result<CatchUpSource, SourceError>> {
+        let letter = letter.clone();
+        self.ask(letter.key, |reply| Command::SourceOf { letter, reply })?
+    }
+
+    fn adopt(&mut self, pulled: Pulled) -> bool {
+        let pulled = Box::new(pulled);
+        let adopted = self.ask(pulled.key, |reply| Command::Adopt { pulled, reply });
+        adopted.unwrap_or(false)
+    }
 }

@@ -25,9 +25,11 @@ pub trait Random: Debug + Send + Sync + 'static {
 
 /// The way to the other brokers of a cluster.
 pub trait Peers: Debug + Send + Sync + 'static {
-    /// Sends what there is for a broker, or loses it; never waits. Says whether it may arrive: if not, it
-    /// surely does not.
-    fn send(&self, to: NodeId, post: Post) -> bool;
+    /// Sends what there is for a broker, which may lose it; never waits.
+    ///
+    /// # Errors
+    /// What surely does not arrive comes back.
+    fn send(&self, to: NodeId, post: Post) -> Result<(), Post>;
 }
 
 /// Where there are no others.
@@ -35,8 +37,8 @@ pub trait Peers: Debug + Send + Sync + 'static {
 pub struct NoPeers;
 
 impl Peers for NoPeers {
-    fn send(&self, _to: NodeId, _post: Post) -> bool {
-        false
+    fn send(&self, _to: NodeId, post: Post) -> Result<(), Post> {
+        Err(post)
     }
 }
 

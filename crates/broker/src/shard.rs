@@ -19,10 +19,8 @@ use tidelog_disk::{DirLock, Disk, DiskError, DiskOp};
 use tidelog_log::state::{GroupKey, GroupState, StateFile};
 use tidelog_log::{InstallError, LogSync, Poisoned, SyncCoordinator, SyncTarget};
 use tidelog_record::{Offset, Timestamp};
-use tidelog_replica::catch_up::CatchUpLetter;
 use tidelog_replica::{
-    Answer, Done, Effects, GroupError, Letter, NodeId, Post, Proposal, Refusal, Shard as Groups,
-    Until, node_of,
+    Answer, Done, Effects, GroupError, Proposal, Refusal, Shard as Groups, Until,
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -249,10 +247,9 @@ impl Shard {
             self.carry_out(effects);
         }
         let needs_ticks = self.groups.needs_ticks();
-        if needs_ticks && !self.needs_ticks.swap(needs_ticks, Ordering::AcqRel) {
+        let needed_them = self.needs_ticks.swap(needs_ticks, Ordering::AcqRel);
+        if needs_ticks && !needed_them {
             self.wants_ticks.notify_one();
-        } else {
-            self.needs_ticks.store(needs_ticks, Ordering::Release);
         }
         self.tell_who_serves();
     }
@@ -279,7 +276,12 @@ impl Shard {
     }
 
     fn carry_out(&mut self, effects: Effects<Waiter>) {
-        self.send(effects.letters, effects.catch_up);
+        for (node, post) in effects.posts {
+            if let Err(lost) = self.around.peers.send(node, post) {
+                // What was said of files is said again by itself.
+                self.groups.not_sent(&lost.raft);
+            }
+        }
         if !effects.state_to_sync.is_empty() {
             match self.around.state.sync() {
                 Ok(()) => self.groups.state_synced(&effects.state_to_sync),
@@ -322,27 +324,6 @@ impl Shard {
             self.around.coordinator.sync(targets);
         } else {
             self.around.coordinator.sync_behind(targets);
-        }
-    }
-
-    /// What is lost on the way the replicas are told of: they ask before they send more.
-    fn send(&mut self, letters: Vec<(NodeId, Vec<Letter>)>, files: Vec<CatchUpLetter>) {
-        for (node, raft) in letters {
-            // Batches are shared; the list is not long.
-            let again = raft.clone();
-            let files = Vec::new();
-            if !self.around.peers.send(node, Post { raft, files }) {
-                self.groups.not_sent(&again);
-            }
-        }
-        for letter in files {
-            let post = Post {
-                raft: Vec::new(),
-                files: vec![letter],
-            };
-            let node = node_of(post.files[0].to);
-            // One that is lost is said again.
-            self.around.peers.send(node, post);
         }
     }
 

@@ -15,13 +15,15 @@ use tidelog_broker::{
 use tidelog_record::Offset;
 use tidelog_replica::Received;
 use tidelog_sim::SimDisk;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// What goes between the brokers. What is for one that is not there, or is cut off, is lost.
 #[derive(Debug, Default)]
 struct Net {
     brokers: Mutex<HashMap<NodeId, mpsc::Sender<Delivery>>>,
     cut_off: Mutex<Option<NodeId>>,
+    /// Something has arrived: heartbeats do all the time, and what is waited for comes of what arrives.
+    arrived: Notify,
 }
 
 #[derive(Debug)]
@@ -31,26 +33,24 @@ struct Wire {
 }
 
 impl Peers for Wire {
-    fn send(&self, to: NodeId, post: Post) -> bool {
+    fn send(&self, to: NodeId, post: Post) -> Result<(), Post> {
         let cut_off = *self.net.cut_off.lock();
         if [self.own, to].map(Some).contains(&cut_off) {
-            return false;
+            return Err(post);
         }
-        let raft = post.raft.into_iter().map(|letter| Received {
-            key: letter.key,
-            incarnation: letter.incarnation,
-            message: letter.message,
-            payloads: letter.payloads.iter().map(|p| p.to_bytes()).collect(),
-        });
-        let delivery = Delivery {
-            from: self.own,
-            raft: raft.collect(),
-            files: post.files,
-        };
         let brokers = self.net.brokers.lock();
-        brokers
+        let place = brokers
             .get(&to)
-            .is_some_and(|broker| broker.try_send(delivery).is_ok())
+            .and_then(|broker| broker.try_reserve().ok());
+        let Some(place) = place else {
+            return Err(post);
+        };
+        place.send(Delivery {
+            from: self.own,
+            raft: post.raft.into_iter().map(Received::from).collect(),
+            files: post.files,
+        });
+        Ok(())
     }
 }
 
@@ -94,9 +94,11 @@ impl Cluster {
         let (deliveries, mut arriving) = mpsc::channel::<Delivery>(1000);
         self.net.brokers.lock().insert(id, deliveries);
         self.brokers.insert(id, broker.clone());
+        let net = self.net.clone();
         tokio::spawn(async move {
             while let Some(delivery) = arriving.recv().await {
                 broker.deliver(delivery).await;
+                net.arrived.notify_waiters();
             }
         });
     }
@@ -123,7 +125,7 @@ impl Cluster {
                         Err(e) => panic!("{what}: {e}"),
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                self.net.arrived.notified().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(60), tried)
@@ -153,7 +155,7 @@ impl Cluster {
     async fn until(&self, what: &str, is_so: impl Fn(&Broker) -> bool) {
         let wait = async {
             while !self.brokers.values().all(&is_so) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                self.net.arrived.notified().await;
             }
         };
         tokio::time::timeout(Duration::from_secs(60), wait)

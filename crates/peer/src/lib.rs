@@ -26,7 +26,7 @@ mod service;
 mod tests;
 
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError};
-pub use link::{Link, LinkConfig, LinkStats};
+pub use link::{Link, LinkConfig, LinkState, LinkStats};
 pub use service::{Gate, PeerService, Refused, Sink};
 
 use tidelog_replica::NodeId;

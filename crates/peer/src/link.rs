@@ -2,12 +2,12 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use tidelog_replica::{NodeId, Post};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -54,13 +54,23 @@ impl Default for LinkConfig {
     }
 }
 
+/// How a link is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// Whether the other broker has answered to hello, and the connection was not lost since.
+    pub is_connected: bool,
+    /// Times that a connection was made.
+    pub connections: u64,
+    /// Times that none could be made: there was no answer, or a refusal.
+    pub failures: u64,
+    /// How long the last ping took to be answered, once one was.
+    pub round_trip: Option<Duration>,
+}
+
 /// What a link has seen.
 #[derive(Debug, Default)]
 pub struct LinkStats {
-    /// Whether the other broker has answered to hello, and the connection was not lost since.
-    pub connected: AtomicBool,
-    /// Times that a connection was made.
-    pub connections: AtomicU64,
+    state: watch::Sender<LinkState>,
     /// Posts that wait to be sent.
     pub queued: AtomicU64,
     /// Bytes of payloads in them.
@@ -69,8 +79,6 @@ pub struct LinkStats {
     pub lost: AtomicU64,
     /// Bytes of frames that were sent.
     pub sent_bytes: AtomicU64,
-    /// How long the last ping took to be answered, in microseconds.
-    pub round_trip_micros: AtomicU64,
 }
 
 /// A link to one other broker. The task behind it ends when this is dropped.
@@ -120,23 +128,30 @@ impl Link {
         }
     }
 
-    /// Sends something, if there is a connection and room for it; never waits. Says whether it may
-    /// arrive: if not, the replicas it is for have to be told that it did not.
-    pub fn send(&self, post: Post) -> bool {
+    /// Sends something, if there is a connection and room for it; never waits.
+    ///
+    /// # Errors
+    /// What surely does not arrive comes back: the replicas it is for have to be told.
+    pub fn send(&self, post: Post) -> Result<(), Post> {
         let bytes = bytes_of(&post);
         let stats = &self.stats;
-        let is_taken = stats.connected.load(Ordering::Acquire)
-            && stats.queued_bytes.load(Ordering::Relaxed) + bytes <= self.bytes_max.max(bytes)
-            && self.posts.try_reserve().is_ok_and(|place| {
-                stats.queued.fetch_add(1, Ordering::Relaxed);
-                stats.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-                place.send(post);
-                true
-            });
-        if !is_taken {
+        let waiting = stats.queued_bytes.load(Ordering::Relaxed);
+        let is_room = waiting + bytes <= self.bytes_max.max(bytes);
+        let is_connected = stats.state.borrow().is_connected;
+        let place = self.posts.try_reserve().ok();
+        let Some(place) = place.filter(|_| is_room && is_connected) else {
             stats.lost.fetch_add(1, Ordering::Relaxed);
-        }
-        is_taken
+            return Err(post);
+        };
+        stats.queued.fetch_add(1, Ordering::Relaxed);
+        stats.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        place.send(post);
+        Ok(())
+    }
+
+    /// How the link is, and each change of that.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.stats.state.subscribe()
     }
 
     /// What the link has seen.
@@ -173,7 +188,12 @@ impl Run {
         loop {
             let began = Instant::now();
             let ended = self.connect_and_send().await;
-            if self.stats.connected.swap(false, Ordering::AcqRel) {
+            let was_connected = self.stats.state.borrow().is_connected;
+            self.stats.state.send_modify(|state| {
+                state.is_connected = false;
+                state.failures += u64::from(!was_connected);
+            });
+            if was_connected {
                 tracing::warn!(broker = self.to, address = %self.address, why = %ended,
                     "the link to a broker is lost");
                 self.sink.unreachable(self.to);
@@ -242,8 +262,10 @@ impl Run {
             let what = format!("another broker answers at {}", self.address);
             return Err(Status::failed_precondition(what));
         }
-        self.stats.connections.fetch_add(1, Ordering::Relaxed);
-        self.stats.connected.store(true, Ordering::Release);
+        self.stats.state.send_modify(|state| {
+            state.is_connected = true;
+            state.connections += 1;
+        });
         Ok((frames, answers))
     }
 
@@ -263,7 +285,8 @@ impl Run {
                         answered_at = Instant::now();
                         let sent_at = frame.meta.pong.saturating_sub(1);
                         let took = micros(answered_at).saturating_sub(sent_at);
-                        self.stats.round_trip_micros.store(took, Ordering::Relaxed);
+                        let took = Some(Duration::from_micros(took));
+                        self.stats.state.send_modify(|state| state.round_trip = took);
                     }
                     Some(Err(status)) => return status,
                     None => return Status::unavailable("it has ended the connection"),

@@ -1,7 +1,7 @@
 //! One replica of one group: what is asked of it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use raft::eraftpb::Message;
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
@@ -107,8 +107,7 @@ pub struct Group {
     pub(crate) states: u64,
     pub(crate) states_synced: u64,
     pub(crate) told_role: Option<Role>,
-    /// Numbers of reads that wait, and the last one that was given.
-    pub(crate) reads: BTreeSet<u64>,
+    /// The number that was given to a read last.
     pub(crate) last_read: u64,
     /// Whether the leader is to be told how far the log is, though it did not ask.
     pub(crate) announces: bool,
@@ -197,7 +196,6 @@ impl Group {
             states: 0,
             states_synced: 0,
             told_role: None,
-            reads: BTreeSet::new(),
             last_read: 0,
             announces: false,
             drawn_for: None,
@@ -266,8 +264,8 @@ impl Group {
     }
 
     /// The last entry that a member is known to have durable; `None` where this replica does not lead,
-    /// or that one is no member. A leader has no way to send entries that its own log has no more: its
-    /// log start is not to be raised past what it knows others to have.
+    /// or that one is no member. Whoever lacks entries that the leader has no more copies its files:
+    /// raising the log start no further than this spares them that.
     pub fn known_of(&self, id: ReplicaId) -> Option<RaftIndex> {
         let raft = &self.node.raft;
         let progress = raft.prs().get(id).filter(|_| self.role().is_leader);

@@ -215,7 +215,6 @@ impl Group {
     pub fn read_index(&mut self) -> Result<u64, ProposeError> {
         self.check_leads()?;
         self.last_read += 1;
-        self.reads.insert(self.last_read);
         self.node.read_index(self.last_read.to_be_bytes().to_vec());
         Ok(self.last_read)
     }

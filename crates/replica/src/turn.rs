@@ -29,10 +29,9 @@ pub struct Turn {
     pub is_state_dirty: bool,
     /// Everything before this is committed now.
     pub committed: Option<LogEnd>,
-    /// Answers to [`Group::read_index`]: its number, and the entry up to which the log was committed.
+    /// Answers to [`Group::read_index`]: its number, and the entry up to which the log was committed. Whoever
+    /// asked gets none once the [role](Self::role) is another.
     pub reads: Vec<(u64, u64)>,
-    /// Those that get no answer, since this replica does not lead any more.
-    pub lost_reads: Vec<u64>,
     /// Replicas that lack entries which this one, their leader, does not have any more.
     pub behind: Vec<ReplicaId>,
     /// What this replica is now, if that changed.
@@ -111,7 +110,6 @@ impl Group {
             self.told_role = Some(role);
             turn.role = Some(role);
             if !role.is_leader {
-                turn.lost_reads.extend(std::mem::take(&mut self.reads));
                 self.uncommitted.clear();
                 self.uncommitted_bytes = 0;
                 self.recent.clear();
@@ -270,11 +268,7 @@ impl Group {
         for read in ready.take_read_states() {
             let ReadState { index, request_ctx } = read;
             let ticket = request_ctx.try_into().map(u64::from_be_bytes);
-            if let Ok(ticket) = ticket
-                && self.reads.remove(&ticket)
-            {
-                turn.reads.push((ticket, index));
-            }
+            turn.reads.extend(ticket.map(|ticket| (ticket, index)).ok());
         }
         for message in ready.take_messages() {
             self.send(message, turn)?;
@@ -457,10 +451,5 @@ impl Group {
         }
         turn.messages.push(Outgoing { message, payloads });
         Ok(())
-    }
-
-    /// Whether this replica could be chosen.
-    pub fn is_voter(&self) -> bool {
-        self.node.raft.state != StateRole::Follower || self.node.raft.promotable()
     }
 }

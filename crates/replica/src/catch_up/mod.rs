@@ -2,24 +2,27 @@
 //! ([`tidelog_log::catch_up`]) and the network.
 //!
 //! A leader that has no entry any more that follows on a replica's log says so: [`CatchUp::Needed`]. The
-//! replica then asks it for a manifest and for one part after the other ([`Pulls`]), as fast as it is
-//! allowed to; the leader answers from the files it had when it was asked ([`Sources`]). When all is
+//! replica then asks it for a manifest and for one part after the other (`pulls.rs`), as fast as it is
+//! allowed to; the leader answers from the files it had when it was asked (`sources.rs`). When all is
 //! there, checked and durable, [`Shard::adopt`](crate::Shard::adopt) puts it into the place of the log
 //! and opens the replica anew, which tells the leader how far it is now; what came meanwhile comes as
 //! entries. Any answer may be lost, repeated or late; a part that is not the next one is not taken, and
 //! after a while without any the same is asked for again.
 //!
-//! Both are told of time in milliseconds and read and write files when they are told of a letter:
-//! whoever has them runs them where waiting for a disk holds up nobody.
+//! [`Copies`] is both sides of a broker. It is told of time in milliseconds and reads and writes files when it is told of a letter:
+//! whoever has it runs it where waiting for a disk holds up nobody.
 
+mod copies;
 mod pulls;
 mod sources;
 
 use bytes::Bytes;
 use tidelog_log::state::{GROUP_MEMBERS_MAX, GroupKey};
 
-pub use pulls::{PullConfig, PullTarget, Pulled, Pulls};
-pub use sources::Sources;
+pub use copies::{Copies, Logs, LogsOf};
+use pulls::Pulls;
+pub use pulls::{PullConfig, PullTarget, Pulled};
+use sources::Sources;
 
 use crate::config::ReplicaId;
 use crate::eraftpb::ConfState;

@@ -72,14 +72,13 @@ struct Pull {
 
 /// The copies that a broker makes now.
 #[derive(Debug)]
-pub struct Pulls {
+pub(super) struct Pulls {
     disk: Arc<dyn Disk>,
     config: PullConfig,
     pulls: BTreeMap<GroupKey, Pull>,
     /// Bytes that may be asked for now; below zero, after more was.
     allowed: i64,
     allowed_at: u64,
-    pulled_bytes: u64,
 }
 
 /// How far the allowance adds up while nothing is asked for.
@@ -87,35 +86,24 @@ const ALLOWED_MILLIS_MAX: u64 = 100;
 
 impl Pulls {
     /// None yet.
-    pub fn new(disk: Arc<dyn Disk>, config: PullConfig) -> Self {
+    pub(super) fn new(disk: Arc<dyn Disk>, config: PullConfig) -> Self {
         Self {
             disk,
             config,
             pulls: BTreeMap::new(),
             allowed: 0,
             allowed_at: 0,
-            pulled_bytes: 0,
         }
     }
 
-    /// How many copies are under way.
-    pub fn len(&self) -> usize {
-        self.pulls.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
+    /// Whether none is under way.
+    pub(super) fn is_empty(&self) -> bool {
         self.pulls.is_empty()
-    }
-
-    /// Bytes of copies that were written, of all there ever were.
-    pub fn pulled_bytes(&self) -> u64 {
-        self.pulled_bytes
     }
 
     /// Begins to copy the log of the replica `from`, unless that is under way. From another one it goes on
     /// with what is there.
-    pub fn begin(
+    pub(super) fn begin(
         &mut self,
         target: PullTarget,
         from: ReplicaId,
@@ -138,14 +126,14 @@ impl Pulls {
     }
 
     /// Does not go on with the copy for a group: it is not there any more, or has caught up.
-    pub fn cancel(&mut self, key: GroupKey) {
+    pub(super) fn cancel(&mut self, key: GroupKey) {
         self.pulls.remove(&key);
     }
 
     /// Takes a letter. Gives what is asked for next, and the copy if it is complete.
     ///
     /// Writes files.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         letter: CatchUpLetter,
         now: u64,
@@ -193,10 +181,7 @@ impl Pulls {
                 pull.copy = None;
                 return (Vec::new(), None);
             }
-            Taken::Bytes(bytes) => {
-                pull.heard_at = now;
-                self.pulled_bytes += bytes;
-            }
+            Taken::News => pull.heard_at = now,
         }
         match pull.complete() {
             Complete::Not => (self.ask_parts(key, now), None),
@@ -210,7 +195,7 @@ impl Pulls {
 
     /// Time has passed: asks for what may be asked for now, and again for what did not come. Gives copies
     /// that could not be completed before.
-    pub fn tick(&mut self, now: u64) -> (Vec<CatchUpLetter>, Vec<Pulled>) {
+    pub(super) fn tick(&mut self, now: u64) -> (Vec<CatchUpLetter>, Vec<Pulled>) {
         let keys: Vec<GroupKey> = self.pulls.keys().copied().collect();
         let (mut letters, mut done) = (Vec::new(), Vec::new());
         for key in keys {
@@ -224,7 +209,7 @@ impl Pulls {
                     letters.push(pull.letter(CatchUp::Ask));
                     continue;
                 }
-                let (more, pulled) = self.follow_up(key, Taken::Bytes(0), now);
+                let (more, pulled) = self.follow_up(key, Taken::News, now);
                 letters.extend(more);
                 done.extend(pulled);
                 continue;
@@ -277,8 +262,8 @@ impl Pulls {
 enum Taken {
     /// It was late, or is not for us.
     Nothing,
-    /// So many bytes are written.
-    Bytes(u64),
+    /// It is written, and more can be asked for.
+    News,
     /// Only another manifest helps.
     AskAnew,
     /// There is no space, or the disk refused.
@@ -319,7 +304,7 @@ impl Pull {
                     there = staging.have_bytes(), "catching up by files");
                 self.copy = Some((id, staging));
                 self.asked.clear();
-                Taken::Bytes(0)
+                Taken::News
             }
             Err(e @ StagingError::Foreign) => self.refuse(&e),
             Err(e) => self.put_off(&e),
@@ -338,7 +323,7 @@ impl Pull {
         self.asked
             .retain(|asked| (asked.file, asked.position) > (file, position));
         match written {
-            Ok(()) => Taken::Bytes(bytes.len() as u64),
+            Ok(()) => Taken::News,
             Err(e @ StagingError::Damaged { .. }) => {
                 self.asked.clear();
                 // Its source may be what is damaged: not again and again without a pause.

@@ -26,7 +26,7 @@ struct Source {
 
 /// The copies that are made of a broker's logs now.
 #[derive(Debug, Default)]
-pub struct Sources {
+pub(super) struct Sources {
     sources: BTreeMap<(GroupKey, ReplicaId), Source>,
 }
 
@@ -35,7 +35,7 @@ impl Sources {
     /// as it is now; `None` where there is none.
     ///
     /// Reads files.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         letter: &CatchUpLetter,
         make: impl FnOnce() -> Option<Result<CatchUpSource, SourceError>>,
@@ -104,18 +104,13 @@ impl Sources {
 
     /// Lets go of what nobody asked for in a long time: to be called now and then, also where no letter
     /// comes.
-    pub fn forget_idle(&mut self, now: u64) {
+    pub(super) fn forget_idle(&mut self, now: u64) {
         self.sources
             .retain(|_, source| now.saturating_sub(source.asked_at) < IDLE_MILLIS_MAX);
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.sources.len()
-    }
-
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.sources.is_empty()
     }
 }

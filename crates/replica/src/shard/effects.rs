@@ -127,6 +127,24 @@ pub struct Received {
     pub payloads: Vec<Bytes>,
 }
 
+impl From<Letter> for Received {
+    /// As it arrives; copies batches that lie in two parts.
+    fn from(letter: Letter) -> Self {
+        let Letter {
+            key,
+            incarnation,
+            message,
+            payloads,
+        } = letter;
+        Self {
+            key,
+            incarnation,
+            message,
+            payloads: payloads.iter().map(Payload::to_bytes).collect(),
+        }
+    }
+}
+
 /// What one broker has for another, to be said in this order.
 #[derive(Debug, Default)]
 pub struct Post {
@@ -150,10 +168,8 @@ pub struct Delivery {
 /// What came of a turn, to be done in the order of the fields.
 #[derive(Debug)]
 pub struct Effects<W> {
-    /// What each broker is to be sent, in this order: one frame a broker.
-    pub letters: Vec<(NodeId, Vec<Letter>)>,
-    /// What replicas of other brokers are told that need files of a log here.
-    pub catch_up: Vec<CatchUpLetter>,
+    /// What each broker is to be sent: all that there is for it, once.
+    pub posts: Vec<(NodeId, Post)>,
     /// State was recorded that others wait for: once it is synced, this is to be told to
     /// [`Shard::state_synced`](super::Shard::state_synced).
     pub state_to_sync: Vec<(GroupKey, u64)>,
@@ -176,8 +192,7 @@ pub struct Effects<W> {
 impl<W> Default for Effects<W> {
     fn default() -> Self {
         Self {
-            letters: Vec::new(),
-            catch_up: Vec::new(),
+            posts: Vec::new(),
             state_to_sync: Vec::new(),
             logs_to_sync: Vec::new(),
             is_sync_awaited: false,
@@ -191,12 +206,15 @@ impl<W> Default for Effects<W> {
 }
 
 impl<W> Effects<W> {
-    pub(super) fn send(&mut self, letter: Letter) {
-        let node = node_of(letter.message.to);
-        match self.letters.iter_mut().find(|(to, _)| *to == node) {
-            Some((_, letters)) => letters.push(letter),
-            None => self.letters.push((node, vec![letter])),
-        }
+    /// What there is for the broker that has a replica.
+    pub(super) fn post_to(&mut self, replica: ReplicaId) -> &mut Post {
+        let node = node_of(replica);
+        let known = self.posts.iter().position(|(to, _)| *to == node);
+        let at = known.unwrap_or_else(|| {
+            self.posts.push((node, Post::default()));
+            self.posts.len() - 1
+        });
+        &mut self.posts[at].1
     }
 
     pub(super) fn answer(&mut self, key: GroupKey, waiter: W, result: Result<Done, Refusal>) {

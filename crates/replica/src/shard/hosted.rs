@@ -78,23 +78,23 @@ impl<W> Hosted<W> {
         staged: Staged,
         disk: Arc<dyn Disk>,
         effects: &mut Effects<W>,
-    ) -> (Result<Self, GroupError>, bool) {
+    ) -> Result<(Self, bool), GroupError> {
         let adopted = self.group.adopt(disk, staged, &mut self.store);
         let group = match adopted {
             Ok(group) => group,
             Err(AdoptFailed::Unchanged(group, e)) => {
                 tracing::info!(key = ?self.key, reason = %e, "a copy was not needed any more");
                 self.group = *group;
-                return (Ok(self), false);
+                return Ok((self, false));
             }
-            Err(AdoptFailed::Broken(e)) => return (Err(e), false),
+            Err(AdoptFailed::Broken(e)) => return Err(e),
         };
         self.group = group;
         let committed = self.group.log().committed_end();
         effects.committed.push((self.key, committed));
         let members = self.group.members().clone();
         effects.members.push((self.key, members));
-        (Ok(self), true)
+        Ok((self, true))
     }
 
     pub(super) fn propose(&mut self, proposal: Proposal<W>) {
@@ -233,23 +233,24 @@ impl<W> Hosted<W> {
 
     fn take(&mut self, turn: Turn, effects: &mut Effects<W>) {
         for outgoing in turn.messages {
-            effects.send(Letter {
+            let post = effects.post_to(outgoing.message.to);
+            post.raft.push(Letter {
                 key: self.key,
                 incarnation: self.incarnation,
                 message: outgoing.message,
                 payloads: outgoing.payloads,
             });
         }
-        let first_index = self.group.log().first_index().get();
-        effects
-            .catch_up
-            .extend(turn.behind.into_iter().map(|to| CatchUpLetter {
+        for to in turn.behind {
+            let first_index = self.group.log().first_index().get();
+            effects.post_to(to).files.push(CatchUpLetter {
                 key: self.key,
                 incarnation: self.incarnation,
                 from: self.group.id(),
                 to,
                 what: CatchUp::Needed { first_index },
-            }));
+            });
+        }
         if turn.is_state_dirty {
             effects
                 .state_to_sync

@@ -215,20 +215,23 @@ impl<W> Shard<W> {
         hosted.drop_all(&begun, &new, &mut self.effects);
         let effects = &mut self.effects;
         let adopt = AssertUnwindSafe(|| hosted.adopt(staged, disk, effects));
-        let (hosted, is_taken) = catch_unwind(adopt).unwrap_or_else(|_panic| {
+        let adopted = catch_unwind(adopt).unwrap_or_else(|_panic| {
             let what = "the code that replaces its log panicked".to_owned();
-            (Err(GroupError::Invariant(what)), false)
+            Err(GroupError::Invariant(what))
         });
-        match hosted {
-            Ok(hosted) => drop(self.groups.insert(key, hosted)),
+        match adopted {
+            Ok((hosted, is_taken)) => {
+                self.groups.insert(key, hosted);
+                is_taken
+            }
             Err(e) => {
                 self.due.remove(&key);
                 self.ticking.remove(&key);
                 self.broken.insert(key, e.clone());
                 self.effects.failed.push((key, e));
+                false
             }
         }
-        is_taken
     }
 
     /// A broker cannot be reached: what was sent to it may be lost.

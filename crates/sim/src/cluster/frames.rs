@@ -1,7 +1,7 @@
 //! What nodes send to each other: all that one has for another after a turn goes as one frame, which is
 //! delayed, lost, repeated and damaged as a whole.
 
-use tidelog_replica::{Letter, NodeId, Payload, Received, StepError};
+use tidelog_replica::{Letter, NodeId, Received, StepError};
 
 use crate::SimRng;
 
@@ -26,7 +26,7 @@ const CHECKED_FROM: usize = 21;
 impl Frame {
     pub(super) fn new(from: NodeId, letters: Vec<Letter>) -> Self {
         let mail = letters.into_iter().map(|letter| Mail {
-            received: arrive(letter),
+            received: letter.into(),
             is_damaged: false,
         });
         Self {
@@ -72,22 +72,6 @@ impl Frame {
         }
         *is_damaged = true;
         true
-    }
-}
-
-/// What becomes of a letter on its way: the one place that knows both kinds.
-fn arrive(letter: Letter) -> Received {
-    let Letter {
-        key,
-        incarnation,
-        message,
-        payloads,
-    } = letter;
-    Received {
-        key,
-        incarnation,
-        message,
-        payloads: payloads.iter().map(Payload::to_bytes).collect(),
     }
 }
 

@@ -20,7 +20,6 @@
 mod admin;
 mod checks;
 mod clients;
-mod copies;
 mod events;
 mod faults;
 mod frames;

@@ -10,13 +10,12 @@ use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::state::{DirectoryIdentity, GroupKey, GroupState, StateFile, StateRecord};
 use tidelog_log::{Log, LogIdentity, LogOptions};
 use tidelog_record::{PartitionId, RaftIndex, Timestamp, TopicId};
-use tidelog_replica::catch_up::CatchUpLetter;
+use tidelog_replica::catch_up::{CatchUpLetter, Copies, LogsOf, PullConfig};
 use tidelog_replica::{
     Effects, Group, GroupConfig, GroupStore, Members, NodeId, Planted, ReplicaId, Shard,
     StateStore, replica_of,
 };
 
-use super::copies::Copies;
 use super::events::Event;
 use super::frames::{Frame, is_late};
 use crate::{SimDisk, SimRng};
@@ -44,6 +43,8 @@ pub(super) struct Node {
     pub(super) is_short: bool,
     /// How many copies took the place of logs.
     pub(super) adopted: u64,
+    /// What is to be said about files.
+    pub(super) letters: Vec<CatchUpLetter>,
     /// How many replicas of each partition it has lost.
     lost: BTreeMap<GroupKey, u32>,
 }
@@ -84,6 +85,16 @@ pub(super) fn options() -> LogOptions {
     }
 }
 
+/// Slow, and with little patience: so that copies meet what happens meanwhile.
+pub(super) fn copies_on(disk: &SimDisk) -> Copies {
+    let config = PullConfig {
+        bytes_per_second: 400_000,
+        parts_ahead: 3,
+        patience_millis: 500,
+    };
+    Copies::new(Arc::new(disk.clone()), config)
+}
+
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let shard = self.shard();
@@ -113,7 +124,7 @@ impl Node {
         let running = Running {
             file: Arc::new(file.expect("nothing fails yet")),
             shard: Shard::default(),
-            copies: Copies::new(&disk),
+            copies: copies_on(&disk),
         };
         Self {
             id,
@@ -126,6 +137,7 @@ impl Node {
             may_fail: false,
             is_short: false,
             adopted: 0,
+            letters: Vec::new(),
             lost: BTreeMap::new(),
         }
     }
@@ -188,7 +200,7 @@ impl Node {
         let removed = running.file.record(&[StateRecord::GroupRemoved(key)], true);
         if removed.is_ok() {
             drop(running.shard.remove(key));
-            running.copies.pulls.cancel(key);
+            running.copies.cancel(key);
             let dir = dir_of(key, id);
             let deleted = self.disk.remove_dir_all(&dir);
             deleted.expect("nothing fails now");
@@ -239,34 +251,28 @@ impl Node {
         }
     }
 
-    /// A letter about files; what comes of it is sent with the next turn.
-    pub(super) fn take_files(&mut self, letter: CatchUpLetter, now: u64) {
+    /// Does something to what is copied; gives what is to be sent for it.
+    fn with_copies(
+        &mut self,
+        act: impl FnOnce(&mut Copies, &mut LogsOf<'_, u64>) -> Vec<CatchUpLetter>,
+    ) {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         if let Some(Running { shard, copies, .. }) = &mut self.running {
-            let pulled = copies.take(letter, shard, now);
-            self.adopted += pulled
-                .into_iter()
-                .filter_map(|pulled| shard.adopt(pulled, disk.clone()).then_some(()))
-                .count() as u64;
+            let before = copies.adopted();
+            let letters = act(copies, &mut LogsOf { shard, disk });
+            self.adopted += copies.adopted() - before;
+            self.letters.extend(letters);
         }
+    }
+
+    /// A letter about files; what comes of it is sent with the next turn.
+    pub(super) fn take_files(&mut self, letter: CatchUpLetter, now: u64) {
+        self.with_copies(|copies, logs| copies.take(letter, logs, now));
     }
 
     /// Goes on with what is copied.
     pub(super) fn tick_files(&mut self, now: u64) {
-        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        if let Some(Running { shard, copies, .. }) = &mut self.running {
-            for pulled in copies.tick(now) {
-                self.adopted += u64::from(shard.adopt(pulled, disk.clone()));
-            }
-        }
-    }
-
-    /// What is to be sent about files.
-    pub(super) fn take_letters(&mut self) -> Vec<CatchUpLetter> {
-        let running = self.running.as_mut();
-        running.map_or(Vec::new(), |running| {
-            std::mem::take(&mut running.copies.letters)
-        })
+        self.with_copies(|copies, logs| copies.tick(logs, now));
     }
 
     /// Gives how many letters of a frame were refused.

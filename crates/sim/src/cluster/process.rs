@@ -9,8 +9,7 @@ use tidelog_log::{Log, OpenError};
 use tidelog_record::RaftIndex;
 use tidelog_replica::{Group, Shard, StateStore};
 
-use super::copies::Copies;
-use super::node::{Node, Running, dir_of, identity, options, state_dir};
+use super::node::{Node, Running, copies_on, dir_of, identity, options, state_dir};
 use crate::{FailMode, InjectedError, OpFilter, SimRng};
 
 impl Node {
@@ -48,6 +47,7 @@ impl Node {
         self.running = None;
         self.is_paused = false;
         self.inbox.clear();
+        self.letters.clear();
         if loses_power {
             self.disk.crash();
         } else {
@@ -128,7 +128,7 @@ impl Node {
         if file.record(&records, true).is_err() {
             return self.give_up_start();
         }
-        let copies = Copies::new(&self.disk);
+        let copies = copies_on(&self.disk);
         self.running = Some(Running {
             file,
             shard,

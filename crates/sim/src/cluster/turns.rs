@@ -20,7 +20,7 @@ impl Cluster {
             return;
         }
         act(self.node_mut(id));
-        let letters = self.node_mut(id).take_letters();
+        let letters = std::mem::take(&mut self.node_mut(id).letters);
         self.post_files(id, letters);
         let mut turns = 0;
         while let Some((effects, truncations)) = self.node_mut(id).turn(now) {
@@ -34,10 +34,12 @@ impl Cluster {
     /// Does what a turn asks for, in the order in which a broker does.
     fn carry_out(&mut self, id: NodeId, effects: Effects<u64>, truncations: u64) {
         let life = self.node(id).life();
-        for (to, letters) in effects.letters {
-            self.post(id, to, Frame::new(id, letters));
+        for (to, post) in effects.posts {
+            if !post.raft.is_empty() {
+                self.post(id, to, Frame::new(id, post.raft));
+            }
+            self.post_files(id, post.files);
         }
-        self.post_files(id, effects.catch_up);
         if !effects.state_to_sync.is_empty() {
             let time = self.now + self.sync_millis();
             let recorded = effects.state_to_sync;

@@ -11,7 +11,7 @@ use tidelog_record::{
     BatchBuilder, BatchLimits, Compression, PartitionId, ProducedBatch, RaftIndex, Timestamp,
     TopicId, validate_produced,
 };
-use tidelog_replica::catch_up::{CatchUp, CatchUpLetter, PullConfig, Pulls, Sources};
+use tidelog_replica::catch_up::{CatchUpLetter, Copies, LogsOf, PullConfig};
 use tidelog_replica::{
     Done, Effects, Group, GroupConfig, Members, NodeId, Proposal, Received, Refusal, Shard,
     StateStore, Until, node_of, replica_of,
@@ -31,11 +31,9 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) disk: SimDisk,
     pub(crate) shard: Shard<u64>,
-    pub(crate) pulls: Pulls,
-    pub(crate) sources: Sources,
+    pub(crate) copies: Copies,
     state: Arc<StateFile>,
     pub(crate) is_up: bool,
-    pub(crate) adopted: u64,
     /// Whether its disk is to fail, and something has failed by that.
     pub(crate) may_fail: bool,
     pub(crate) has_failed: bool,
@@ -128,13 +126,11 @@ impl Node {
         let state = Arc::new(StateFile::create(shared.clone(), &state_dir(), owner).unwrap());
         let mut node = Self {
             id,
-            pulls: Pulls::new(shared.clone(), PullConfig::default()),
+            copies: Copies::new(shared.clone(), PullConfig::default()),
             disk,
             shard: Shard::default(),
-            sources: Sources::default(),
             state,
             is_up: true,
-            adopted: 0,
             may_fail: false,
             has_failed: false,
             answers: Vec::new(),
@@ -170,13 +166,12 @@ impl Node {
     pub(crate) fn stop(&mut self, loses_power: bool) {
         self.is_up = false;
         self.shard = Shard::default();
-        self.sources = Sources::default();
         if loses_power {
             self.disk.crash();
         } else {
             self.disk.kill();
         }
-        self.pulls = Pulls::new(Arc::new(self.disk.clone()), PullConfig::default());
+        self.copies = Copies::new(Arc::new(self.disk.clone()), PullConfig::default());
     }
 
     /// As a broker starts.
@@ -206,19 +201,13 @@ impl Node {
         let time = Timestamp::from_millis(i64::try_from(now).unwrap());
         while self.shard.has_work() {
             let effects: Effects<u64> = self.shard.turn(time);
-            for (node, letters) in effects.letters {
-                for letter in letters {
+            for (node, mail) in effects.posts {
+                post.extend(mail.files.into_iter().map(Post::Files));
+                for letter in mail.raft {
                     assert_eq!(node, node_of(letter.message.to));
-                    let received = Received {
-                        key: letter.key,
-                        incarnation: letter.incarnation,
-                        message: letter.message,
-                        payloads: letter.payloads.iter().map(|p| p.to_bytes()).collect(),
-                    };
-                    post.push_back(Post::Raft(node, Box::new(received)));
+                    post.push_back(Post::Raft(node, Box::new(letter.into())));
                 }
             }
-            post.extend(effects.catch_up.into_iter().map(Post::Files));
             if !effects.state_to_sync.is_empty() {
                 match self.state.sync() {
                     Ok(()) => self.shard.state_synced(&effects.state_to_sync),
@@ -242,32 +231,15 @@ impl Node {
         }
     }
 
-    fn take_files(&mut self, letter: CatchUpLetter, now: u64, post: &mut VecDeque<Post>) {
-        match letter.what {
-            CatchUp::Needed { .. } => {
-                if let Some(target) = self.shard.target_of(&letter) {
-                    let ask = self.pulls.begin(target, letter.from, now);
-                    post.extend(ask.map(Post::Files));
-                }
-            }
-            CatchUp::Ask | CatchUp::AskPart { .. } => {
-                let make = || self.shard.source_of(&letter);
-                let answer = self.sources.take(&letter, make, now);
-                post.extend(answer.map(Post::Files));
-            }
-            CatchUp::Manifest(_) | CatchUp::Part { .. } | CatchUp::Gone => {
-                let (letters, pulled) = self.pulls.take(letter, now);
-                post.extend(letters.into_iter().map(Post::Files));
-                self.adopt(pulled);
-            }
-        }
-    }
-
-    fn adopt(&mut self, pulled: impl IntoIterator<Item = tidelog_replica::catch_up::Pulled>) {
-        for pulled in pulled {
-            let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-            self.adopted += u64::from(self.shard.adopt(pulled, disk));
-        }
+    fn with_copies(
+        &mut self,
+        post: &mut VecDeque<Post>,
+        act: impl FnOnce(&mut Copies, &mut LogsOf<'_, u64>) -> Vec<CatchUpLetter>,
+    ) {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let shard = &mut self.shard;
+        let letters = act(&mut self.copies, &mut LogsOf { shard, disk });
+        post.extend(letters.into_iter().map(Post::Files));
     }
 }
 
@@ -322,7 +294,11 @@ impl Nodes {
                     // One that is late is refused.
                     node.shard.receive(*received, time).ok();
                 }
-                Post::Files(letter) => node.take_files(letter, now, &mut self.post),
+                Post::Files(letter) => {
+                    node.with_copies(&mut self.post, |copies, logs| {
+                        copies.take(letter, logs, now)
+                    });
+                }
             }
             node.turns(now, &mut self.post);
         }
@@ -333,9 +309,8 @@ impl Nodes {
         self.now += TICK;
         for node in self.nodes.iter_mut().filter(|node| node.is_up) {
             node.shard.tick();
-            let (letters, pulled) = node.pulls.tick(self.now);
-            self.post.extend(letters.into_iter().map(Post::Files));
-            node.adopt(pulled);
+            let now = self.now;
+            node.with_copies(&mut self.post, |copies, logs| copies.tick(logs, now));
         }
         self.settle();
     }
