@@ -5,14 +5,16 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PUBLIC: [&str; 3] = [
+const PUBLIC: [&str; 4] = [
     "tidelog/v1/record.proto",
     "tidelog/v1/topics.proto",
     "tidelog/v1/log.proto",
+    "tidelog/v1/cluster.proto",
 ];
-const INTERNAL: [&str; 2] = [
+const INTERNAL: [&str; 3] = [
     "tidelog/internal/v1/metadata.proto",
     "tidelog/internal/v1/peer.proto",
+    "tidelog/internal/v1/broker.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
