@@ -61,6 +61,15 @@ impl Broker {
     }
 }
 
+/// What is remembered of a broker that was removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Removed {
+    /// The data directory it had: with that one it does not come back.
+    pub(crate) directory: DirectoryId,
+    /// What a broker of this number begins with: above the life of all replicas that it had.
+    pub(crate) generation: u32,
+}
+
 /// How far a change of replicas has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -95,6 +104,8 @@ pub struct Placement {
     /// Raft index of the newest members that a decision was based on: reports of older ones are not
     /// believed.
     pub members_index: u64,
+    /// Who was in the group when it began: a replica that begins with the first entry begins with these.
+    pub founders: Vec<ReplicaId>,
     /// The highest life of the replicas that were removed, by node.
     pub(crate) past: BTreeMap<NodeId, u32>,
 }
@@ -102,9 +113,18 @@ pub struct Placement {
 impl Placement {
     pub(crate) fn new(replicas: Vec<ReplicaId>) -> Self {
         Self {
+            founders: replicas.clone(),
             replicas,
             ..Self::default()
         }
+    }
+
+    /// The replica that a broker has, or is to have.
+    pub fn replica_at(&self, node: NodeId) -> Option<ReplicaId> {
+        // Where the one it has is lost, the new one counts.
+        self.all()
+            .filter(|replica| node_of(*replica) == node)
+            .max_by_key(|replica| life_of(*replica))
     }
 
     /// All replicas of now and of the target, each once.
@@ -149,6 +169,8 @@ pub struct Cluster {
     pub(crate) level: u32,
     pub(crate) last_epoch: u64,
     pub(crate) brokers: BTreeMap<NodeId, Broker>,
+    /// Brokers that were removed.
+    pub(crate) removed: BTreeMap<NodeId, Removed>,
     pub(crate) topics: Topics,
     /// Has the topics of `topics`, each with all its partitions.
     pub(crate) placements: BTreeMap<TopicId, TopicPlacement>,
@@ -170,6 +192,11 @@ impl Cluster {
     /// The broker of this number.
     pub fn broker(&self, node: NodeId) -> Option<&Broker> {
         self.brokers.get(&node)
+    }
+
+    /// Whether a broker was removed, and none of its number has come since.
+    pub fn was_removed(&self, node: NodeId) -> bool {
+        self.removed.contains_key(&node)
     }
 
     /// All registered brokers, by number.

@@ -11,6 +11,8 @@
 //! 3. The leader of the metadata group compares that with what it sees of the brokers and partitions
 //!    ([`Observed`]), and [`plan`] (`plan/`) says what is to be done: more commands, and actions at the
 //!    leaders of partitions, whose effect is seen in turn.
+//!    What goes between brokers for that are [`Note`]s (`notes.rs`). Who holds the metadata itself is
+//!    planned by [`plan_metadata`] (`metadata.rs`).
 //! 4. Now and then [`Cluster::snapshot`] puts the whole state into the log (`snapshot.rs`), which can then
 //!    be trimmed below it.
 //!
@@ -22,6 +24,8 @@ mod cluster;
 mod command;
 mod decide;
 mod ids;
+mod metadata;
+mod notes;
 mod place;
 mod plan;
 mod settings;
@@ -38,6 +42,8 @@ pub use cluster::{
 pub use command::ClusterCommand;
 pub use decide::{BrokerError, MoveError, PlaceError, Replication, Unusable};
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
+pub use metadata::plan_metadata;
+pub use notes::{Note, ReplicaFault};
 pub use plan::{Action, Observed, PlanOptions, Report, Seen, Step, plan};
 pub use settings::{
     CleanupPolicy, EffectiveSetting, SettingError, SettingSpec, TimestampPolicy, TopicSettings,

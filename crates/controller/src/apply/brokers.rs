@@ -1,7 +1,7 @@
 //! Brokers.
 
 use super::{Checked, NO_BROKER, ensure};
-use crate::cluster::{Broker, Cluster, Registration};
+use crate::cluster::{Broker, Cluster, Registration, Removed};
 use crate::command::ClusterCommand;
 use crate::ids::{NodeId, node_of};
 
@@ -39,7 +39,15 @@ impl Cluster {
                     self.replicas_at(*node) == 0,
                     "a broker is removed that has replicas",
                 )?;
-                self.brokers.remove(node).map(drop).ok_or(NO_BROKER)
+                let generation = self.next_generation(*node);
+                let broker = self.brokers.remove(node).ok_or(NO_BROKER)?;
+                let directory = broker.registration.directory;
+                let removed = Removed {
+                    directory,
+                    generation,
+                };
+                self.removed.insert(*node, removed);
+                Ok(())
             }
             ClusterCommand::ReplaceBroker {
                 node,
@@ -82,13 +90,20 @@ impl Cluster {
             (other.node == registration.node) == (other.directory == registration.directory)
         });
         ensure(fits, "a broker is registered with the directory of another")?;
+        let removed = self.removed.get(&registration.node).copied();
+        ensure(
+            removed.is_none_or(|removed| removed.directory != registration.directory),
+            "a broker is registered that was removed",
+        )?;
+        self.removed.remove(&registration.node);
         let before = self.brokers.get(&registration.node);
+        let fresh = removed.map_or(0, |removed| removed.generation);
         let broker = Broker {
             registration: registration.clone(),
             epoch,
             is_fenced: false,
             is_draining: before.is_some_and(|broker| broker.is_draining),
-            generation: before.map_or(0, |broker| broker.generation),
+            generation: before.map_or(fresh, |broker| broker.generation),
         };
         self.brokers.insert(registration.node, broker);
         self.last_epoch = epoch;

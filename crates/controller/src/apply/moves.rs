@@ -133,7 +133,7 @@ impl Placement {
     pub(crate) fn is_sound(&self) -> bool {
         let target = self.change.as_ref().map(|change| &change.target);
         let lists = [Some(&self.replicas), target];
-        let mut lists = lists.into_iter().flatten();
+        let mut lists = lists.into_iter().flatten().chain([&self.founders]);
         let is_list_sound = |list: &Vec<ReplicaId>| {
             (1..=REPLICAS_MAX).contains(&list.len())
                 && are_nodes_distinct(list)

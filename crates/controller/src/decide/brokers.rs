@@ -31,7 +31,7 @@ pub enum BrokerError {
     NodeZero,
     /// The disk under the broker is another one.
     #[error(
-        "node {node} is registered with data directory {registered}, not {found}: if its disk is lost, run `tidelog cluster replace {node}`; if this is another broker, give it another node id"
+        "node {node} is registered with data directory {registered}, not {found}: if its disk is lost, run `tidelog cluster replace {node} --directory {found}`; if this is another broker, give it another node id"
     )]
     OtherDirectory {
         /// The broker.
@@ -40,6 +40,14 @@ pub enum BrokerError {
         registered: DirectoryId,
         /// The directory it has now.
         found: DirectoryId,
+    },
+    /// The broker was removed.
+    #[error(
+        "node {node} was removed from the cluster: to have it back, give it an empty data directory and start it with --join"
+    )]
+    Removed {
+        /// The broker.
+        node: NodeId,
     },
     /// The directory belongs to another broker.
     #[error("data directory {directory} is that of node {owner}, not of node {node}")]
@@ -157,6 +165,10 @@ impl Cluster {
                 registered: broker.registration.directory,
                 found,
             });
+        }
+        let removed = self.removed.get(&node);
+        if removed.is_some_and(|removed| removed.directory == found) {
+            return Err(BrokerError::Removed { node });
         }
         self.check_directory(found, node)?;
         check_level(&registration, self.level)?;

@@ -120,9 +120,9 @@ impl Cluster {
             unreachable!("that is what was decided on")
         };
         self.id.ok_or(PlaceError::NotFounded)?;
-        let (available, _) = self.available();
+        let (_, registered) = self.available();
         let assigned = assignment.first().map(|nodes| nodes.len());
-        let default = assigned.unwrap_or(if available >= DEFAULT_FACTOR {
+        let default = assigned.unwrap_or(if registered >= DEFAULT_FACTOR {
             DEFAULT_FACTOR
         } else {
             1

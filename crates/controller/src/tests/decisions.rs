@@ -59,7 +59,7 @@ fn brokers_are_registered_with_their_directories() {
     assert!(
         refused(wiped)
             .to_string()
-            .contains("run `tidelog cluster replace 1`")
+            .contains("run `tidelog cluster replace 1 --directory ")
     );
     let copied = Registration {
         directory: directory(1, 0),
@@ -227,9 +227,20 @@ fn brokers_are_drained_and_removed() {
     let remove = cluster.decide_remove(1).unwrap();
     commit(&mut cluster, remove);
     assert!(cluster.broker(1).is_none());
+    assert!(cluster.was_removed(1));
+    assert_eq!(
+        cluster.decide_register(ID, registration(1)),
+        Err(BrokerError::Removed { node: 1 })
+    );
     // Another broker of that number is given another replica.
-    let register = cluster.decide_register(ID, registration(1)).unwrap();
+    let another = Registration {
+        directory: directory(1, 1),
+        ..registration(1)
+    };
+    let register = cluster.decide_register(ID, another).unwrap();
     commit(&mut cluster, register);
+    assert!(!cluster.was_removed(1));
+    assert_eq!(cluster.broker(1).unwrap().generation, 1);
     let change = cluster.decide_reassign("t", 0, &[1, 2, 3]).unwrap();
     commit(&mut cluster, change);
     let placement = cluster.placement(topic_id(1), 0).unwrap();
@@ -256,7 +267,10 @@ fn replication_is_what_the_brokers_allow() {
     assert_eq!(factor(create(&three, None, &[])), 3);
     assert_eq!(factor(create(&three, None, &[&[1, 2], &[2, 3]])), 2);
     fence(&mut three, 3, true);
-    assert_eq!(factor(create(&three, None, &[])), 1);
+    assert!(matches!(
+        create(&three, None, &[]),
+        Err(PlaceError::TooFewBrokers { factor: 3, .. })
+    ));
     let says = |factor, assignment| create(&three, factor, assignment).unwrap_err().to_string();
     assert_eq!(
         says(Some(3), &[]),

@@ -2,6 +2,7 @@
 
 mod decisions;
 mod golden;
+mod metadata;
 mod model;
 mod placement;
 mod planner;

@@ -306,12 +306,17 @@ pub(super) fn cluster_id(bytes: &[u8]) -> Result<ClusterId, CommandError> {
     id.map_err(|_| CommandError::Field("cluster id"))
 }
 
-fn directory_id(bytes: &[u8]) -> Result<DirectoryId, CommandError> {
+pub(super) fn directory_id(bytes: &[u8]) -> Result<DirectoryId, CommandError> {
     let id = bytes.try_into().map(DirectoryId::from_bytes);
     id.map_err(|_| CommandError::Field("directory id"))
 }
 
-fn key(topic: &[u8], partition: u32) -> Result<PartitionKey, CommandError> {
+/// The topic of a partition, as bytes.
+pub(super) fn topic_bytes(key: PartitionKey) -> bytes::Bytes {
+    key.topic.to_bytes().to_vec().into()
+}
+
+pub(super) fn key(topic: &[u8], partition: u32) -> Result<PartitionKey, CommandError> {
     if partition >= PARTITIONS_MAX {
         return Err(CommandError::Field("partition"));
     }

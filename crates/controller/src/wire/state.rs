@@ -5,11 +5,11 @@ use tidelog_proto::internal::v1 as wire;
 
 use super::CommandError;
 use super::cluster::{
-    cluster_id, create_of_wire, create_to_wire, phase_of_wire, phase_to_wire, registration_of_wire,
-    registration_to_wire,
+    cluster_id, create_of_wire, create_to_wire, directory_id, phase_of_wire, phase_to_wire,
+    registration_of_wire, registration_to_wire,
 };
-use crate::cluster::{Broker, Change, Cluster, LEVEL_MAX, Placement, TopicPlacement};
-use crate::ids::node_of;
+use crate::cluster::{Broker, Change, Cluster, LEVEL_MAX, Placement, Removed, TopicPlacement};
+use crate::ids::{NodeId, node_of};
 use crate::topics::Command;
 
 /// The bytes of a state.
@@ -35,6 +35,7 @@ pub(crate) fn encode(cluster: &Cluster) -> Vec<u8> {
         next_producer_id: cluster.topics.next_producer_id().cast_unsigned(),
         brokers: brokers.collect(),
         topics: topics.collect(),
+        removed: cluster.removed.iter().map(removed_to_wire).collect(),
     }
     .encode_to_vec()
 }
@@ -67,6 +68,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Cluster, CommandError> {
         };
         cluster.brokers.insert(broker.registration.node, broker);
     }
+    for removed in state.removed {
+        let known = Removed {
+            directory: directory_id(&removed.directory_id)?,
+            generation: removed.generation,
+        };
+        cluster.removed.insert(removed.node_id, known);
+    }
     for state in state.topics {
         let create = state.topic.ok_or(CommandError::Field("topic"))?;
         let (topic, replication_factor, _) = create_of_wire(create)?;
@@ -85,12 +93,21 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Cluster, CommandError> {
     Ok(cluster)
 }
 
+fn removed_to_wire((node, removed): (&NodeId, &Removed)) -> wire::RemovedBroker {
+    wire::RemovedBroker {
+        node_id: *node,
+        directory_id: removed.directory.to_bytes().to_vec().into(),
+        generation: removed.generation,
+    }
+}
+
 fn partition_to_wire(placement: &Placement) -> wire::PartitionState {
     let change = placement.change.as_ref();
     wire::PartitionState {
         replicas: placement.replicas.clone(),
         past: placement.past.clone(),
         members_index: placement.members_index,
+        founders: placement.founders.clone(),
         change: change.map(|change| wire::ReassignmentState {
             target: change.target.clone(),
             phase: phase_to_wire(change.phase).into(),
@@ -114,6 +131,7 @@ fn partition_of_wire(state: wire::PartitionState) -> Result<Placement, CommandEr
         replicas: state.replicas,
         change,
         members_index: state.members_index,
+        founders: state.founders,
         past: state.past,
     };
     let has_nodes = placement.all().all(|replica| node_of(replica) != 0);

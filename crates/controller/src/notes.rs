@@ -1,0 +1,55 @@
+//! What brokers tell each other beside what their replicas say. What is lost is said again.
+
+use crate::cluster::{PartitionKey, Registration};
+use crate::ids::{ClusterId, ReplicaId};
+use crate::plan::{Action, Report};
+
+/// Something that one broker tells another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// It is there, and leads these partitions.
+    Heartbeat {
+        /// Of its registration.
+        epoch: u64,
+        /// What it leads; when they arrive they get the time of that.
+        reports: Vec<(PartitionKey, Report)>,
+        /// Replicas of its own that do not serve.
+        faults: Vec<ReplicaFault>,
+    },
+    /// The leader of a partition is to do something: see [`Step::Act`](crate::Step::Act).
+    Act {
+        /// The partition.
+        key: PartitionKey,
+        /// The replica that is to do it.
+        leader: ReplicaId,
+        /// If it leads in this epoch.
+        epoch: u32,
+        /// And, unless it hands over, has the members of this Raft index.
+        members_index: u64,
+        /// What to do.
+        action: Action,
+    },
+    /// It has started, and wants that to be decided.
+    Register {
+        /// The cluster it belongs to.
+        cluster: ClusterId,
+        /// What it says of itself.
+        registration: Registration,
+        /// The epoch of its registration before, as far as it knows; 0 if it knows of none.
+        epoch_before: u64,
+    },
+    /// It may not be registered.
+    RegisterRefused {
+        /// Why.
+        cause: String,
+    },
+}
+
+/// A replica that does not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaFault {
+    /// Of which partition.
+    pub key: PartitionKey,
+    /// Why.
+    pub cause: String,
+}

@@ -1,0 +1,197 @@
+//! Who holds the metadata.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+/// What a leader sees: all are caught up but those named.
+fn report(leader: ReplicaId, voters: &[ReplicaId], learners: &[ReplicaId]) -> Report {
+    let all = voters.iter().chain(learners).copied();
+    Report {
+        at_ms: 0,
+        leader,
+        epoch: 7,
+        members: Seen {
+            voters: voters.to_vec(),
+            voters_outgoing: Vec::new(),
+            learners: learners.to_vec(),
+            index: 9,
+        },
+        caught_up: all.collect(),
+        lag: BTreeMap::new(),
+    }
+}
+
+/// Does what is planned to what is seen, until nothing is left to be done.
+fn settle(cluster: &Cluster, mut seen: Report) -> (Report, Vec<Action>) {
+    let mut done = Vec::new();
+    while let Some(action) = plan_metadata(cluster, &seen) {
+        assert!(done.len() < 50, "it never ends: {done:?}");
+        match &action {
+            Action::AddLearner(id) => {
+                seen.members.learners.push(*id);
+                seen.caught_up.insert(*id);
+            }
+            Action::RemoveLearner(id) => seen.members.learners.retain(|other| other != id),
+            Action::EnterJoint(target) => {
+                assert!(target.contains(&seen.leader), "a leader never leaves");
+                seen.members.voters_outgoing = seen.members.voters.clone();
+                seen.members.voters = target.clone();
+                seen.members.learners.retain(|id| !target.contains(id));
+            }
+            Action::LeaveJoint => seen.members.voters_outgoing.clear(),
+            Action::TransferLeadership(to) => {
+                assert!(seen.members.voters.contains(to));
+                seen.leader = *to;
+            }
+            Action::ConfirmMembers => panic!("there is nothing to be confirmed"),
+        }
+        done.push(action);
+    }
+    (seen, done)
+}
+
+fn sorted(ids: &[ReplicaId]) -> BTreeSet<ReplicaId> {
+    ids.iter().copied().collect()
+}
+
+#[test]
+fn founders_vote_and_stay_although_they_have_not_registered() {
+    for registered in 1..=3 {
+        let cluster = cluster(registered, &[]);
+        assert_eq!(plan_metadata(&cluster, &report(1, &[1, 2, 3], &[])), None);
+    }
+    assert_eq!(
+        plan_metadata(&Cluster::default(), &report(1, &[1, 2, 3], &[])),
+        None
+    );
+}
+
+#[test]
+fn who_joins_learns_and_votes_where_voters_are_lacking() {
+    let (seen, _) = settle(&cluster(2, &[]), report(1, &[1], &[]));
+    assert_eq!(
+        (&seen.members.voters[..], &seen.members.learners[..]),
+        (&[1][..], &[2][..])
+    );
+    let (seen, _) = settle(&cluster(3, &[]), seen);
+    assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2, 3]));
+    let (seen, _) = settle(&cluster(4, &[]), seen);
+    assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2, 3]));
+    assert_eq!(seen.members.learners, [4]);
+    let (seen, _) = settle(&cluster(5, &[]), seen);
+    assert_eq!(seen.members.voters.len(), 5);
+    let (seen, done) = settle(&cluster(6, &[]), seen);
+    assert_eq!((seen.members.voters.len(), done.len()), (5, 1));
+}
+
+#[test]
+fn who_lags_does_not_vote_yet() {
+    let cluster = cluster(3, &[]);
+    let mut seen = report(1, &[1], &[2, 3]);
+    seen.caught_up.remove(&3);
+    seen.caught_up.remove(&2);
+    assert_eq!(plan_metadata(&cluster, &seen), None);
+}
+
+#[test]
+fn a_disk_that_was_lost_is_replaced_by_another_replica() {
+    let mut cluster = cluster(3, &[]);
+    fence(&mut cluster, 2, true);
+    let replace = cluster.decide_replace(2, directory(2, 1)).unwrap();
+    commit(&mut cluster, replace);
+    let mut seen = report(1, &[1, 2, 3], &[]);
+    seen.caught_up.remove(&2);
+    // Not before it is there.
+    let waits = plan_metadata(&cluster, &seen);
+    assert!(!matches!(waits, Some(Action::AddLearner(_))), "{waits:?}");
+    let back = Registration {
+        directory: directory(2, 1),
+        ..registration(2)
+    };
+    let register = cluster.decide_register(ID, back).unwrap();
+    commit(&mut cluster, register);
+    let (seen, _) = settle(&cluster, seen);
+    assert_eq!(
+        sorted(&seen.members.voters),
+        sorted(&[1, replica_of(2, 1), 3])
+    );
+}
+
+#[test]
+fn a_leader_that_was_removed_hands_over_and_goes() {
+    let mut cluster = cluster(4, &[]);
+    let remove = cluster.decide_remove(1).unwrap();
+    commit(&mut cluster, remove);
+    let (seen, _) = settle(&cluster, report(1, &[1, 2, 3], &[4]));
+    assert_ne!(seen.leader, 1);
+    assert_eq!(sorted(&seen.members.voters), sorted(&[2, 3, 4]));
+}
+
+#[test]
+fn notes_are_read_as_they_were_said() {
+    let key = PartitionKey {
+        topic: topic_id(3),
+        partition: 2,
+    };
+    let mut seen = report(1, &[1, 2, 3], &[4]);
+    seen.lag.extend([(1, 0), (2, 0), (3, 7), (4, 0)]);
+    seen.caught_up.remove(&3);
+    seen.members.voters_outgoing = vec![1, 2];
+    let act = |action| Note::Act {
+        key,
+        leader: 1,
+        epoch: 7,
+        members_index: 9,
+        action,
+    };
+    let notes = [
+        Note::Heartbeat {
+            epoch: 5,
+            reports: vec![(key, seen)],
+            faults: vec![ReplicaFault {
+                key,
+                cause: "no disk".to_owned(),
+            }],
+        },
+        act(Action::AddLearner(5)),
+        act(Action::RemoveLearner(5)),
+        act(Action::EnterJoint(vec![1, 2, replica_of(3, 1)])),
+        act(Action::LeaveJoint),
+        act(Action::ConfirmMembers),
+        act(Action::TransferLeadership(2)),
+        Note::Register {
+            cluster: ID,
+            registration: registration(4),
+            epoch_before: 3,
+        },
+        Note::RegisterRefused {
+            cause: "another disk".to_owned(),
+        },
+    ];
+    for note in &notes {
+        assert_eq!(Note::decode(&note.encode()).as_ref(), Ok(note));
+    }
+    let lines: Vec<String> = notes
+        .iter()
+        .map(|note| {
+            note.encode()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
+        })
+        .collect();
+    assert_eq!(
+        lines.join("\n"),
+        include_str!("notes.hex").trim(),
+        "{}",
+        lines.join("\n")
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_notes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        Note::decode(&bytes).ok();
+    }
+}
