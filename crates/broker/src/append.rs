@@ -111,6 +111,17 @@ impl Payload {
         }
     }
 
+    /// Whose it is, if it is to be stored once.
+    fn producer_id(&self) -> Option<i64> {
+        match self {
+            Self::Batch(bytes) => {
+                let header = BatchHeader::decode(bytes, bytes.len()).ok()?;
+                Some(header.producer_id).filter(|id| *id >= 0)
+            }
+            Self::Records { producer, .. } => producer.map(|producer| producer.id),
+        }
+    }
+
     /// Whether checking it takes long: (de)compression of more than a little.
     fn is_heavy(&self) -> bool {
         match self {
@@ -232,6 +243,9 @@ impl Broker {
         // What is surely refused needs no room.
         self.partitions_of(&request.topic)?;
         let room = Arc::new(self.room_for(request.payload.len_bytes()).await?);
+        if let Some(producer_id) = request.payload.producer_id() {
+            self.await_producer_id(producer_id).await;
+        }
         let parts = self.checked_parts(request).await?;
         let mut pending = Vec::with_capacity(parts.len());
         for part in parts {
@@ -243,11 +257,13 @@ impl Broker {
                 // Earlier parts are on their way: the answer tells of each part by itself.
                 reply => reply,
             };
+            let broker = self.clone();
             pending.push(async move {
                 let result = match reply {
                     Ok(reply) => await_reply(reply).await,
                     Err(e) => Err(e),
                 };
+                let result = result.map_err(|e| broker.inner.hinted(e));
                 PartitionAppend {
                     partition: number,
                     record_count,
@@ -449,11 +465,14 @@ impl Broker {
                 fault,
             });
         }
+        if !partition.answers_for_leader() && partition.leader().is_some() {
+            return Err(self.inner().not_leader(&partition).into());
+        }
         Ok(partition)
     }
 
     /// The partition for what has no key: the same one for [`STICKY_BYTES`], then the next that
-    /// serves.
+    /// serves here.
     fn sticky(&self, topic: &str, count: NonZeroU32, len: usize) -> u32 {
         let count = count.get();
         let sent = self
@@ -464,8 +483,9 @@ impl Broker {
         (0..count)
             .map(|step| (first + step) % count)
             .find(|number| {
-                self.lookup(topic, *number)
-                    .is_ok_and(|partition| partition.fault().is_none())
+                self.lookup(topic, *number).is_ok_and(|partition| {
+                    partition.answers_for_leader() && partition.fault().is_none()
+                })
             })
             .unwrap_or(first)
     }

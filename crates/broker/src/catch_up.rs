@@ -42,6 +42,9 @@ impl Broker {
                 drop(shard.send(Command::Received(received)).await);
             }
         }
+        for note in &delivery.notes {
+            self.take_note(delivery.from, note);
+        }
         for letter in delivery.files {
             if let Some(letters) = &self.inner().catch_up {
                 drop(letters.send(letter).await);
@@ -109,9 +112,12 @@ impl Run {
             letters.extend(self.copies.tick(&mut self.shards, now));
             for letter in letters {
                 let to = node_of(letter.to);
-                let (raft, files) = (Vec::new(), vec![letter]);
+                let post = Post {
+                    files: vec![letter],
+                    ..Post::default()
+                };
                 // One that is lost is sent again.
-                self.peers.send(to, Post { raft, files }).ok();
+                self.peers.send(to, post).ok();
             }
         }
     }

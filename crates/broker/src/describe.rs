@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use tidelog_controller::{EffectiveSetting, Topic};
+use tidelog_controller::{
+    Cluster, EffectiveSetting, NodeId, PartitionKey, Placement, Topic, node_of,
+};
 use tidelog_log::SegmentInfo;
-use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicId};
+use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicId, TopicName};
 
 use crate::error::TopicError;
 use crate::metrics::PartitionNumbers;
 use crate::partition::Partition;
-use crate::{Broker, METADATA_TOPIC, METADATA_TOPIC_ID, Slot};
+use crate::controller::METADATA_KEY;
+use crate::{Broker, Inner, METADATA_TOPIC, METADATA_TOPIC_ID, Slot};
 
 /// A topic in short.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct TopicSummary {
     pub settings: BTreeMap<String, String>,
     /// Whether it belongs to the cluster itself.
     pub internal: bool,
+    /// How many replicas a new partition gets.
+    pub replication_factor: u32,
 }
 
 /// A topic in full.
@@ -58,6 +63,14 @@ pub struct PartitionDescription {
     pub segments: Vec<SegmentInfo>,
     /// Why it does not serve, all of it or only appends.
     pub fault: Option<String>,
+    /// The broker that leads it, if that is known.
+    pub leader: Option<NodeId>,
+    /// The brokers that have it, the preferred leader first.
+    pub replicas: Vec<NodeId>,
+    /// Those of them that are caught up, as far as is known.
+    pub in_sync: Vec<NodeId>,
+    /// This broker has no replica: it knows neither offsets nor sizes.
+    pub is_elsewhere: bool,
 }
 
 pub(crate) fn numbers(partition: &Partition, now: Timestamp) -> PartitionNumbers {
@@ -80,35 +93,58 @@ pub(crate) fn numbers(partition: &Partition, now: Timestamp) -> PartitionNumbers
     }
 }
 
-pub(crate) fn summary(topic: &Topic) -> TopicSummary {
-    TopicSummary {
-        name: topic.name.to_string(),
-        topic_id: topic.id,
-        partitions: topic.partitions,
-        settings: topic.settings.set().clone(),
-        internal: topic.name.is_internal(),
+impl TopicSummary {
+    pub(crate) fn of(topic: &Topic, replication_factor: u32) -> Self {
+        Self {
+            name: topic.name.to_string(),
+            topic_id: topic.id,
+            partitions: topic.partitions,
+            settings: topic.settings.set().clone(),
+            internal: topic.name.is_internal(),
+            replication_factor,
+        }
     }
 }
 
-fn metadata_summary() -> TopicSummary {
+impl Inner {
+    pub(crate) fn summary(&self, cluster: &Cluster, topic: &Topic) -> TopicSummary {
+        let placed = cluster.topic_placement(topic.id);
+        TopicSummary::of(topic, placed.map_or(1, |placed| placed.replication_factor))
+    }
+}
+
+fn metadata_summary(replicas: usize) -> TopicSummary {
     TopicSummary {
         name: METADATA_TOPIC.to_owned(),
         topic_id: METADATA_TOPIC_ID,
         partitions: 1,
         settings: BTreeMap::new(),
         internal: true,
+        replication_factor: u32::try_from(replicas).unwrap_or(u32::MAX),
     }
 }
 
 impl Broker {
     /// All topics, by name, internal ones too.
     pub fn topics(&self) -> Vec<TopicSummary> {
-        let routes = self.inner.routes.read();
-        let mut topics: Vec<_> = routes.values().map(|route| summary(&route.topic)).collect();
-        drop(routes);
-        topics.push(metadata_summary());
+        let cluster = self.inner.cluster.read();
+        let topics = cluster.topics().iter();
+        let mut topics: Vec<_> = topics
+            .map(|topic| self.inner.summary(&cluster, topic))
+            .collect();
+        topics.push(metadata_summary(self.metadata_places().len()));
         topics.sort_by(|a, b| a.name.cmp(&b.name));
         topics
+    }
+
+    /// The brokers that vote on the metadata.
+    pub(crate) fn metadata_places(&self) -> Vec<NodeId> {
+        let report = self.inner.seen.report(METADATA_KEY);
+        let voters = report.map_or(Vec::new(), |report| report.members.voters);
+        if voters.is_empty() {
+            return self.inner.config.founders.clone();
+        }
+        voters.into_iter().map(node_of).collect()
     }
 
     /// One topic in full.
@@ -120,36 +156,86 @@ impl Broker {
         name: &str,
         include_segments: bool,
     ) -> Result<TopicDescription, TopicError> {
-        let (summary, settings, slots) = if name == METADATA_TOPIC {
+        if name == METADATA_TOPIC {
             let metadata = self.inner.metadata.clone();
             let settings = metadata.settings().effective();
-            (metadata_summary(), settings, vec![Slot::Serving(metadata)])
-        } else {
-            let routes = self.inner.routes.read();
-            let route = routes.get(name).cloned().ok_or_else(|| not_found(name))?;
-            let settings = route.topic.settings.effective();
-            (summary(&route.topic), settings, route.slots.clone())
+            let replicas = self.metadata_places();
+            let place = Place::of(&self.inner, &metadata.topic, METADATA_KEY, &replicas);
+            let slot = Slot::Serving(metadata);
+            return Ok(TopicDescription {
+                summary: metadata_summary(replicas.len()),
+                settings,
+                partitions: vec![describe(0, &slot, include_segments, place)],
+            });
+        }
+        let route = self.inner.routes.read().get(name).cloned();
+        let route = route.ok_or_else(|| not_found(name))?;
+        let id = route.topic.id;
+        let (summary, placements) = {
+            let cluster = self.inner.cluster.read();
+            let placed = cluster.topic_placement(id);
+            let placements = placed.map_or(Vec::new(), |placed| {
+                let nodes = |placement: &Placement| -> Vec<NodeId> {
+                    placement.replicas.iter().copied().map(node_of).collect()
+                };
+                placed.partitions.iter().map(nodes).collect()
+            });
+            (self.inner.summary(&cluster, &route.topic), placements)
         };
-        let partitions = (0..)
-            .zip(&slots)
-            .map(|(n, slot)| describe(n, slot, include_segments));
+        let partitions = (0..).zip(&route.slots).map(|(number, slot)| {
+            let key = PartitionKey {
+                topic: id,
+                partition: number,
+            };
+            let replicas = placements.get(number as usize).cloned().unwrap_or_default();
+            let place = Place::of(&self.inner, &route.topic.name, key, &replicas);
+            describe(number, slot, include_segments, place)
+        });
         Ok(TopicDescription {
             summary,
-            settings,
+            settings: route.topic.settings.effective(),
             partitions: partitions.collect(),
         })
+    }
+}
+
+/// Where a partition is.
+struct Place {
+    leader: Option<NodeId>,
+    replicas: Vec<NodeId>,
+    in_sync: Vec<NodeId>,
+}
+
+impl Place {
+    fn of(inner: &Inner, topic: &TopicName, key: PartitionKey, replicas: &[NodeId]) -> Self {
+        let leader = inner.leader_of(topic, key).map(|(node, _)| node);
+        Self {
+            leader,
+            replicas: replicas.to_vec(),
+            in_sync: inner.in_sync(key, replicas),
+        }
     }
 }
 
 fn not_found(name: &str) -> TopicError {
     let name = name
         .chars()
-        .take(tidelog_record::TopicName::LEN_MAX)
+        .take(TopicName::LEN_MAX)
         .collect();
     tidelog_controller::TopicError::NotFound { name }.into()
 }
 
-fn describe(partition: u32, slot: &Slot, include_segments: bool) -> PartitionDescription {
+fn describe(
+    partition: u32,
+    slot: &Slot,
+    include_segments: bool,
+    place: Place,
+) -> PartitionDescription {
+    let Place {
+        leader,
+        replicas,
+        in_sync,
+    } = place;
     match slot {
         Slot::Serving(serving) => {
             let segments = serving.reader().segments();
@@ -167,9 +253,13 @@ fn describe(partition: u32, slot: &Slot, include_segments: bool) -> PartitionDes
                     Vec::new()
                 },
                 fault: serving.fault(),
+                leader,
+                replicas,
+                in_sync,
+                is_elsewhere: false,
             }
         }
-        Slot::Faulted(fault) => PartitionDescription {
+        Slot::Faulted(_) | Slot::Unmade(_) | Slot::Elsewhere => PartitionDescription {
             partition,
             log_start: Offset::ZERO,
             high_watermark: Offset::ZERO,
@@ -178,7 +268,14 @@ fn describe(partition: u32, slot: &Slot, include_segments: bool) -> PartitionDes
             size_bytes: 0,
             segment_count: 0,
             segments: Vec::new(),
-            fault: Some(fault.clone()),
+            fault: match slot {
+                Slot::Faulted(fault) | Slot::Unmade(fault) => Some(fault.clone()),
+                _ => None,
+            },
+            leader,
+            replicas,
+            in_sync,
+            is_elsewhere: matches!(slot, Slot::Elsewhere),
         },
     }
 }

@@ -6,9 +6,11 @@ use thiserror::Error;
 use tidelog_record::{Offset, TopicName};
 
 mod append;
+mod leader;
 mod topic;
 
 pub use append::AppendError;
+pub use leader::NotLeader;
 pub use topic::TopicError;
 
 /// What an error means for the caller, whatever the protocol.
@@ -60,7 +62,7 @@ fn retry_after(kind: ErrorKind) -> Option<Duration> {
     }
 }
 
-/// A topic or partition that is not there.
+/// A topic or partition that is not there, or not here.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LookupError {
     /// No such topic.
@@ -89,11 +91,22 @@ pub enum LookupError {
         /// Why.
         fault: String,
     },
+    /// Another broker leads the partition, or none that is known here.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
 }
 
 impl Facts for LookupError {
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NotLeader(e) => Some(e.retry_after()),
+            _ => retry_after(self.kind()),
+        }
+    }
+
     fn kind(&self) -> ErrorKind {
         match self {
+            Self::NotLeader(_) => ErrorKind::Unavailable,
             Self::TopicNotFound { .. } | Self::PartitionNotFound { .. } => ErrorKind::NotFound,
             Self::Faulted { .. } => ErrorKind::DataLoss,
         }
@@ -104,11 +117,13 @@ impl Facts for LookupError {
             Self::TopicNotFound { .. } => "TOPIC_NOT_FOUND",
             Self::PartitionNotFound { .. } => "PARTITION_NOT_FOUND",
             Self::Faulted { .. } => "PARTITION_FAULTED",
+            Self::NotLeader(_) => "NOT_LEADER",
         }
     }
 
     fn facts(&self) -> Vec<(&'static str, String)> {
         match self {
+            Self::NotLeader(e) => e.facts(),
             Self::TopicNotFound { topic } => vec![("topic", topic.clone())],
             Self::PartitionNotFound {
                 topic,
@@ -149,6 +164,14 @@ pub enum ReadError {
         /// Reading from here waits for the next record.
         high_watermark: Offset,
     },
+    /// A leader that has just been elected does not know yet how far the log is committed.
+    #[error("it is not known yet how far partition {partition} of topic {topic:?} can be read")]
+    NotYet {
+        /// The topic.
+        topic: TopicName,
+        /// The partition.
+        partition: u32,
+    },
     /// The stored bytes are damaged; they are not served.
     #[error("{0}")]
     Damaged(String),
@@ -166,13 +189,21 @@ impl Facts for ReadError {
             Self::Lookup(e) => e.kind(),
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::Damaged(_) => ErrorKind::DataLoss,
-            Self::Disk(_) | Self::Stopping => ErrorKind::Unavailable,
+            Self::NotYet { .. } | Self::Disk(_) | Self::Stopping => ErrorKind::Unavailable,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Lookup(e) => e.retry_after(),
+            _ => retry_after(self.kind()),
         }
     }
 
     fn reason(&self) -> &'static str {
         match self {
             Self::Lookup(e) => e.reason(),
+            Self::NotYet { .. } => "OFFSET_NOT_AVAILABLE",
             Self::OutOfRange { .. } => "OFFSET_OUT_OF_RANGE",
             Self::Damaged(_) => "DATA_DAMAGED",
             Self::Disk(_) => "STORAGE_ERROR",
@@ -188,6 +219,10 @@ impl Facts for ReadError {
                 log_start,
                 high_watermark,
             } => range_facts(*requested, *log_start, *high_watermark),
+            Self::NotYet { topic, partition } => vec![
+                ("topic", topic.to_string()),
+                ("partition", partition.to_string()),
+            ],
             Self::Damaged(_) | Self::Disk(_) | Self::Stopping => Vec::new(),
         }
     }
@@ -246,6 +281,14 @@ impl Facts for DeleteError {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::Policy { .. } => ErrorKind::Invalid,
             Self::Append(e) => e.kind(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Read(e) => e.retry_after(),
+            Self::Append(e) => e.retry_after(),
+            _ => retry_after(self.kind()),
         }
     }
 

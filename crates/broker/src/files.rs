@@ -12,12 +12,11 @@ use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::state::{GroupKey, GroupState, StateRecord};
 use tidelog_log::{BATCH_BYTES_LIMIT, CreateError, INITIAL_EPOCH, Log, LogIdentity, LogOptions};
 use tidelog_record::{PartitionId, TopicId};
-use tidelog_replica::{
-    Group, GroupConfig, GroupError, Members, NodeId, ReplicaId, StateStore, replica_of,
-};
+use tidelog_replica::{Group, GroupConfig, GroupError, Members, ReplicaId, StateStore};
 use tokio::sync::oneshot;
 
 use crate::error::{AppendError, TopicError};
+use crate::local::Wanted;
 use crate::mailbox::{Command, Opened};
 use crate::partition::Partition;
 use crate::seams::Random;
@@ -94,16 +93,14 @@ pub(crate) fn open_group(
     Group::open(config, log, state, members)
 }
 
-/// The replica of a partition that is new here.
+/// A replica that is new here, of a group that began with `founders`.
 pub(crate) fn open_new_group(
     random: &dyn Random,
     log: Log,
-    node: NodeId,
-    founders: &[NodeId],
+    replica: ReplicaId,
+    founders: &[ReplicaId],
 ) -> Result<Group, GroupError> {
-    let replica = replica_of(node, 0);
-    let voters = founders.iter().map(|founder| replica_of(*founder, 0));
-    let members = Members::founded_by(voters.collect());
+    let members = Members::founded_by(founders.to_vec());
     open_group(random, log, new_group(replica), members)
 }
 
@@ -113,24 +110,23 @@ impl Broker {
     pub(crate) async fn clear_the_way(
         &self,
         topic: &Topic,
-        numbers: Range<u32>,
+        wanted: Vec<Wanted>,
     ) -> Result<(), TopicError> {
         let (broker, topic) = (self.clone(), topic.clone());
         let cleared = tokio::task::spawn_blocking(move || {
-            let count = numbers.clone().count() as u64;
-            let needed = count * PARTITION_BYTES;
+            let needed = wanted.len() as u64 * PARTITION_BYTES;
             let space = broker.inner.space.check();
             space.map_err(|shortage| shortage.refusal_of(needed))?;
-            broker.move_leftovers(&topic, numbers)
+            broker.move_leftovers(&topic, &wanted)
         });
         cleared.await.map_err(|e| storage(&e))?
     }
 
-    fn move_leftovers(&self, topic: &Topic, numbers: Range<u32>) -> Result<(), TopicError> {
+    fn move_leftovers(&self, topic: &Topic, wanted: &[Wanted]) -> Result<(), TopicError> {
         let disk = &self.inner.seams.disk;
         let data_dir = &self.inner.config.data_dir;
         let mut aside = Vec::new();
-        for number in numbers {
+        for number in wanted.iter().map(|want| want.number) {
             let from = partition_dir(data_dir, topic.name.as_str(), number);
             let entries = match disk.list(&from) {
                 Ok(entries) => entries,
@@ -169,12 +165,13 @@ impl Broker {
     pub(crate) async fn make_partitions(
         &self,
         topic: &Topic,
-        numbers: Range<u32>,
+        wanted: Vec<Wanted>,
     ) -> Result<Vec<Opened>, TopicError> {
         let (broker, topic) = (self.clone(), topic.clone());
         let made = tokio::task::spawn_blocking(move || {
-            let made: Result<Vec<Opened>, TopicError> = numbers
-                .map(|number| broker.make_partition(&topic, number))
+            let made: Result<Vec<Opened>, TopicError> = wanted
+                .iter()
+                .map(|want| broker.make_partition(&topic, want))
                 .collect();
             let mut made = made?;
             let mut records = Vec::with_capacity(made.len() * 4);
@@ -190,17 +187,21 @@ impl Broker {
     }
 
     /// Gives new partitions to their shards, and waits until they serve.
-    pub(crate) async fn serve(&self, made: Vec<Opened>) -> Vec<Slot> {
+    pub(crate) async fn serve(&self, made: Vec<Opened>, wanted: &[Wanted]) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(made.len());
         let mut serving = Vec::with_capacity(made.len());
-        for opened in made {
+        for (opened, want) in made.into_iter().zip(wanted) {
             let partition = opened.partition.clone();
             let (reply, replied) = oneshot::channel();
             let opened = Box::new(opened);
             // Without its thread the partition is faulted, and says so by itself.
             if partition
                 .shard
-                .send(Command::Add { opened, reply })
+                .send(Command::Add {
+                    opened,
+                    leads_first: want.leads_first,
+                    reply,
+                })
                 .await
                 .is_ok()
             {
@@ -213,8 +214,9 @@ impl Broker {
         slots
     }
 
-    fn make_partition(&self, topic: &Topic, number: u32) -> Result<Opened, TopicError> {
+    fn make_partition(&self, topic: &Topic, want: &Wanted) -> Result<Opened, TopicError> {
         let inner = self.inner();
+        let number = want.number;
         let key = GroupKey {
             topic_id: topic.id,
             partition: PartitionId::new(number),
@@ -235,23 +237,19 @@ impl Broker {
             CreateError::Disk(e) => made_error(e),
             e @ CreateError::Exists { .. } => storage(&e),
         })?;
+        let group = open_new_group(&*inner.seams.random, log, want.replica, &want.founders);
+        let group = group.map_err(|e| storage(&e))?;
         let partition = Partition::new(
             topic.name.clone(),
             key,
-            &log,
+            &group,
             inner.shards[shard_number(key, inner.shards.len())].clone(),
             Arc::new(topic.settings.clone()),
         );
         partition.note_append(now);
-        let group = open_new_group(
-            &*inner.seams.random,
-            log,
-            inner.identity.node_id,
-            &inner.config.founders,
-        );
         Ok(Opened {
             partition: Arc::new(partition),
-            group: group.map_err(|e| storage(&e))?,
+            group,
             store: StateStore::new(inner.state.clone(), key),
             incarnation,
         })
@@ -259,9 +257,18 @@ impl Broker {
 
     /// Takes partitions out of service and removes their files: first renamed aside, so that a
     /// crash leaves no half of a log under its name.
-    pub(crate) async fn remove_partitions(&self, topic: &Topic, slots: &[Slot]) {
+    pub(crate) async fn remove_partitions(
+        &self,
+        topic: &Topic,
+        numbers: Range<u32>,
+        slots: &[Slot],
+    ) {
+        let is_there = self.inner().cluster.read().topics().by_id(topic.id).is_some();
         for slot in slots {
             if let Slot::Serving(partition) = slot {
+                if is_there {
+                    partition.note_moved();
+                }
                 partition.close();
                 let (reply, replied) = oneshot::channel();
                 let remove = Command::Remove {
@@ -273,7 +280,7 @@ impl Broker {
                 }
             }
         }
-        self.remove_files(topic, 0..topic.partitions).await;
+        self.remove_files(topic, numbers).await;
     }
 
     /// Removes the files of partitions, as far as that can be done now.

@@ -20,6 +20,12 @@
 //! start and as it grows. `files.rs` makes and removes the files. A change that has begun goes on when its
 //! caller goes away. `describe.rs` tells what there is.
 //!
+//! *Cluster*: which brokers there are and which have which partitions is decided by the `controller`
+//! crate too. `controller.rs` is a thread that tells the others that this broker is there and what it leads,
+//! hears of them (`seen.rs`), and, at the broker that leads the metadata log, plans what is to be done and
+//! has it done (`act.rs`). `local.rs` makes and removes this broker's replicas; `cluster.rs` tells how it
+//! all is, and takes what people ask for.
+//!
 //! *Beside them*: `retention.rs` is a thread that trims what is too old or too much, by a clock that
 //! does not jump ahead (`age_clock.rs`), and `removal.rs` one that gives its space back;
 //! `compaction.rs` is one that compacts; `stop.rs` closes the logs and says so in the state file;
@@ -28,14 +34,18 @@
 //!
 //! Time, ids and files come in through [`Seams`].
 
+mod act;
 mod age_clock;
 mod append;
 mod background;
 mod catch_up;
+mod cluster;
 mod compaction;
+mod controller;
 mod describe;
 mod error;
 mod files;
+mod local;
 mod mailbox;
 mod metadata;
 mod metrics;
@@ -45,6 +55,7 @@ mod read;
 mod removal;
 mod retention;
 mod seams;
+mod seen;
 mod shard;
 mod space;
 mod start;
@@ -58,19 +69,25 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Mutex, RwLock};
-use tidelog_controller::Topic;
+use tidelog_controller::{Cluster, Topic};
 use tidelog_disk::DirLock;
 use tidelog_log::ReadTurns;
 use tidelog_log::state::{DirectoryIdentity, StateFile};
 use tidelog_record::TopicId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub use append::{
     Acks, AppendRequest, Appended, NewRecord, PartitionAppend, Payload, PendingAppend,
     ProducerStamp,
 };
+pub use cluster::{
+    BrokerDescription, BrokerState, ClusterDescription, KnownBroker, PartitionPlace,
+    PartitionProblem, ProblemKind,
+};
 pub use describe::{PartitionDescription, TopicDescription, TopicSummary};
-pub use error::{AppendError, DeleteError, ErrorKind, Facts, LookupError, ReadError, TopicError};
+pub use error::{
+    AppendError, DeleteError, ErrorKind, Facts, LookupError, NotLeader, ReadError, TopicError,
+};
 pub use metrics::Metrics;
 pub use read::{
     Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
@@ -79,7 +96,9 @@ pub use read::{
 pub use seams::{Clock, NoPeers, Peers, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
-pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
+pub use tidelog_controller::{
+    ClusterId, DirectoryId, EffectiveSetting, LEVEL_MAX, NewTopic, Replication, setting_specs,
+};
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
 pub use tidelog_replica::{Delivery, NodeId, Post};
 
@@ -123,11 +142,17 @@ pub struct BrokerConfig {
     /// The number of this broker in its cluster: 1 where it is alone. A data directory keeps the number it
     /// was made with.
     pub node_id: NodeId,
-    /// The brokers that found the cluster, this one among them: they hold the metadata, and every
-    /// partition.
+    /// The brokers that founded the cluster: they began with the metadata.
     pub founders: Vec<NodeId>,
     /// The cluster, where others belong to it too: all founders have to be given the same.
     pub cluster_id: Option<[u8; 16]>,
+    /// The id of the data directory, where others know it already.
+    pub directory_id: Option<[u8; 16]>,
+    /// How many disks this broker has lost, as the cluster counts them: a new directory is that of
+    /// another replica of the metadata.
+    pub generation: u32,
+    /// Where this broker is reached.
+    pub addresses: Addresses,
     /// The most topics there may be.
     pub topics_max: usize,
     /// The most partitions there may be, of all topics together.
@@ -152,9 +177,32 @@ impl Default for BrokerConfig {
             node_id: 1,
             founders: vec![1],
             cluster_id: None,
+            directory_id: None,
+            generation: 0,
+            addresses: Addresses::default(),
             topics_max: 10_000,
             partitions_max: 100_000,
         }
+    }
+}
+
+/// Where a broker is reached, each as `host:port`, and what fails together with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Of gRPC.
+    pub grpc: String,
+    /// Of HTTP.
+    pub http: String,
+    /// Of other brokers; empty where there are none to come.
+    pub cluster: String,
+    /// What fails together with it: a rack, a zone.
+    pub rack: Option<String>,
+}
+
+impl BrokerConfig {
+    /// Whether no other broker can ever come.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.founders.len() < 2 && self.addresses.cluster.is_empty()
     }
 }
 
@@ -186,6 +234,18 @@ struct Inner {
     /// Turns of those that (de)compress batches to check them.
     heavy_checks: Arc<Semaphore>,
     metadata: Arc<Partition>,
+    /// What the metadata log says. Written to while `metadata_folded` is held only.
+    cluster: RwLock<Cluster>,
+    /// What is seen of other brokers.
+    seen: seen::Seen,
+    /// Told when another replica leads some partition.
+    leaders_changed: Arc<Notify>,
+    /// What the controller's thread is to look at.
+    asked: controller::Asked,
+    /// The epoch of the registration of this broker before this start.
+    epoch_before: u64,
+    /// Counts what was carried out.
+    metadata_changed: watch::Sender<u64>,
     /// What the metadata log says, as far as it was carried out here. Held while a change is decided on,
     /// written and carried out, so that there is one at a time.
     metadata_folded: tokio::sync::Mutex<Folded>,
@@ -213,6 +273,10 @@ struct Route {
 enum Slot {
     Serving(Arc<Partition>),
     Faulted(String),
+    /// It could not be made; it is tried again.
+    Unmade(String),
+    /// This broker has no replica of it.
+    Elsewhere,
 }
 
 /// The name of the metadata log's topic.
@@ -273,7 +337,8 @@ impl Broker {
                     faulted += usize::from(partition.fault().is_some());
                     numbers.push(describe::numbers(&partition, now));
                 }
-                Slot::Faulted(_) => faulted += 1,
+                Slot::Faulted(_) | Slot::Unmade(_) => faulted += 1,
+                Slot::Elsewhere => {}
             }
         }
         numbers.sort_by(|a, b| (&a.topic, &a.partition).cmp(&(&b.topic, &b.partition)));
@@ -294,7 +359,8 @@ impl Broker {
             for (number, slot) in route.slots.iter().enumerate() {
                 let fault = match slot {
                     Slot::Serving(partition) => partition.fault(),
-                    Slot::Faulted(fault) => Some(fault.clone()),
+                    Slot::Faulted(fault) | Slot::Unmade(fault) => Some(fault.clone()),
+                    Slot::Elsewhere => None,
                 };
                 faults.extend(fault.map(|fault| format!("{}-{number}: {fault}", route.topic.name)));
             }
@@ -363,7 +429,10 @@ impl Inner {
         let name = || route.topic.name.clone();
         match route.slots.get(number as usize) {
             Some(Slot::Serving(partition)) => Ok(partition.clone()),
-            Some(Slot::Faulted(fault)) => Err(LookupError::Faulted {
+            Some(Slot::Elsewhere) => {
+                Err(self.led_elsewhere(&route.topic.name, route.topic.id, number))
+            }
+            Some(Slot::Faulted(fault) | Slot::Unmade(fault)) => Err(LookupError::Faulted {
                 topic: name(),
                 partition: number,
                 fault: fault.clone(),

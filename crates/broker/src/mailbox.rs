@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
+use tidelog_controller::{PartitionKey, Report};
 use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::{GroupKey, GroupState};
 use tidelog_log::{Compacted, InstallError, LogOptions};
@@ -13,6 +14,7 @@ use tidelog_replica::catch_up::{CatchUpLetter, PullTarget, Pulled};
 use tidelog_replica::{Group, GroupError, NodeId, Received, Refusal, StateStore};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
+use crate::act::Order;
 use crate::append::{Acks, Appended};
 use crate::error::{AppendError, DeleteError};
 use crate::partition::Partition;
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     /// Take this partition; answered once it serves, or cannot by itself.
     Add {
         opened: Box<Opened>,
+        /// It is new everywhere, and this is the replica that is to lead.
+        leads_first: bool,
         reply: oneshot::Sender<()>,
     },
     /// Let go of a log, without closing it.
@@ -111,6 +115,12 @@ pub(crate) enum Command {
         key: GroupKey,
         reply: oneshot::Sender<Result<Known, Refusal>>,
     },
+    /// What is to be told of the partitions that are led here.
+    Reports {
+        reply: oneshot::Sender<Vec<(PartitionKey, Report)>>,
+    },
+    /// What the controller asks the leader of a partition for.
+    Act(Order),
     /// Record, durably, how far a log is committed; says whether that is so.
     RecordCommit {
         key: GroupKey,
@@ -139,7 +149,9 @@ impl Command {
             Self::TargetOf { letter, .. } | Self::SourceOf { letter, .. } => Some(letter.key),
             Self::Adopt { pulled, .. } => Some(pulled.key),
             Self::ReadIndex { key, .. } | Self::RecordCommit { key, .. } => Some(*key),
-            Self::Add { .. }
+            Self::Act(order) => Some(order.key),
+            Self::Reports { .. }
+            | Self::Add { .. }
             | Self::Received(_)
             | Self::Unreachable(_)
             | Self::ExpireProducers { .. }
@@ -174,6 +186,12 @@ impl ShardHandle {
     /// As [`ShardHandle::send`], on a thread that may block.
     pub(crate) fn blocking_send(&self, command: Command) -> Result<(), ShardGone> {
         self.commands.blocking_send(command).map_err(|_| ShardGone)
+    }
+
+    /// Asks for something that is asked for again when it is lost. Never waits.
+    pub(crate) fn try_send(&self, command: Command) {
+        // With a full mailbox it is lost.
+        drop(self.commands.try_send(command));
     }
 
     /// Whether the shard's thread is gone.

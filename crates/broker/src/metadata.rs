@@ -1,44 +1,46 @@
-//! The metadata log, folded: what it says is carried out here, command by command, by whichever broker
-//! it was decided.
+//! The metadata log, folded: what it says is carried out here, by whichever broker it was decided.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tidelog_controller::{Command as TopicCommand, Topic, Topics};
+use tidelog_controller::{Cluster, ClusterCommand, ClusterId, Command as TopicCommand, Topic};
 use tidelog_record::{BatchBuilder, BatchLimits, Compression, Offset, TopicId, validate_produced};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::append::{Acks, StickyBytes};
+use crate::append::Acks;
 use crate::background::{BrokerStops, Waits};
 use crate::error::{AppendError, TopicError};
-use crate::files::log_options;
 use crate::mailbox::{Append, Command, Opened};
 use crate::start::replay::commands;
 use crate::waiters::refused;
-use crate::{Broker, Inner, Route, Slot};
+use crate::{Broker, Inner};
 
-/// The metadata log as far as it was carried out.
-#[derive(Debug)]
+/// How far the metadata log was carried out here, and what came of it. What it says is in
+/// [`Inner::cluster`].
+#[derive(Debug, Default)]
 pub(crate) struct Folded {
-    pub(crate) topics: Topics,
-    applied: Offset,
+    pub(crate) applied: Offset,
+    /// Where the newest snapshot begins, or the first command that there was.
+    pub(crate) snapshot_at: Offset,
     /// Partitions that were made before it was decided that they are to be.
     pub(crate) made: Option<(TopicId, Vec<Opened>)>,
     /// The last topic whose partitions could not be made here, and why.
     pub(crate) failed: Option<(TopicId, TopicError)>,
+    /// Topics of which not all is here that should be.
+    pub(crate) unmade: Vec<TopicId>,
     /// The term in which this broker may decide.
     term: u64,
 }
 
 impl Folded {
-    pub(crate) fn new(topics: Topics, applied: Offset) -> Self {
+    pub(crate) fn new(applied: Offset, snapshot_at: Offset, unmade: Vec<TopicId>) -> Self {
         Self {
-            topics,
             applied,
-            made: None,
-            failed: None,
-            term: 0,
+            snapshot_at,
+            unmade,
+            ..Self::default()
         }
     }
 }
@@ -60,27 +62,50 @@ impl Broker {
         let asked = metadata.shard.send(Command::ReadIndex { key, reply }).await;
         asked.map_err(|_| AppendError::Stopping)?;
         let known = replied.await.map_err(|_| AppendError::Stopping)?;
-        folded.term = known.map_err(|refusal| refused(metadata, refusal))?.term;
+        let known = known.map_err(|refusal| self.inner().hinted(refused(metadata, refusal)));
+        folded.term = known?.term;
         self.fold(&mut folded).await?;
+        self.be_there(&mut folded).await?;
         Ok(folded)
     }
 
-    /// Commits a decision that [`Broker::begin_change`] came before, and carries it out.
+    /// Founds the cluster, and registers this broker, before anything else is decided: everything that is
+    /// decided is decided for a cluster, of however few brokers.
+    async fn be_there(&self, folded: &mut Folded) -> Result<(), TopicError> {
+        let cluster_id = ClusterId::from_bytes(self.inner().identity.cluster_id);
+        let found = self.inner().cluster.read().decide_found(cluster_id).ok();
+        if let Some(found) = found {
+            self.commit(folded, &found).await?;
+        }
+        if !self.is_registered() {
+            let registration = self.registration();
+            let decided = {
+                let cluster = self.inner().cluster.read();
+                cluster.decide_register(cluster_id, registration)
+            };
+            let register = decided.map_err(TopicError::Broker)?;
+            self.commit(folded, &register).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits a decision that [`Broker::begin_change`] came before, and carries it out. Gives its offset.
     pub(crate) async fn commit(
         &self,
         folded: &mut Folded,
-        command: &TopicCommand,
-    ) -> Result<(), TopicError> {
-        self.write(command, folded.term).await?;
+        command: &ClusterCommand,
+    ) -> Result<Offset, TopicError> {
+        let offset = self.write(command, folded.term).await?;
         let folds = self.fold(folded).await;
         // It is decided, whatever comes of it here and now.
         folds.map_err(|e| {
             let cause = format!("it was decided, and is not carried out yet: {e}");
-            AppendError::OutcomeUnknown { cause }.into()
-        })
+            AppendError::OutcomeUnknown { cause }
+        })?;
+        Ok(offset)
     }
 
-    async fn write(&self, command: &TopicCommand, term: u64) -> Result<(), TopicError> {
+    async fn write(&self, command: &ClusterCommand, term: u64) -> Result<Offset, TopicError> {
         let metadata = self.inner().metadata.clone();
         let now = self.inner().seams.clock.now();
         let invalid = |e: &dyn std::fmt::Display| AppendError::Request(e.to_string());
@@ -118,8 +143,9 @@ impl Broker {
         let lost = || AppendError::OutcomeUnknown {
             cause: "the thread that writes the metadata log has ended".to_owned(),
         };
-        replied.await.map_err(|_| lost())??;
-        Ok(())
+        let appended = replied.await.map_err(|_| lost())?;
+        let appended = appended.map_err(|e| self.inner().hinted(e))?;
+        Ok(appended.base_offset)
     }
 
     /// Carries out what is committed and was not yet.
@@ -129,18 +155,61 @@ impl Broker {
         if folded.applied >= end {
             return Ok(());
         }
-        if self.inner().config.founders.len() > 1 {
+        if self.inner().metadata.has_others() {
             self.record_commit().await?;
         }
         let from = folded.applied.max(reader.log_start());
+        let is_behind = from > folded.applied;
         let read = tokio::task::spawn_blocking(move || commands(&reader, from, end));
         let storage = |e: &dyn std::fmt::Display| TopicError::Storage(e.to_string());
         let read = read.await.map_err(|e| storage(&e))?;
-        for command in read.map_err(|e| storage(&e))? {
-            self.carry_out(folded, &command).await?;
-        }
+        let read = read.map_err(|e| storage(&e))?;
+        let touched = self.apply(folded, &read, is_behind)?;
         folded.applied = end;
+        self.producer_ids_known();
+        for (id, before) in touched {
+            self.reconcile(folded, id, before).await;
+        }
+        self.inner().metadata_changed.send_modify(|count| *count += 1);
         Ok(())
+    }
+
+    /// Takes commands into the state, and says which topics they are about, and how these were before.
+    /// With `is_behind` some commands before are gone, and a snapshot stands for them.
+    fn apply(
+        &self,
+        folded: &mut Folded,
+        commands: &[(Offset, ClusterCommand)],
+        is_behind: bool,
+    ) -> Result<BTreeMap<TopicId, Option<Arc<Topic>>>, TopicError> {
+        let mut touched = BTreeMap::new();
+        let mut cluster = self.inner().cluster.write();
+        if is_behind {
+            // All may be different.
+            let topics = cluster.topics().iter();
+            touched.extend(topics.map(|topic| (topic.id, Some(topic.clone()))));
+            *cluster = Cluster::default();
+        }
+        for (offset, command) in commands {
+            if let ClusterCommand::Snapshot { part: 0, .. } = command {
+                folded.snapshot_at = *offset;
+            }
+            for id in topics_of(&cluster, command) {
+                let before = cluster.topics().by_id(id).cloned();
+                touched.entry(id).or_insert(before);
+            }
+            cluster.apply(command).map_err(|e| {
+                tracing::error!(error = %e, "the metadata log makes no sense");
+                TopicError::Storage(e.to_string())
+            })?;
+        }
+        if is_behind {
+            let topics = cluster.topics().iter();
+            for topic in topics {
+                touched.entry(topic.id).or_insert(None);
+            }
+        }
+        Ok(touched)
     }
 
     /// Makes sure that the next start knows of what is carried out from now on: otherwise it would take the
@@ -162,125 +231,9 @@ impl Broker {
         }
     }
 
-    async fn carry_out(
-        &self,
-        folded: &mut Folded,
-        command: &TopicCommand,
-    ) -> Result<(), TopicError> {
-        let before = |id: TopicId| folded.topics.by_id(id).cloned();
-        let (id, before) = match command {
-            TopicCommand::Create(topic) => (topic.id, None),
-            TopicCommand::Alter { id, .. }
-            | TopicCommand::AddPartitions { id, .. }
-            | TopicCommand::Delete { id } => (*id, before(*id)),
-            TopicCommand::ReserveProducerIds { .. } => {
-                self.apply(folded, command)?;
-                self.producer_ids_known(&folded.topics);
-                return Ok(());
-            }
-        };
-        self.apply(folded, command)?;
-        let Some(topic) = folded.topics.by_id(id).cloned() else {
-            let route = before.and_then(|before| {
-                let mut routes = self.inner().routes.write();
-                let route = routes.remove(before.name.as_str());
-                route.map(|route| (before, route.slots.clone()))
-            });
-            if let Some((before, slots)) = route {
-                self.remove_partitions(&before, &slots).await;
-            }
-            return Ok(());
-        };
-        let first_new = before.map_or(0, |before| before.partitions);
-        if first_new < topic.partitions {
-            let slots = self.make(folded, &topic, first_new).await;
-            if first_new == 0 {
-                self.insert_route(&topic, slots);
-            } else {
-                self.replace_route(&topic, slots);
-            }
-        } else {
-            self.change_settings(&topic).await;
-        }
-        Ok(())
-    }
-
-    fn apply(&self, folded: &mut Folded, command: &TopicCommand) -> Result<(), TopicError> {
-        folded.topics.apply(command).map_err(|e| {
-            tracing::error!(error = %e, "the metadata log makes no sense");
-            TopicError::Storage(e.to_string())
-        })
-    }
-
-    /// Makes the partitions of a topic from `first` on, unless they were made before.
-    async fn make(&self, folded: &mut Folded, topic: &Arc<Topic>, first: u32) -> Vec<Slot> {
-        let numbers = first..topic.partitions;
-        let made = match folded.made.take() {
-            Some((id, made)) if id == topic.id && made.len() == numbers.len() => Ok(made),
-            _ => match self.clear_the_way(topic, numbers.clone()).await {
-                Ok(()) => self.make_partitions(topic, numbers.clone()).await,
-                Err(e) => Err(e),
-            },
-        };
-        match made {
-            Ok(made) => self.serve(made).await,
-            Err(e) => {
-                // The next start makes them. Until then they say why they do not serve.
-                tracing::error!(topic = %topic.name, error = %e, "partitions cannot be made");
-                let fault = e.to_string();
-                folded.failed = Some((topic.id, e));
-                numbers.map(|_| Slot::Faulted(fault.clone())).collect()
-            }
-        }
-    }
-
-    async fn change_settings(&self, topic: &Arc<Topic>) {
-        let route = self.replace_route(topic, Vec::new());
-        let settings = Arc::new(topic.settings.clone());
-        for slot in &route.slots {
-            if let Slot::Serving(partition) = slot {
-                *partition.settings.write() = settings.clone();
-                let change = Command::SetOptions {
-                    key: partition.key,
-                    options: log_options(&settings),
-                };
-                // Without its thread the partition is faulted, and gets them at the next start.
-                drop(partition.shard.send(change).await);
-            }
-        }
-    }
-
-    fn insert_route(&self, topic: &Arc<Topic>, slots: Vec<Slot>) {
-        let route = Route {
-            topic: topic.clone(),
-            slots,
-            sticky_bytes: StickyBytes::default(),
-        };
-        let mut routes = self.inner().routes.write();
-        routes.insert(topic.name.to_string(), Arc::new(route));
-    }
-
-    /// Puts a changed topic, with more partitions perhaps, where requests find it.
-    fn replace_route(&self, topic: &Arc<Topic>, more: Vec<Slot>) -> Arc<Route> {
-        let mut routes = self.inner().routes.write();
-        let before = routes.get(topic.name.as_str());
-        let mut slots = before.map_or(Vec::new(), |route| route.slots.clone());
-        let sticky_bytes = before
-            .map(|route| route.sticky_bytes.clone())
-            .unwrap_or_default();
-        slots.extend(more);
-        let route = Arc::new(Route {
-            topic: topic.clone(),
-            slots,
-            sticky_bytes,
-        });
-        routes.insert(topic.name.to_string(), route.clone());
-        route
-    }
-
     /// Starts the thread that carries out what other brokers decide, where there are others.
     pub(crate) fn start_folding(&self) -> io::Result<()> {
-        if self.inner().config.founders.len() < 2 {
+        if self.inner().config.is_alone() {
             return Ok(());
         }
         let inner = Arc::downgrade(&self.inner);
@@ -316,6 +269,10 @@ fn run(
                 tracing::error!(error = %e, "what was decided cannot be carried out here yet");
                 is_done = false;
             }
+            for id in std::mem::take(&mut folded.unmade) {
+                broker.reconcile(&mut folded, id, None).await;
+            }
+            is_done &= folded.unmade.is_empty();
         })?;
         drop(broker);
         if is_done {
@@ -326,6 +283,28 @@ fn run(
         } else {
             waits.wait(FOLD_PAUSE)?;
         }
+    }
+}
+
+/// The topics that a command is about.
+fn topics_of(cluster: &Cluster, command: &ClusterCommand) -> Vec<TopicId> {
+    match command {
+        ClusterCommand::Topics(command) => match command {
+            TopicCommand::Create(topic) => vec![topic.id],
+            TopicCommand::Alter { id, .. }
+            | TopicCommand::AddPartitions { id, .. }
+            | TopicCommand::Delete { id } => vec![*id],
+            TopicCommand::ReserveProducerIds { .. } => Vec::new(),
+        },
+        ClusterCommand::CreateTopic { topic, .. } => vec![topic.id],
+        ClusterCommand::AddPartitions { id, .. } => vec![*id],
+        ClusterCommand::BeginReassignment { key, .. }
+        | ClusterCommand::FinishReassignment { key, .. } => vec![key.topic],
+        // Its replicas have other numbers from now on.
+        ClusterCommand::ReplaceBroker { .. } => {
+            cluster.topics().iter().map(|topic| topic.id).collect()
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -1,13 +1,14 @@
 //! One partition of a broker: what readers, its shard and the sync coordinator share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use tidelog_controller::TopicSettings;
 use tidelog_log::state::GroupKey;
 use tidelog_log::{LogEnd, LogReader, LogSync, Poisoned, SyncTarget};
 use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicName};
+use tidelog_replica::{Group, ReplicaId};
 use tokio::sync::watch;
 
 use crate::mailbox::ShardHandle;
@@ -19,13 +20,23 @@ pub(crate) struct Progress {
     pub(crate) high_watermark: Offset,
     /// Nothing more will come: the topic was deleted or the broker stops.
     pub(crate) closed: bool,
+    /// The replica here leads.
+    pub(crate) leads: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) topic: TopicName,
     pub(crate) key: GroupKey,
+    /// The replica here.
+    pub(crate) replica: ReplicaId,
     leader_epoch: AtomicU32,
+    /// The replica that leads, as far as is known here; 0 when none is known to.
+    leader: AtomicU64,
+    /// Whether there are other replicas.
+    has_others: AtomicBool,
+    /// The replica here is not needed any more: the partition is elsewhere.
+    is_moved: AtomicBool,
     log: RwLock<(LogReader, Arc<Target>)>,
     pub(crate) shard: ShardHandle,
     pub(crate) settings: RwLock<Arc<TopicSettings>>,
@@ -38,18 +49,24 @@ impl Partition {
     pub(crate) fn new(
         topic: TopicName,
         key: GroupKey,
-        log: &tidelog_log::Log,
+        group: &Group,
         shard: ShardHandle,
         settings: Arc<TopicSettings>,
     ) -> Self {
+        let log = group.log();
         let reader = log.reader();
         let progress = Progress {
             high_watermark: reader.committed_offset(),
             closed: false,
+            leads: false,
         };
         Self {
             topic,
             key,
+            replica: group.id(),
+            leader: AtomicU64::new(0),
+            is_moved: AtomicBool::new(false),
+            has_others: AtomicBool::new(group.has_others() || !group.is_sole_voter()),
             leader_epoch: AtomicU32::new(log.end().epoch.get()),
             log: RwLock::new((reader, target(key, log, &shard))),
             shard,
@@ -84,9 +101,48 @@ impl Partition {
         LeaderEpoch::new(epoch).expect("only epochs are stored")
     }
 
-    /// Takes note of another leader epoch. Called by the shard only.
-    pub(crate) fn set_leader_epoch(&self, epoch: LeaderEpoch) {
+    /// The replica that leads, if that is known here.
+    pub(crate) fn leader(&self) -> Option<ReplicaId> {
+        Some(self.leader.load(Ordering::Acquire)).filter(|leader| *leader != 0)
+    }
+
+    /// Takes note of another leadership. Called by the shard only.
+    pub(crate) fn set_leader(&self, epoch: LeaderEpoch, leader: Option<ReplicaId>) {
         self.leader_epoch.store(epoch.get(), Ordering::Release);
+        self.leader.store(leader.unwrap_or(0), Ordering::Release);
+        let leads = leader == Some(self.replica);
+        self.progress
+            .send_if_modified(|progress| std::mem::replace(&mut progress.leads, leads) != leads);
+    }
+
+    /// Whether the replica here leads, as far as it knows.
+    pub(crate) fn leads(&self) -> bool {
+        self.progress.borrow().leads
+    }
+
+    /// Whether there are other replicas, so that another one may lead.
+    pub(crate) fn has_others(&self) -> bool {
+        self.has_others.load(Ordering::Acquire)
+    }
+
+    /// Takes note of who is in the group. Called by the shard only.
+    pub(crate) fn set_has_others(&self, has_others: bool) {
+        self.has_others.store(has_others, Ordering::Release);
+    }
+
+    /// Whether requests for the leader are answered here: it leads, or nobody else could.
+    pub(crate) fn answers_for_leader(&self) -> bool {
+        self.leads() || !self.has_others()
+    }
+
+    /// The replica here is about to be removed, and the partition stays.
+    pub(crate) fn note_moved(&self) {
+        self.is_moved.store(true, Ordering::Release);
+    }
+
+    /// Whether it was removed while the partition stays.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.is_moved.load(Ordering::Acquire)
     }
 
     pub(crate) fn high_watermark(&self) -> Offset {

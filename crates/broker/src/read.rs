@@ -18,6 +18,9 @@ use crate::partition::Partition;
 /// Reads that wait for the disk at the same time, for the whole broker: each holds a few MiB.
 pub(crate) const COLD_READS_MAX: usize = 16;
 
+/// How long it may take a leader to make sure that it leads.
+const CONFIRM_WAIT_MAX: Duration = Duration::from_secs(5);
+
 /// No fetch waits longer, so that its deadline can be told.
 const FETCH_WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -26,6 +29,8 @@ const FETCH_WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct PartitionHandle {
     broker: Broker,
     partition: Arc<Partition>,
+    /// Whether a replica that does not lead answers as well.
+    from_replica: bool,
 }
 
 /// Where a partition begins and ends.
@@ -89,6 +94,8 @@ pub struct FetchRequest {
     pub bytes_max: usize,
     /// Answer after so long in any case; at most a day.
     pub wait_max: Duration,
+    /// Also where another broker leads: see [`PartitionHandle::from_replica`].
+    pub from_replica: bool,
 }
 
 /// A partition to be read from.
@@ -117,7 +124,19 @@ pub struct FetchedPartition {
 
 impl PartitionHandle {
     pub(crate) fn new(broker: Broker, partition: Arc<Partition>) -> Self {
-        Self { broker, partition }
+        Self {
+            broker,
+            partition,
+            from_replica: false,
+        }
+    }
+
+    /// The same, to be read from although another broker leads: up to the high watermark that is known
+    /// here, which may be an older one.
+    #[must_use]
+    pub fn from_replica(mut self, from_replica: bool) -> Self {
+        self.from_replica = from_replica;
+        self
     }
 
     /// The topic's name.
@@ -157,6 +176,13 @@ impl PartitionHandle {
         let partition = &self.partition;
         self.check_open()?;
         let high_watermark = partition.high_watermark();
+        if from > high_watermark && self.is_to_come(from) {
+            return Ok(PartitionData {
+                batches: Batches::empty(from),
+                high_watermark,
+                log_start: partition.reader().log_start(),
+            });
+        }
         let mut batches = self.read_once(from, high_watermark, bytes_max).await?;
         // Segments that compaction has emptied from there on.
         while batches.is_empty() && batches.next_offset < high_watermark {
@@ -174,6 +200,14 @@ impl PartitionHandle {
             high_watermark,
             log_start: partition.reader().log_start(),
         })
+    }
+
+    /// Whether an offset above the high watermark may be one that was read before: another leader, or
+    /// another replica, may know of a higher one.
+    fn is_to_come(&self, from: Offset) -> bool {
+        let partition = &self.partition;
+        let may_lag = self.from_replica && !partition.answers_for_leader();
+        partition.has_others() && (may_lag || from <= partition.reader().end_offset())
     }
 
     async fn read_once(
@@ -207,11 +241,15 @@ impl PartitionHandle {
         }
     }
 
-    /// Waits until there is something above `offset`, the topic is deleted, or the broker stops.
+    /// Waits until there is something above `offset`, the topic is deleted, another broker leads, or the
+    /// broker stops.
     pub async fn wait_beyond(&self, offset: Offset) {
         let mut progress = self.partition.progress.subscribe();
+        let needs_lead = !self.from_replica && self.partition.has_others();
         let changed = progress
-            .wait_for(|now| now.closed || now.high_watermark > offset)
+            .wait_for(|now| {
+                now.closed || now.high_watermark > offset || needs_lead && !now.leads
+            })
             .await;
         // The sender lives in the partition that this handle holds.
         drop(changed);
@@ -223,6 +261,9 @@ impl PartitionHandle {
     /// Look-ups by time read from the disk, which may fail.
     pub async fn resolve(&self, at: OffsetSpec) -> Result<Resolved, ReadError> {
         self.check_open()?;
+        if matches!(at, OffsetSpec::Latest | OffsetSpec::BeforeLatest(_)) {
+            self.confirm_watermark().await?;
+        }
         let ends = self.ends();
         let (offset, timestamp) = match at {
             OffsetSpec::Offset(offset) => (offset, None),
@@ -303,9 +344,38 @@ impl PartitionHandle {
         replied.await.map_err(|_| unknown())?
     }
 
+    /// Makes sure that everything that was acknowledged before this is below the high watermark that is
+    /// known here: a leader that was replaced, and has not heard of it, knows of less.
+    async fn confirm_watermark(&self) -> Result<(), ReadError> {
+        let partition = &self.partition;
+        if self.from_replica || !partition.has_others() {
+            return Ok(());
+        }
+        let (reply, replied) = oneshot::channel();
+        let key = partition.key;
+        let asked = partition.shard.send(Command::ReadIndex { key, reply }).await;
+        asked.map_err(|_| ReadError::Stopping)?;
+        let not_yet = || ReadError::NotYet {
+            topic: partition.topic.clone(),
+            partition: partition.number(),
+        };
+        match tokio::time::timeout(CONFIRM_WAIT_MAX, replied).await {
+            Ok(Ok(Ok(_known))) => Ok(()),
+            Ok(Ok(Err(_))) if !partition.leads() => {
+                Err(self.broker.inner().not_leader(partition).into())
+            }
+            Ok(_) | Err(_) => Err(not_yet()),
+        }
+    }
+
     fn check_open(&self) -> Result<(), ReadError> {
         if !self.partition.is_closed() {
-            Ok(())
+            if self.from_replica || self.partition.answers_for_leader() {
+                return Ok(());
+            }
+            Err(self.broker.inner().not_leader(&self.partition).into())
+        } else if self.partition.is_moved() {
+            Err(self.broker.inner().not_leader(&self.partition).into())
         } else if self.broker.is_stopping() {
             Err(ReadError::Stopping)
         } else {
@@ -389,6 +459,7 @@ impl Broker {
                     data.batches.next_offset
                 };
                 let handle = self.partition(&one.topic, one.partition).ok()?;
+                let handle = handle.from_replica(request.from_replica);
                 Some(Box::pin(async move { handle.wait_beyond(seen).await }))
             });
             let waits: Vec<_> = waits.collect();
@@ -414,9 +485,10 @@ impl Broker {
         let mut any = false;
         for wanted in &request.partitions {
             let result = if left == 0 {
-                self.peek(wanted)
+                self.peek(wanted, request.from_replica)
             } else {
-                self.read_one(wanted, wanted.bytes_max.min(left)).await
+                let bytes_max = wanted.bytes_max.min(left);
+                self.read_one(wanted, bytes_max, request.from_replica).await
             };
             let result = result.map(|data| {
                 let len = data.batches.len_bytes();
@@ -445,14 +517,21 @@ impl Broker {
         &self,
         wanted: &FetchPartition,
         bytes_max: usize,
+        from_replica: bool,
     ) -> Result<PartitionData, ReadError> {
         let handle = self.partition(&wanted.topic, wanted.partition)?;
+        let handle = handle.from_replica(from_replica);
         handle.read(handle.offset(wanted.offset)?, bytes_max).await
     }
 
     /// The ends of a partition, without reading.
-    fn peek(&self, wanted: &FetchPartition) -> Result<PartitionData, ReadError> {
+    fn peek(
+        &self,
+        wanted: &FetchPartition,
+        from_replica: bool,
+    ) -> Result<PartitionData, ReadError> {
         let handle = self.partition(&wanted.topic, wanted.partition)?;
+        let handle = handle.from_replica(from_replica);
         handle.check_open()?;
         let Ends {
             log_start,
@@ -460,7 +539,8 @@ impl Broker {
             ..
         } = handle.ends();
         let offset = handle.offset(wanted.offset)?;
-        if !(log_start..=high_watermark).contains(&offset) {
+        let is_to_come = offset > high_watermark && handle.is_to_come(offset);
+        if !is_to_come && !(log_start..=high_watermark).contains(&offset) {
             return Err(ReadError::OutOfRange {
                 requested: wanted.offset,
                 log_start,

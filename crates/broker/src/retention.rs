@@ -128,7 +128,9 @@ fn trim(inner: &Inner, partition: &Arc<Partition>) {
         now,
         partition.high_watermark(),
     );
-    if !due.is_anything(partition, now) || partition.fault().is_some() {
+    // The leader decides for all.
+    let is_led = partition.answers_for_leader();
+    if !is_led || !due.is_anything(partition, now) || partition.fault().is_some() {
         return;
     }
     let before = partition.reader().log_start();

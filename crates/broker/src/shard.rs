@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
+use tidelog_controller::{PartitionKey, Report};
 use tidelog_disk::{DirLock, Disk, DiskError, DiskOp};
 use tidelog_log::state::{GroupKey, GroupState, StateFile};
 use tidelog_log::{InstallError, LogSync, Poisoned, SyncCoordinator, SyncTarget};
@@ -24,6 +25,7 @@ use tidelog_replica::{
 };
 use tokio::sync::{Notify, oneshot};
 
+use crate::act::{partition_key, report_of};
 use crate::append::Acks;
 use crate::error::{AppendError, DeleteError};
 use crate::mailbox::{Append, Command, Mailbox, Opened, ShardHandle};
@@ -39,6 +41,9 @@ use crate::waiters::{AppendWaiter, Waiter, log_error, refused};
 const TURN_LEN_MAX: usize = 1024;
 /// Bytes of appends taken in one turn at most.
 const TURN_BYTES_MAX: usize = 8 << 20;
+
+/// For how many ticks a new group may lack the others that were made with it.
+const BEGINNING_TICKS: u32 = 100;
 
 /// What a leader surely knows of a log.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +63,8 @@ pub(crate) struct Surroundings {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) space: Space,
     pub(crate) remover: Remover,
+    /// Told when another replica leads some partition.
+    pub(crate) leaders_changed: Arc<Notify>,
     /// Held until the last log is let go of: a broker that is dropped without a stop must not be
     /// followed by another while this one still writes. After the coordinator, which may sync yet.
     pub(crate) _lock: Arc<dyn DirLock>,
@@ -79,6 +86,7 @@ pub(crate) fn start(
         groups: Groups::default(),
         partitions: HashMap::new(),
         adding: Vec::new(),
+        beginning: HashMap::new(),
         started: Some(started),
         bytes_taken: 0,
         has_space: false,
@@ -104,6 +112,9 @@ struct Shard {
     partitions: HashMap<GroupKey, Weak<Partition>>,
     /// Partitions that somebody waits for until they serve.
     adding: Vec<(GroupKey, oneshot::Sender<()>)>,
+    /// New groups in which the replica here is to lead, and for how many ticks more it stands for election
+    /// again and again: not all others may be there yet.
+    beginning: HashMap<GroupKey, u32>,
     started: Option<std::sync::mpsc::SyncSender<()>>,
     /// Bytes of appends taken since the last turn.
     bytes_taken: usize,
@@ -157,13 +168,34 @@ impl Shard {
     fn take(&mut self, command: Command) {
         match command {
             Command::Append(append) => self.append(append),
-            Command::Add { opened, reply } => {
+            Command::Add {
+                opened,
+                leads_first,
+                reply,
+            } => {
                 let key = opened.partition.key;
                 self.add(*opened);
                 self.adding.push((key, reply));
+                if leads_first {
+                    self.beginning.insert(key, BEGINNING_TICKS);
+                    self.groups.with(key, tidelog_replica::Group::campaign);
+                }
             }
             Command::Wake => {}
-            Command::Tick => self.groups.tick(),
+            Command::Tick => {
+                self.groups.tick();
+                self.begin();
+            }
+            Command::Reports { reply } => {
+                // Whoever asked may have given up waiting.
+                let _gone = reply.send(self.reports());
+            }
+            Command::Act(order) => {
+                let acted = self.groups.with(order.key, |group| order.carry_out(group));
+                if let Some(Err(e)) = acted {
+                    tracing::debug!(?order, error = %e, "an order is not carried out");
+                }
+            }
             Command::Received(received) => {
                 let now = self.around.clock.now();
                 for one in received {
@@ -182,6 +214,29 @@ impl Shard {
                 self.administer(other);
             }
         }
+    }
+
+    /// Stands for election again in new groups that have no leader yet.
+    fn begin(&mut self) {
+        let groups = &mut self.groups;
+        self.beginning.retain(|key, ticks| {
+            let has_leader = |group: &mut tidelog_replica::Group| group.role().leader.is_some();
+            let is_over = groups.with(*key, has_leader).unwrap_or(true);
+            if !is_over {
+                groups.with(*key, tidelog_replica::Group::campaign);
+            }
+            *ticks -= 1;
+            !is_over && *ticks > 0
+        });
+    }
+
+    /// What is to be told of the partitions that are led here.
+    fn reports(&self) -> Vec<(PartitionKey, Report)> {
+        let groups = self.groups.keys().filter_map(|key| {
+            let group = self.groups.group(key)?;
+            Some((partition_key(key), report_of(group)?))
+        });
+        groups.collect()
     }
 
     fn append(&mut self, append: Append) {
@@ -299,7 +354,17 @@ impl Shard {
             if let Some(epoch) = epoch.and_then(tidelog_record::LeaderEpoch::new)
                 && let Some(partition) = self.partition(key)
             {
-                partition.set_leader_epoch(epoch);
+                partition.set_leader(epoch, role.leader);
+            }
+        }
+        if !effects.roles.is_empty() {
+            self.around.leaders_changed.notify_one();
+        }
+        for (key, _) in &effects.members {
+            if let Some(partition) = self.partition(key)
+                && let Some(group) = self.groups.group(*key)
+            {
+                partition.set_has_others(group.has_others() || !group.is_sole_voter());
             }
         }
         for (key, end) in &effects.committed {
@@ -427,6 +492,8 @@ impl Shard {
             | Command::Received(_)
             | Command::Unreachable(_)
             | Command::ReadIndex { .. }
+            | Command::Reports { .. }
+            | Command::Act(_)
             | Command::Add { .. }
             | Command::Wake
             | Command::Tick

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tidelog_controller::Topics;
+use tidelog_controller::Cluster;
 use tidelog_disk::{DirLock, Disk, DiskError, LockError};
 use tidelog_log::catch_up::replaced_dir;
 use tidelog_log::state::{
@@ -23,7 +23,7 @@ use tidelog_log::{Poisoned, SyncConfig, SyncCoordinator};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use self::checkpoints::Checkpoints;
-use self::replay::replay;
+use self::replay::{Replayed, replay};
 use crate::age_clock::AgeClock;
 use crate::catch_up;
 use crate::files::partition_dir;
@@ -36,7 +36,8 @@ use crate::removal::Remover;
 use crate::seams::Seams;
 use crate::shard;
 use crate::space::Space;
-use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC};
+use crate::seen::Seen;
+use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC, controller};
 
 /// Why a broker did not start.
 #[derive(Debug, Error)]
@@ -138,12 +139,18 @@ impl Broker {
         };
 
         let metadata = start.open_metadata()?;
-        let (mut topics, deleted, applied) = replay(&metadata.partition)?;
-        start.remove_deleted(&topics, &deleted, &known.groups);
-        let (routes, mut opened) = start.open_topics(&topics);
+        let Replayed {
+            cluster,
+            deleted,
+            applied,
+            snapshot_at,
+        } = replay(&metadata.partition)?;
+        start.remove_deleted(&cluster, &deleted, &known.groups);
+        let node = known.identity.node_id;
+        let (routes, mut opened, unmade) = start.open_topics(&cluster, &known.groups);
         let metadata_partition = metadata.partition.clone();
         opened.push(metadata);
-        raise_producer_ids(&mut topics, &opened);
+        let next_producer_id = next_producer_id(&cluster, &opened);
         start.record_opened(&mut opened)?;
         let opened = by_shard(&start, opened);
         let mut threads = Vec::new();
@@ -159,7 +166,9 @@ impl Broker {
         )
         .map_err(StartError::Thread)?;
         threads.push(thread);
+        let leaders_changed = Arc::<Notify>::default();
         let around = shard::Surroundings {
+            leaders_changed: leaders_changed.clone(),
             coordinator,
             state: start.state.clone(),
             disk: disk.clone(),
@@ -170,7 +179,7 @@ impl Broker {
             remover,
             _lock: lock.clone(),
         };
-        let catch_up = if start.config.founders.len() > 1 {
+        let catch_up = if !start.config.is_alone() {
             let started = catch_up::start(&start.seams, start.shards.clone());
             let (letters, thread) = started.map_err(StartError::Thread)?;
             threads.push(thread);
@@ -218,9 +227,19 @@ impl Broker {
                 shards,
                 threads: Mutex::new(threads),
                 metadata: metadata_partition,
-                producer_ids: Mutex::new(ProducerIds::after(&topics)),
+                epoch_before: cluster.broker(node).map_or(0, |known| known.epoch),
+                cluster: RwLock::new(cluster),
+                seen: Seen::default(),
+                leaders_changed,
+                asked: controller::Asked::default(),
+                metadata_changed: watch::Sender::new(0),
+                producer_ids: Mutex::new(ProducerIds::after(next_producer_id)),
                 compacting: Mutex::default(),
-                metadata_folded: tokio::sync::Mutex::new(Folded::new(topics, applied)),
+                metadata_folded: tokio::sync::Mutex::new(Folded::new(
+                    applied,
+                    snapshot_at,
+                    unmade,
+                )),
                 routes: RwLock::new(routes),
                 stopping,
                 stopped: watch::Sender::new(None),
@@ -228,6 +247,7 @@ impl Broker {
             }),
         };
         broker.start_folding().map_err(StartError::Thread)?;
+        broker.start_controller().map_err(StartError::Thread)?;
         broker.start_ticker().map_err(StartError::Thread)?;
         broker.start_retention().map_err(StartError::Thread)?;
         broker.start_compaction().map_err(StartError::Thread)?;
@@ -254,17 +274,21 @@ const IN_FLIGHT_BYTES_LIMIT: usize = u32::MAX as usize;
 
 /// A repair may have cut off the end of the metadata log, and with it which producer ids were given
 /// out. One that came again would have what it sends taken for what its namesake sent.
-fn raise_producer_ids(topics: &mut Topics, opened: &[Opened]) {
+fn next_producer_id(cluster: &Cluster, opened: &[Opened]) -> i64 {
+    let decided = cluster.topics().next_producer_id();
     let known = opened
         .iter()
         .filter_map(|one| one.group.log().largest_producer_id());
-    if let Some(largest) = known.max().filter(|id| *id >= topics.next_producer_id()) {
+    match known.max().filter(|id| *id >= decided) {
         // With the rest of its block, which may have been given out too.
-        topics.raise_next_producer_id(largest.saturating_add(i64::from(producers::BLOCK)));
-        tracing::warn!(
-            largest,
-            "partitions know producers that the metadata log does not: it was cut"
-        );
+        Some(largest) => {
+            tracing::warn!(
+                largest,
+                "partitions know producers that the metadata log does not: it was cut"
+            );
+            largest.saturating_add(i64::from(producers::BLOCK))
+        }
+        None => decided,
     }
 }
 
@@ -322,7 +346,7 @@ fn open_state(seams: &Seams, config: &BrokerConfig) -> Result<StateFile, StartEr
             let identity = DirectoryIdentity {
                 cluster_id: config.cluster_id.unwrap_or_else(|| seams.random.id()),
                 node_id: config.node_id,
-                directory_id: seams.random.id(),
+                directory_id: config.directory_id.unwrap_or_else(|| seams.random.id()),
             };
             sync_names_above(&*seams.disk, data_dir)?;
             Ok(StateFile::create(seams.disk.clone(), &dir, identity)?)

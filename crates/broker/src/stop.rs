@@ -99,7 +99,7 @@ impl Broker {
     fn has_unopened(&self) -> bool {
         let routes = self.inner.routes.read();
         let mut slots = routes.values().flat_map(|route| &route.slots);
-        slots.any(|slot| matches!(slot, Slot::Faulted(_)))
+        slots.any(|slot| matches!(slot, Slot::Faulted(_) | Slot::Unmade(_)))
     }
 
     /// Wakes all who wait for records.

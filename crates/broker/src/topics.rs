@@ -1,14 +1,18 @@
 //! Topics: decided, written to the metadata log, carried out.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::time::Duration;
 
-use tidelog_controller::{Command as TopicCommand, NewTopic, Topics};
+use tidelog_controller::{
+    Cluster, ClusterCommand, Command as TopicCommand, NewTopic, PartitionKey, ReplicaId,
+    Replication, node_of,
+};
 use tidelog_record::TopicId;
 
 use crate::Broker;
-use crate::describe::{TopicSummary, summary};
+use crate::describe::TopicSummary;
 use crate::error::{AppendError, ErrorKind, Facts, TopicError};
+use crate::local::Wanted;
 use crate::metadata::Folded;
 
 impl Broker {
@@ -18,27 +22,58 @@ impl Broker {
     /// # Errors
     /// Why it is refused, or could not be made.
     pub async fn create_topic(&self, new: NewTopic) -> Result<TopicSummary, TopicError> {
-        let broker = self.clone();
-        detached(async move { broker.create_now(new).await }).await
+        self.create_replicated(new, Replication::default()).await
     }
 
-    async fn create_now(&self, new: NewTopic) -> Result<TopicSummary, TopicError> {
+    /// The same, with so many replicas, or at these brokers.
+    ///
+    /// # Errors
+    /// Why it is refused, or could not be made.
+    pub async fn create_replicated(
+        &self,
+        new: NewTopic,
+        replication: Replication,
+    ) -> Result<TopicSummary, TopicError> {
+        let broker = self.clone();
+        let created =
+            detached(async move { broker.create_now(new, replication).await }).await?;
+        self.await_leaders(created.topic_id).await;
+        Ok(created)
+    }
+
+    async fn create_now(
+        &self,
+        new: NewTopic,
+        replication: Replication,
+    ) -> Result<TopicSummary, TopicError> {
+        self.await_founders().await;
         let mut folded = self.begin_change().await?;
         let id = TopicId::from_bytes(self.inner.seams.random.id());
-        let command = folded.topics.decide_create(&new, id)?;
-        let TopicCommand::Create(topic) = &command else {
+        let command = {
+            let cluster = self.inner.cluster.read();
+            let command = cluster.decide_create_topic(&new, &replication, id)?;
+            if let ClusterCommand::CreateTopic { topic, .. } = &command {
+                self.check_limits(&cluster, 1, topic.partitions)?;
+            }
+            command
+        };
+        let ClusterCommand::CreateTopic {
+            topic,
+            replication_factor,
+            placement,
+        } = &command
+        else {
             unreachable!("decided just now")
         };
-        let topic = Arc::new(topic.clone());
-        self.check_limits(&folded.topics, 1, topic.partitions)?;
         if new.validate_only {
-            return Ok(summary(&topic));
+            return Ok(TopicSummary::of(topic, *replication_factor));
         }
-        self.clear_the_way(&topic, 0..topic.partitions).await?;
+        let here = self.placed_here(0, placement);
+        self.clear_the_way(topic, here).await?;
         self.commit(&mut folded, &command).await?;
-        match folded.failed.take().filter(|(failed, _)| *failed == id) {
-            None => Ok(summary(&topic)),
-            Some((_, e)) => Err(self.take_back(&mut folded, id, e).await),
+        match Self::made_error(&mut folded, id) {
+            None => Ok(TopicSummary::of(topic, *replication_factor)),
+            Some(e) => Err(self.take_back(&mut folded, id, e).await),
         }
     }
 
@@ -46,11 +81,12 @@ impl Broker {
     /// file, and time at the next start.
     fn check_limits(
         &self,
-        topics: &Topics,
+        cluster: &Cluster,
         more_topics: usize,
         more_partitions: u32,
     ) -> Result<(), TopicError> {
         let config = &self.inner.config;
+        let topics = cluster.topics();
         let partitions = topics.iter().map(|topic| topic.partitions as usize).sum();
         for (what, setting, max, count, asked) in [
             (
@@ -83,9 +119,9 @@ impl Broker {
 
     /// Takes back a topic that was decided and could not be made.
     async fn take_back(&self, folded: &mut Folded, id: TopicId, error: TopicError) -> TopicError {
-        let undo = TopicCommand::Delete { id };
+        let undo = TopicCommand::Delete { id }.into();
         match self.commit(folded, &undo).await {
-            Ok(()) => error,
+            Ok(_) => error,
             Err(undo) => {
                 // It exists then, and the next start makes it. Until then it says why it does not
                 // serve, and can be deleted.
@@ -118,14 +154,20 @@ impl Broker {
         validate_only: bool,
     ) -> Result<TopicSummary, TopicError> {
         let mut folded = self.begin_change().await?;
-        let command = folded.topics.decide_alter(name, set, &reset)?;
-        if validate_only {
-            let mut after = folded.topics.clone();
-            after.apply(&command).expect("decided on this state");
-            return Ok(summary(after.get(name)?));
-        }
+        let command: ClusterCommand = {
+            let cluster = self.inner.cluster.read();
+            let topics = cluster.topics();
+            let command = topics.decide_alter(name, set, &reset)?;
+            if validate_only {
+                let mut after = topics.clone();
+                after.apply(&command).expect("decided on this state");
+                return Ok(self.inner.summary(&cluster, after.get(name)?));
+            }
+            command.into()
+        };
         self.commit(&mut folded, &command).await?;
-        Ok(summary(folded.topics.get(name)?))
+        let cluster = self.inner.cluster.read();
+        Ok(self.inner.summary(&cluster, cluster.topics().get(name)?))
     }
 
     /// Adds partitions, up to `total`; they serve when this returns.
@@ -133,20 +175,49 @@ impl Broker {
     /// # Errors
     /// Why that is refused, or could not be done.
     pub async fn add_partitions(&self, name: &str, total: u32) -> Result<TopicSummary, TopicError> {
-        let (broker, name) = (self.clone(), name.to_owned());
-        detached(async move { broker.add_now(&name, total).await }).await
+        self.add_assigned(name, total, Vec::new()).await
     }
 
-    async fn add_now(&self, name: &str, total: u32) -> Result<TopicSummary, TopicError> {
+    /// The same, with the new ones at these brokers; chosen where `assignment` is empty.
+    ///
+    /// # Errors
+    /// Why that is refused, or could not be done.
+    pub async fn add_assigned(
+        &self,
+        name: &str,
+        total: u32,
+        assignment: Vec<Vec<u32>>,
+    ) -> Result<TopicSummary, TopicError> {
+        let (broker, name) = (self.clone(), name.to_owned());
+        let added =
+            detached(async move { broker.add_now(&name, total, &assignment).await }).await?;
+        self.await_leaders(added.topic_id).await;
+        Ok(added)
+    }
+
+    async fn add_now(
+        &self,
+        name: &str,
+        total: u32,
+        assignment: &[Vec<u32>],
+    ) -> Result<TopicSummary, TopicError> {
         let mut folded = self.begin_change().await?;
-        let command = folded.topics.decide_add_partitions(name, total)?;
-        let before = folded.topics.get(name)?.clone();
+        let (command, before) = {
+            let cluster = self.inner.cluster.read();
+            let command = cluster.decide_add_partitions(name, total, assignment)?;
+            let before = cluster.topics().get(name)?.clone();
+            self.check_limits(&cluster, 0, total - before.partitions)?;
+            (command, before)
+        };
+        let ClusterCommand::AddPartitions { placement, .. } = &command else {
+            unreachable!("decided just now")
+        };
         let added = before.partitions..total;
-        self.check_limits(&folded.topics, 0, total - before.partitions)?;
-        self.clear_the_way(&before, added.clone()).await?;
+        let here = self.placed_here(before.partitions, placement);
+        self.clear_the_way(&before, here.clone()).await?;
         // The files come first: a partition cannot be taken back once it is decided. What a crash
         // leaves behind the next start removes.
-        let made = match self.make_partitions(&before, added.clone()).await {
+        let made = match self.make_partitions(&before, here).await {
             Ok(made) => made,
             Err(e) => {
                 self.remove_files(&before, added).await;
@@ -162,7 +233,67 @@ impl Broker {
             }
             return Err(e);
         }
-        Ok(summary(folded.topics.get(name)?))
+        let cluster = self.inner.cluster.read();
+        Ok(self.inner.summary(&cluster, cluster.topics().get(name)?))
+    }
+
+    /// Which of new partitions, the first of which has the number `first`, are to be here.
+    fn placed_here(&self, first: u32, placement: &[Vec<ReplicaId>]) -> Vec<Wanted> {
+        let node = self.inner.identity.node_id;
+        let here = (first..).zip(placement).filter_map(|(number, founders)| {
+            let replica = founders.iter().find(|replica| node_of(**replica) == node);
+            Some(Wanted {
+                number,
+                replica: *replica?,
+                founders: founders.clone(),
+                leads_first: founders.len() > 1 && founders.first() == replica,
+            })
+        });
+        here.collect()
+    }
+
+    /// Waits for a moment until the brokers that founded the cluster are there: partitions are to be
+    /// spread over all of them.
+    async fn await_founders(&self) {
+        let founders = self.inner.config.founders.len();
+        let mut changed = self.inner.metadata_changed.subscribe();
+        let wait = changed.wait_for(|_| {
+            let cluster = self.inner.cluster.read();
+            let removed = self.inner.config.founders.iter();
+            let removed = removed.filter(|node| cluster.was_removed(**node)).count();
+            cluster.brokers().count() + removed >= founders
+        });
+        if founders > 1 {
+            // Without them it is decided with those that there are.
+            drop(tokio::time::timeout(FOUNDERS_WAIT_MAX, wait).await);
+        }
+    }
+
+    /// Waits for a moment until all partitions of a topic have a leader.
+    async fn await_leaders(&self, id: TopicId) {
+        if self.inner.config.is_alone() {
+            return;
+        }
+        let all_led = || {
+            let cluster = self.inner.cluster.read();
+            let Some(topic) = cluster.topics().by_id(id) else {
+                return true;
+            };
+            (0..topic.partitions).all(|number| {
+                let key = PartitionKey {
+                    topic: id,
+                    partition: number,
+                };
+                self.inner.leader_of(&topic.name, key).is_some()
+            })
+        };
+        let wait = async {
+            while !all_led() {
+                tokio::time::sleep(LEADERS_LOOK).await;
+            }
+        };
+        // Those that have none by then get one later.
+        drop(tokio::time::timeout(LEADERS_WAIT_MAX, wait).await);
     }
 
     /// Deletes a topic and all its records. They are gone when this returns, except for slices
@@ -177,8 +308,9 @@ impl Broker {
 
     async fn delete_now(&self, name: &str) -> Result<(), TopicError> {
         let mut folded = self.begin_change().await?;
-        let command = folded.topics.decide_delete(name)?;
-        self.commit(&mut folded, &command).await
+        let command = self.inner.cluster.read().topics().decide_delete(name)?;
+        self.commit(&mut folded, &command.into()).await?;
+        Ok(())
     }
 
     /// Reserves more producer ids, unless somebody did since all below `seen` were.
@@ -190,25 +322,31 @@ impl Broker {
         let broker = self.clone();
         detached(async move {
             let mut folded = broker.begin_change().await?;
-            let first = folded.topics.next_producer_id();
+            let first = broker.first_free_producer_id();
             if first > seen {
                 return Ok(());
             }
-            let command = folded.topics.decide_producer_ids(count).ok_or_else(|| {
+            let next = first.checked_add(i64::from(count)).ok_or_else(|| {
                 AppendError::Request("there are no more producer ids to give out".to_owned())
             })?;
+            let command = TopicCommand::ReserveProducerIds { next }.into();
             broker.commit(&mut folded, &command).await?;
-            let end = folded.topics.next_producer_id();
-            broker.producer_ids_reserved(first..end);
+            broker.producer_ids_reserved(first..next);
             Ok(())
         })
         .await
     }
 }
 
+/// How long a new topic waits for the brokers that founded the cluster.
+const FOUNDERS_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long a change waits until its partitions have leaders.
+const LEADERS_WAIT_MAX: Duration = Duration::from_secs(3);
+const LEADERS_LOOK: Duration = Duration::from_millis(10);
+
 /// Carries a change through to its end, even when the caller goes away: a change that is written
 /// and not folded in would let a later one be decided on a state that is not so.
-async fn detached<T: Send + 'static>(
+pub(crate) async fn detached<T: Send + 'static>(
     change: impl Future<Output = Result<T, TopicError>> + Send + 'static,
 ) -> Result<T, TopicError> {
     tokio::spawn(change).await.unwrap_or_else(|e| {

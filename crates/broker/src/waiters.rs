@@ -8,7 +8,7 @@ use tidelog_replica::{Done, GroupError, ProposeError, Refusal, node_of};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::append::Appended;
-use crate::error::{AppendError, DeleteError, LookupError};
+use crate::error::{AppendError, DeleteError, LookupError, NotLeader};
 use crate::metrics::Metrics;
 use crate::partition::Partition;
 use crate::shard::Known;
@@ -92,6 +92,7 @@ pub(crate) fn refused(partition: &Partition, refusal: Refusal) -> AppendError {
     let unknown = |cause: String| AppendError::OutcomeUnknown { cause };
     match refusal {
         Refusal::Refused(error) => proposal_error(partition, error),
+        Refusal::Gone if partition.is_moved() => not_leader(partition, None),
         Refusal::Gone => AppendError::Lookup(LookupError::TopicNotFound {
             topic: partition.topic.to_string(),
         }),
@@ -120,19 +121,24 @@ fn poisoned(partition: &Partition, fault: String) -> AppendError {
     }
 }
 
-fn proposal_error(partition: &Partition, error: ProposeError) -> AppendError {
-    let not_leader = |leader| AppendError::NotLeader {
+fn not_leader(partition: &Partition, leader: Option<u32>) -> AppendError {
+    AppendError::Lookup(LookupError::NotLeader(NotLeader {
         topic: partition.topic.clone(),
         partition: partition.number(),
         leader,
-    };
+        epoch: partition.leader_epoch().get(),
+        address: None,
+    }))
+}
+
+fn proposal_error(partition: &Partition, error: ProposeError) -> AppendError {
     match error {
-        ProposeError::NotLeader { leader } => not_leader(leader.map(node_of)),
+        ProposeError::NotLeader { leader } => not_leader(partition, leader.map(node_of)),
         // It waits in the queue instead, all but for changes of members, which are asked for elsewhere.
         ProposeError::NotReady
         | ProposeError::Busy { .. }
         | ProposeError::LeaderLeaves
-        | ProposeError::TooManyMembers { .. } => not_leader(None),
+        | ProposeError::TooManyMembers { .. } => not_leader(partition, None),
         ProposeError::PastEnd { .. } => AppendError::Request(error.to_string()),
         ProposeError::Producer(error) => AppendError::Producer {
             topic: partition.topic.clone(),

@@ -253,6 +253,7 @@ async fn a_fetch_waits_for_an_append() {
         bytes_min: 1,
         bytes_max: 1 << 20,
         wait_max: Duration::from_secs(60),
+        from_replica: false,
     };
     let anything = |bytes_max| async move { (bytes_max, ()) };
     let fetch = broker.fetch(request.clone(), anything);

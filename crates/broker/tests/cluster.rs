@@ -10,7 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use support::{config, new_topic, read_all, record, submit};
 use tidelog_broker::{
-    Acks, AppendError, Broker, BrokerConfig, Delivery, Facts, NodeId, Peers, Post, Seams,
+    Acks, Addresses, AppendError, Broker, BrokerConfig, Delivery, Facts, LookupError, NodeId, NotLeader, Peers,
+    Post, Seams,
 };
 use tidelog_record::Offset;
 use tidelog_replica::Received;
@@ -49,6 +50,7 @@ impl Peers for Wire {
             from: self.own,
             raft: post.raft.into_iter().map(Received::from).collect(),
             files: post.files,
+            notes: post.notes,
         });
         Ok(())
     }
@@ -80,6 +82,12 @@ impl Cluster {
             node_id: id,
             founders: vec![1, 2, 3],
             cluster_id: Some([7; 16]),
+            addresses: Addresses {
+                grpc: format!("broker{id}:9400"),
+                http: format!("broker{id}:9401"),
+                cluster: format!("broker{id}:9402"),
+                rack: None,
+            },
             ..config()
         };
         let seams = Seams {
@@ -141,11 +149,15 @@ impl Cluster {
             match pending.await.remove(0).result {
                 Ok(appended) => Ok(appended.base_offset),
                 // Sent again.
-                Err(AppendError::OutcomeUnknown { .. }) => Err(AppendError::NotLeader {
-                    topic: tidelog_record::TopicName::new(topic).unwrap(),
-                    partition: 0,
-                    leader: None,
-                }),
+                Err(AppendError::OutcomeUnknown { .. }) => {
+                    Err(AppendError::Lookup(LookupError::NotLeader(NotLeader {
+                        topic: tidelog_record::TopicName::new(topic).unwrap(),
+                        partition: 0,
+                        leader: None,
+                        epoch: 0,
+                        address: None,
+                    })))
+                }
                 Err(e) => Err(e),
             }
         };

@@ -37,6 +37,7 @@ fn fetch_of(topic: &str, offset: u64) -> FetchRequest {
         bytes_min: 1,
         bytes_max: 1 << 20,
         wait_max: Duration::MAX,
+        from_replica: false,
     }
 }
 

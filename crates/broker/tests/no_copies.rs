@@ -126,6 +126,7 @@ async fn appends_and_fetches_do_not_copy_payload() {
         bytes_min: 1,
         bytes_max: len,
         wait_max: std::time::Duration::ZERO,
+        from_replica: false,
     };
     let anything = |bytes_max| async move { (bytes_max, ()) };
     let (answers, _room) = broker.fetch(request, anything).await;

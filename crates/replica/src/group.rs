@@ -56,6 +56,17 @@ pub struct Role {
     pub is_leader: bool,
 }
 
+/// How far a member of a group is, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberProgress {
+    /// The member.
+    pub id: ReplicaId,
+    /// Whether it lacks nothing, or so little of what is being written that it keeps up.
+    pub is_caught_up: bool,
+    /// Entries that it is not known to have durable.
+    pub lag: u64,
+}
+
 /// A batch that was proposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proposed {
@@ -130,6 +141,9 @@ impl std::fmt::Debug for Group {
     }
 }
 
+/// A replica that takes entries as they come keeps up when it lacks no more of them: so many may be on
+/// their way.
+const KEEPS_UP_ENTRIES_MAX: u64 = 256;
 /// Bytes of entries kept for those that follow, after they were written.
 const RECENT_BYTES_MAX: usize = 4 << 20;
 
@@ -270,6 +284,26 @@ impl Group {
         let raft = &self.node.raft;
         let progress = raft.prs().get(id).filter(|_| self.role().is_leader);
         progress.map(|progress| at(progress.matched))
+    }
+
+    /// How far each member is; empty where this replica does not lead.
+    pub fn progress(&self) -> Vec<MemberProgress> {
+        let raft = &self.node.raft;
+        if !self.role().is_leader {
+            return Vec::new();
+        }
+        let last = raft.raft_log.last_index();
+        let members = raft.prs().iter().map(|(id, progress)| {
+            let lag = last.saturating_sub(progress.matched);
+            let keeps_up =
+                progress.state == raft::ProgressState::Replicate && lag <= KEEPS_UP_ENTRIES_MAX;
+            MemberProgress {
+                id: *id,
+                is_caught_up: lag == 0 || keeps_up || *id == self.config.id,
+                lag,
+            }
+        });
+        members.collect()
     }
 
     /// So many bytes of batches may be proposed for one turn, the first of which is so long: what fits

@@ -49,7 +49,7 @@ mod turn;
 pub use adopt::AdoptFailed;
 pub use config::{GroupConfig, ReplicaId};
 pub use error::{GroupError, ProposeError, StepError};
-pub use group::{Group, GroupStore, Proposed, Role};
+pub use group::{Group, GroupStore, MemberProgress, Proposed, Role};
 pub use message::{Outgoing, Payload};
 pub use payload::stub_of;
 #[cfg(feature = "planted")]

@@ -1,12 +1,13 @@
 //! Errors of appends.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 use tidelog_log::ProducerError;
 use tidelog_record::{ProduceError, TopicName};
 
-use super::{ErrorKind, Facts, LookupError};
+use super::{ErrorKind, Facts, LookupError, retry_after};
 
 /// Why nothing was appended, or why it is not known whether something was.
 #[derive(Clone, Debug, Error)]
@@ -98,28 +99,12 @@ pub enum AppendError {
     /// The broker is stopping. Nothing was written.
     #[error("the broker is stopping")]
     Stopping,
-    /// Another broker leads the partition, or none that is known here. Nothing was written.
-    #[error("partition {partition} of topic {topic:?} is led by {}", leader_name(*.leader))]
-    NotLeader {
-        /// The topic.
-        topic: TopicName,
-        /// The partition.
-        partition: u32,
-        /// The broker that leads it, if that is known.
-        leader: Option<u32>,
-    },
     /// It may have been written, or may still be: the sync failed or took too long.
     #[error("it is not known whether the records were stored: {cause}")]
     OutcomeUnknown {
         /// What happened.
         cause: String,
     },
-}
-
-fn leader_name(leader: Option<u32>) -> String {
-    leader.map_or("no broker that is known here".to_owned(), |leader| {
-        format!("broker {leader}")
-    })
 }
 
 /// The numbers a [`ProducerError`] is about.
@@ -178,7 +163,7 @@ impl Facts for AppendError {
                 ErrorKind::Exhausted
             }
             Self::Poisoned { .. } => ErrorKind::DataLoss,
-            Self::Stopping | Self::NotLeader { .. } => ErrorKind::Unavailable,
+            Self::Stopping => ErrorKind::Unavailable,
             Self::OutcomeUnknown { .. } => ErrorKind::Unknown,
         }
     }
@@ -202,8 +187,14 @@ impl Facts for AppendError {
             Self::OutOfFiles(_) => "STORAGE_ERROR",
             Self::Poisoned { .. } => "PARTITION_FAULTED",
             Self::Stopping => "SHUTTING_DOWN",
-            Self::NotLeader { .. } => "NOT_LEADER",
             Self::OutcomeUnknown { .. } => "OUTCOME_UNKNOWN",
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Lookup(e) => e.retry_after(),
+            _ => retry_after(self.kind()),
         }
     }
 
@@ -245,18 +236,6 @@ impl Facts for AppendError {
                     ("topic", topic.to_string()),
                     ("partition", partition.to_string()),
                 ]
-            }
-            Self::NotLeader {
-                topic,
-                partition,
-                leader,
-            } => {
-                let mut facts = vec![
-                    ("topic", topic.to_string()),
-                    ("partition", partition.to_string()),
-                ];
-                facts.extend(leader.map(|leader| ("leader", leader.to_string())));
-                facts
             }
             Self::Request(_)
             | Self::Batch(_)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tidelog_controller::{BrokerError, MoveError, PlaceError};
 
 use super::{AppendError, ErrorKind, Facts, retry_after};
 
@@ -12,6 +13,15 @@ pub enum TopicError {
     /// The change is refused.
     #[error(transparent)]
     Refused(#[from] tidelog_controller::TopicError),
+    /// The replicas of its partitions cannot be so.
+    #[error(transparent)]
+    Place(PlaceError),
+    /// A change of replicas is refused.
+    #[error(transparent)]
+    Move(MoveError),
+    /// A change of brokers is refused.
+    #[error(transparent)]
+    Broker(BrokerError),
     /// The decision could not be written to the metadata log.
     #[error(transparent)]
     Append(#[from] AppendError),
@@ -40,6 +50,32 @@ pub enum TopicError {
     },
 }
 
+impl From<PlaceError> for TopicError {
+    fn from(e: PlaceError) -> Self {
+        match e {
+            PlaceError::Topic(e) => Self::Refused(e),
+            e => Self::Place(e),
+        }
+    }
+}
+
+impl From<MoveError> for TopicError {
+    fn from(e: MoveError) -> Self {
+        use MoveError as Move;
+        match e {
+            Move::Topic(e) => Self::Refused(e),
+            Move::Place(e) => e.into(),
+            e => Self::Move(e),
+        }
+    }
+}
+
+impl From<BrokerError> for TopicError {
+    fn from(e: BrokerError) -> Self {
+        Self::Broker(e)
+    }
+}
+
 impl Facts for TopicError {
     fn kind(&self) -> ErrorKind {
         use tidelog_controller::TopicError as Refused;
@@ -50,6 +86,17 @@ impl Facts for TopicError {
             Self::Refused(Refused::Name(_) | Refused::Setting(_) | Refused::Partitions { .. }) => {
                 ErrorKind::Invalid
             }
+            Self::Place(
+                PlaceError::TooFewBrokers { .. }
+                | PlaceError::NotFounded
+                | PlaceError::Unusable { .. },
+            ) => ErrorKind::Precondition,
+            Self::Place(_) => ErrorKind::Invalid,
+            Self::Move(MoveError::NoPartition { .. }) => ErrorKind::NotFound,
+            Self::Move(MoveError::Count { .. }) => ErrorKind::Invalid,
+            Self::Move(_) => ErrorKind::Precondition,
+            Self::Broker(BrokerError::NotFound { .. }) => ErrorKind::NotFound,
+            Self::Broker(_) => ErrorKind::Precondition,
             Self::Append(e) => e.kind(),
             Self::Storage(_) => ErrorKind::Unavailable,
             Self::OutOfFiles(_) | Self::LimitReached { .. } => ErrorKind::Exhausted,
@@ -65,6 +112,16 @@ impl Facts for TopicError {
             Self::Refused(Refused::Name(_)) => "INVALID_TOPIC_NAME",
             Self::Refused(Refused::Setting(_)) => "INVALID_SETTING",
             Self::Refused(Refused::Partitions { .. }) => "INVALID_PARTITIONS",
+            Self::Place(PlaceError::TooFewBrokers { .. } | PlaceError::NotFounded) => {
+                "TOO_FEW_BROKERS"
+            }
+            Self::Place(PlaceError::Unusable { .. }) => "BROKER_UNAVAILABLE",
+            Self::Place(_) => "INVALID_REPLICAS",
+            Self::Move(MoveError::NoPartition { .. }) => "PARTITION_NOT_FOUND",
+            Self::Move(MoveError::Count { .. }) => "INVALID_REPLICAS",
+            Self::Move(_) => "REASSIGNMENT_REFUSED",
+            Self::Broker(BrokerError::NotFound { .. }) => "BROKER_NOT_FOUND",
+            Self::Broker(_) => "BROKER_REFUSED",
             Self::Append(e) => e.reason(),
             Self::Storage(_) | Self::OutOfFiles(_) => "STORAGE_ERROR",
             Self::LimitReached { .. } => "LIMIT_REACHED",
@@ -75,6 +132,7 @@ impl Facts for TopicError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::LimitReached { .. } => None,
+            Self::Append(e) => e.retry_after(),
             _ => retry_after(self.kind()),
         }
     }
@@ -104,6 +162,9 @@ impl Facts for TopicError {
                 ("asked", asked.to_string()),
             ],
             Self::Refused(Refused::Name(_) | Refused::Setting(_))
+            | Self::Place(_)
+            | Self::Move(_)
+            | Self::Broker(_)
             | Self::Storage(_)
             | Self::OutOfFiles(_) => Vec::new(),
             Self::Append(e) => e.facts(),

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use tidelog_controller::{Topic, Topics};
+use tidelog_controller::{Cluster, Topic};
 use tidelog_log::state::StateRecord;
 use tidelog_record::{TopicId, TopicName};
 
@@ -15,15 +15,15 @@ use crate::files::{deleted_dir, partition_dir};
 impl Start {
     /// Finishes deletions that a crash interrupted, and takes back partitions that were made and
     /// never decided on. What cannot be removed now is left for the next start.
-    pub(super) fn remove_deleted(&self, topics: &Topics, deleted: &[Deleted], groups: &Groups) {
-        if let Err(e) = self.try_remove_deleted(topics, deleted, groups) {
+    pub(super) fn remove_deleted(&self, cluster: &Cluster, deleted: &[Deleted], groups: &Groups) {
+        if let Err(e) = self.try_remove_deleted(cluster, deleted, groups) {
             tracing::warn!(error = %e, "files of deleted topics stay until the next start");
         }
     }
 
     fn try_remove_deleted(
         &self,
-        topics: &Topics,
+        cluster: &Cluster,
         deleted: &[Deleted],
         groups: &Groups,
     ) -> Result<(), StartError> {
@@ -36,7 +36,13 @@ impl Start {
             disk.remove_dir_all(&data_dir.join(aside))?;
         }
 
-        let is_wanted = |topic: &Topic, number: u32| number < topic.partitions;
+        let topics = cluster.topics();
+        let node = self.state.identity().node_id;
+        // Partitions may have gone to other brokers.
+        let is_wanted = |topic: &Topic, number: u32| {
+            let placement = cluster.placement(topic.id, number);
+            placement.is_some_and(|placement| placement.replica_at(node).is_some())
+        };
         let mut leftovers: Vec<(PathBuf, PathBuf)> = Vec::new();
         let mut note = |name: &TopicName, id: TopicId, number: u32| {
             // A topic of the same name may have been made since.

@@ -3,19 +3,29 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidelog_controller::{Topic, TopicSettings, Topics};
+use tidelog_controller::{Cluster, Topic, TopicSettings};
 use tidelog_disk::{DiskError, DiskOp};
 use tidelog_log::state::{GroupKey, StateRecord};
 use tidelog_log::{Log, LogIdentity, OpenError, share_out};
 use tidelog_record::{PartitionId, RaftIndex, TopicId, TopicName};
-use tidelog_replica::StateStore;
+use tidelog_replica::{NodeId, ReplicaId, StateStore, replica_of};
 
-use super::{Start, StartError, shard_number};
+use super::{Groups, Start, StartError, shard_number};
 use crate::append::StickyBytes;
 use crate::files::{METADATA_ROOM_BYTES, log_options, open_group, open_new_group, partition_dir};
 use crate::mailbox::Opened;
 use crate::partition::Partition;
 use crate::{METADATA_TOPIC, METADATA_TOPIC_ID, Route, Slot};
+
+/// The metadata log is cut into segments of so many bytes.
+const METADATA_SEGMENT_BYTES: u32 = 16 << 20;
+
+/// A replica that was not here before.
+struct AsNew {
+    replica: ReplicaId,
+    /// Who was in the group when it began.
+    founders: Vec<ReplicaId>,
+}
 
 /// How many records go into the state file at once.
 const RECORDS_AT_ONCE: usize = 1024;
@@ -37,7 +47,12 @@ impl Start {
             partition: PartitionId::new(0),
         };
         let settings = Arc::new(TopicSettings::default());
-        self.open_partition(&name, key, settings)
+        let first = |node: &NodeId| replica_of(*node, 0);
+        let as_new = AsNew {
+            replica: replica_of(self.state.identity().node_id, self.config.generation),
+            founders: self.config.founders.iter().map(first).collect(),
+        };
+        self.open_partition(&name, key, settings, &as_new)
             .map_err(|e| match e {
                 OpenError::Disk(e) => e.into(),
                 e => StartError::damaged(e),
@@ -51,6 +66,7 @@ impl Start {
         topic: &TopicName,
         key: GroupKey,
         settings: Arc<TopicSettings>,
+        as_new: &AsNew,
     ) -> Result<Opened, OpenError> {
         let dir = partition_dir(&self.config.data_dir, topic.as_str(), key.partition.get());
         let mut store = StateStore::new(self.state.clone(), key);
@@ -71,6 +87,8 @@ impl Start {
         if key.topic_id == METADATA_TOPIC_ID {
             options.room_bytes = METADATA_ROOM_BYTES;
             options.appends_use_room = true;
+            // So that what a snapshot stands for can be removed.
+            options.segment_bytes = METADATA_SEGMENT_BYTES;
         }
         let disk = || self.seams.disk.clone();
         let checkpoint = known.as_ref().and_then(|(group, _)| group.checkpoint);
@@ -100,16 +118,13 @@ impl Start {
         let random = &*self.seams.random;
         let group = match known {
             Some((state, members)) => open_group(random, log, state, members),
-            None => {
-                let node = self.state.identity().node_id;
-                open_new_group(random, log, node, &self.config.founders)
-            }
+            None => open_new_group(random, log, as_new.replica, &as_new.founders),
         };
         let group = group.map_err(|e| failed(e.into()))?;
         let partition = Partition::new(
             topic.clone(),
             key,
-            group.log(),
+            &group,
             self.shards[shard_number(key, self.shards.len())].clone(),
             settings,
         );
@@ -122,22 +137,49 @@ impl Start {
         })
     }
 
-    /// Opens all partitions of all topics, on a few threads.
+    /// Opens the partitions that are placed here, on a few threads. Also gives the topics of which not
+    /// all is here that should be.
     pub(super) fn open_topics(
         &self,
-        topics: &Topics,
-    ) -> (HashMap<String, Arc<Route>>, Vec<Opened>) {
-        let wanted: Vec<(Arc<Topic>, u32)> = topics
-            .iter()
-            .flat_map(|topic| (0..topic.partitions).map(|number| (topic.clone(), number)))
-            .collect();
-        let results = share_out(&wanted, self.config.sync_threads, |(topic, number)| {
-            self.open_one(topic, *number)
-        });
-
+        cluster: &Cluster,
+        groups: &Groups,
+    ) -> (HashMap<String, Arc<Route>>, Vec<Opened>, Vec<TopicId>) {
+        let node = self.state.identity().node_id;
+        let mut wanted: Vec<(Arc<Topic>, u32, AsNew)> = Vec::new();
         let mut slots: HashMap<TopicId, Vec<Slot>> = HashMap::new();
+        let mut unmade = Vec::new();
+        for topic in cluster.topics().iter() {
+            slots.insert(topic.id, vec![Slot::Elsewhere; topic.partitions as usize]);
+            for number in 0..topic.partitions {
+                let Some(placement) = cluster.placement(topic.id, number) else {
+                    continue;
+                };
+                let Some(replica) = placement.replica_at(node) else {
+                    continue;
+                };
+                let key = GroupKey {
+                    topic_id: topic.id,
+                    partition: PartitionId::new(number),
+                };
+                let known = groups.get(&key);
+                if known.is_some_and(|known| known.replica_id != replica) {
+                    // What is here is an older replica; it makes way later.
+                    unmade.push(topic.id);
+                    continue;
+                }
+                let as_new = AsNew {
+                    replica,
+                    founders: placement.founders.clone(),
+                };
+                wanted.push((topic.clone(), number, as_new));
+            }
+        }
+        let threads = self.config.sync_threads;
+        let results = share_out(&wanted, threads, |(topic, number, as_new)| {
+            self.open_one(topic, *number, as_new)
+        });
         let mut opened = Vec::with_capacity(results.len());
-        for ((topic, _), result) in wanted.iter().zip(results) {
+        for ((topic, number, _), result) in wanted.iter().zip(results) {
             let slot = match result {
                 Ok(one) => {
                     let slot = Slot::Serving(one.partition.clone());
@@ -146,29 +188,29 @@ impl Start {
                 }
                 Err(fault) => Slot::Faulted(fault),
             };
-            slots.entry(topic.id).or_default().push(slot);
+            let slots = slots.get_mut(&topic.id);
+            slots.expect("every topic has its slots")[*number as usize] = slot;
         }
-        let routes = topics
-            .iter()
-            .map(|topic| {
-                let route = Route {
-                    topic: topic.clone(),
-                    slots: slots.remove(&topic.id).unwrap_or_default(),
-                    sticky_bytes: StickyBytes::default(),
-                };
-                (topic.name.to_string(), Arc::new(route))
-            })
-            .collect();
-        (routes, opened)
+        let routes = cluster.topics().iter().map(|topic| {
+            let route = Route {
+                topic: topic.clone(),
+                slots: slots.remove(&topic.id).unwrap_or_default(),
+                sticky_bytes: StickyBytes::default(),
+            };
+            (topic.name.to_string(), Arc::new(route))
+        });
+        let routes = routes.collect();
+        unmade.dedup();
+        (routes, opened, unmade)
     }
 
-    fn open_one(&self, topic: &Topic, number: u32) -> Result<Opened, String> {
+    fn open_one(&self, topic: &Topic, number: u32, as_new: &AsNew) -> Result<Opened, String> {
         let key = GroupKey {
             topic_id: topic.id,
             partition: PartitionId::new(number),
         };
         let settings = Arc::new(topic.settings.clone());
-        self.open_partition(&topic.name, key, settings)
+        self.open_partition(&topic.name, key, settings, as_new)
             .map_err(|e| {
                 tracing::error!(topic = %topic.name, partition = number, error = %e,
                 "a partition cannot be opened; it does not serve, the others do");

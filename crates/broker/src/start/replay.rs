@@ -1,6 +1,6 @@
-//! Folding the metadata log.
+//! Folding the metadata log at the start.
 
-use tidelog_controller::{Command as TopicCommand, Topics};
+use tidelog_controller::{Cluster, ClusterCommand, Command as TopicCommand};
 use tidelog_log::{Found, LogReader};
 use tidelog_record::{BatchLimits, Offset, TopicId, TopicName, split_batches};
 
@@ -10,22 +10,42 @@ use crate::partition::Partition;
 /// A topic that was deleted: its name, id and number of partitions.
 pub(super) type Deleted = (TopicName, TopicId, u32);
 
-/// Folds the metadata log into the topics; also tells which topics were deleted, and up to where it is
-/// folded.
-pub(super) fn replay(metadata: &Partition) -> Result<(Topics, Vec<Deleted>, Offset), StartError> {
-    let mut topics = Topics::default();
-    let mut deleted = Vec::new();
+/// What the metadata log says.
+pub(super) struct Replayed {
+    pub(super) cluster: Cluster,
+    /// The topics that were deleted.
+    pub(super) deleted: Vec<Deleted>,
+    /// Up to where it is folded.
+    pub(super) applied: Offset,
+    /// Where the newest snapshot begins, or the log does.
+    pub(super) snapshot_at: Offset,
+}
+
+/// Folds the metadata log, as far as it is known to be committed.
+pub(super) fn replay(metadata: &Partition) -> Result<Replayed, StartError> {
     let reader = metadata.reader();
     let end = reader.committed_offset();
-    for command in commands(&reader, reader.log_start(), end)? {
-        if let TopicCommand::Delete { id } = &command
-            && let Some(topic) = topics.by_id(*id)
-        {
-            deleted.push((topic.name.clone(), *id, topic.partitions));
+    let mut replayed = Replayed {
+        cluster: Cluster::default(),
+        deleted: Vec::new(),
+        applied: end,
+        snapshot_at: reader.log_start(),
+    };
+    let cluster = &mut replayed.cluster;
+    for (offset, command) in commands(&reader, reader.log_start(), end)? {
+        match &command {
+            ClusterCommand::Topics(TopicCommand::Delete { id }) => {
+                if let Some(topic) = cluster.topics().by_id(*id) {
+                    let deleted = (topic.name.clone(), *id, topic.partitions);
+                    replayed.deleted.push(deleted);
+                }
+            }
+            ClusterCommand::Snapshot { part: 0, .. } => replayed.snapshot_at = offset,
+            _ => {}
         }
-        topics.apply(&command).map_err(StartError::damaged)?;
+        cluster.apply(&command).map_err(StartError::damaged)?;
     }
-    Ok((topics, deleted, end))
+    Ok(replayed)
 }
 
 /// The commands of the metadata log from one offset to another, both of which are at the border of a
@@ -34,7 +54,7 @@ pub(crate) fn commands(
     reader: &LogReader,
     mut from: Offset,
     end: Offset,
-) -> Result<Vec<TopicCommand>, StartError> {
+) -> Result<Vec<(Offset, ClusterCommand)>, StartError> {
     let mut commands = Vec::new();
     while from < end {
         let found = reader
@@ -50,8 +70,13 @@ pub(crate) fn commands(
                 let records = batch.records(&BatchLimits::default());
                 for record in records.map_err(StartError::damaged)? {
                     let record = record.map_err(StartError::damaged)?;
+                    let base = u64::try_from(batch.header().base_offset).ok();
+                    let base = base.and_then(Offset::new);
+                    let offset = base.and_then(|base| record.offset(base));
+                    let offset = offset.ok_or_else(|| StartError::damaged("no such offset"))?;
                     let value = record.value.unwrap_or_default();
-                    commands.push(TopicCommand::decode(&value).map_err(StartError::damaged)?);
+                    let command = ClusterCommand::decode(&value).map_err(StartError::damaged)?;
+                    commands.push((offset, command));
                 }
             }
         }

@@ -140,7 +140,7 @@ pub(crate) async fn read_all(
     topic: &str,
     partition: u32,
 ) -> Result<Vec<(u64, String)>, ReadError> {
-    let handle = broker.partition(topic, partition)?;
+    let handle = broker.partition(topic, partition)?.from_replica(true);
     let mut values = Vec::new();
     let mut from = handle.ends().log_start;
     loop {

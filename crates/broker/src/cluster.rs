@@ -1,0 +1,575 @@
+//! How the cluster is, as this broker sees it, and what people ask for of it.
+
+use std::collections::BTreeMap;
+
+use tidelog_controller::{
+    Change, ClusterCommand, DirectoryId, NodeId, PartitionKey, Phase, Placement, node_of,
+};
+use tidelog_record::{TopicId, TopicName};
+
+use crate::controller::METADATA_KEY;
+use crate::error::{AppendError, LookupError, NotLeader, TopicError};
+use crate::partition::Partition;
+use crate::topics::detached;
+use crate::{Broker, Inner};
+
+/// A broker that was not heard for so long is silent; heartbeats come every half second.
+const SILENT_AFTER_MS: u64 = 2_500;
+/// Problems that are listed at most.
+const PROBLEMS_MAX: usize = 1000;
+
+/// Another broker, or this one, and where it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownBroker {
+    /// Its number.
+    pub node_id: NodeId,
+    /// Its data directory.
+    pub directory_id: [u8; 16],
+    /// Where other brokers reach it.
+    pub cluster_address: String,
+    /// Where clients reach it.
+    pub grpc_address: String,
+    /// How many disks it has lost.
+    pub generation: u32,
+}
+
+/// How the cluster is.
+#[derive(Clone, Debug)]
+pub struct ClusterDescription {
+    /// Its id.
+    pub cluster_id: [u8; 16],
+    /// The broker that tells.
+    pub answered_by: NodeId,
+    /// The broker that decides, if one is known to.
+    pub metadata_leader: Option<NodeId>,
+    /// The brokers that vote on the metadata.
+    pub metadata_voters: Vec<NodeId>,
+    /// What may be written to logs.
+    pub feature_level: u32,
+    /// The brokers, by number.
+    pub brokers: Vec<BrokerDescription>,
+    /// Partitions that are not well, as many as are listed at most.
+    pub problems: Vec<PartitionProblem>,
+    /// How many are not well.
+    pub problem_count: usize,
+    /// How many partitions there are.
+    pub partitions: usize,
+}
+
+/// Whether a broker is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokerState {
+    /// It is.
+    Alive,
+    /// Not for a moment.
+    Silent,
+    /// Not for so long that it was fenced.
+    Fenced,
+}
+
+/// One broker.
+#[derive(Clone, Debug)]
+pub struct BrokerDescription {
+    /// Where it is reached.
+    pub known: KnownBroker,
+    /// Where its HTTP is reached.
+    pub http_address: String,
+    /// What fails together with it.
+    pub rack: Option<String>,
+    /// Of its software.
+    pub version: String,
+    /// Whether it is heard.
+    pub state: BrokerState,
+    /// How long it was not heard, in milliseconds; `None` where it was not since this broker started.
+    pub silent_ms: Option<u64>,
+    /// Its replicas are going elsewhere.
+    pub is_draining: bool,
+    /// Replicas that it has.
+    pub replicas: usize,
+    /// Partitions that it leads.
+    pub leaders: usize,
+}
+
+/// What is not well with a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// Nobody leads.
+    Leaderless,
+    /// Fewer replicas than there should be are caught up.
+    UnderReplicated,
+    /// A replica does not serve.
+    Faulted,
+}
+
+/// A partition that is not well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionProblem {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: u32,
+    /// What is not well.
+    pub kind: ProblemKind,
+    /// Why.
+    pub cause: String,
+}
+
+/// Where a partition is.
+#[derive(Clone, Debug)]
+pub struct PartitionPlace {
+    /// Its topic.
+    pub topic: String,
+    /// Its number.
+    pub partition: u32,
+    /// The broker that leads it, if that is known.
+    pub leader: Option<NodeId>,
+    /// Since which epoch.
+    pub leader_epoch: u32,
+    /// The brokers that have it, the preferred leader first.
+    pub replicas: Vec<NodeId>,
+    /// Those that are caught up.
+    pub in_sync: Vec<NodeId>,
+    /// The change of replicas that is under way.
+    pub change: Option<Change>,
+    /// Entries that each broker lacks.
+    pub lag: BTreeMap<NodeId, u64>,
+}
+
+impl Inner {
+    /// The broker that leads a partition, and since which epoch.
+    pub(crate) fn leader_of(&self, topic: &TopicName, key: PartitionKey) -> Option<(NodeId, u32)> {
+        let here = match key {
+            METADATA_KEY => Some(self.metadata.clone()),
+            key => {
+                let routes = self.routes.read();
+                let route = routes.get(topic.as_str());
+                let slot = route.and_then(|route| route.slots.get(key.partition as usize));
+                match slot {
+                    Some(crate::Slot::Serving(partition)) => Some(partition.clone()),
+                    _ => None,
+                }
+            }
+        };
+        let here = here.and_then(|partition| {
+            let epoch = partition.leader_epoch().get();
+            partition.leader().map(|leader| (leader, epoch))
+        });
+        let told = self.seen.leader(key);
+        // Whoever has heard of the newer one is right.
+        let (leader, epoch) = match (here, told) {
+            (Some(here), Some(told)) if told.1 > here.1 => told,
+            (Some(here), _) => here,
+            (None, told) => {
+                let told = told?;
+                // A replica that knows of none has lost the one that others still speak of.
+                let is_heard = self.is_heard(node_of(told.0));
+                is_heard.then_some(told)?
+            }
+        };
+        Some((node_of(leader), epoch))
+    }
+
+    fn is_heard(&self, node: NodeId) -> bool {
+        node == self.identity.node_id
+            || self
+                .seen
+                .silent_ms(node, self.now_ms())
+                .is_some_and(|silent| silent < SILENT_AFTER_MS)
+    }
+
+    /// Those of `replicas` that are caught up, as the leader last said, and are heard.
+    pub(crate) fn in_sync(&self, key: PartitionKey, replicas: &[NodeId]) -> Vec<NodeId> {
+        if self.config.is_alone() {
+            return replicas.to_vec();
+        }
+        let Some(report) = self.seen.report(key) else {
+            return Vec::new();
+        };
+        let caught_up: Vec<NodeId> = report.caught_up.iter().copied().map(node_of).collect();
+        let replicas = replicas.iter().copied();
+        replicas
+            .filter(|node| caught_up.contains(node) && self.is_heard(*node))
+            .collect()
+    }
+
+    pub(crate) fn not_leader(&self, partition: &Partition) -> LookupError {
+        let key = crate::act::partition_key(partition.key);
+        self.redirect(&partition.topic, key)
+    }
+
+    pub(crate) fn led_elsewhere(
+        &self,
+        topic: &TopicName,
+        id: TopicId,
+        partition: u32,
+    ) -> LookupError {
+        let key = PartitionKey {
+            topic: id,
+            partition,
+        };
+        self.redirect(topic, key)
+    }
+
+    fn redirect(&self, topic: &TopicName, key: PartitionKey) -> LookupError {
+        let known = self.leader_of(topic, key);
+        let own = self.identity.node_id;
+        // It leads no more, and does not know yet who does.
+        let known = known.filter(|(node, _)| *node != own);
+        LookupError::NotLeader(NotLeader {
+            topic: topic.clone(),
+            partition: key.partition,
+            leader: known.map(|(node, _)| node),
+            epoch: known.map_or(0, |(_, epoch)| epoch),
+            address: known.and_then(|(node, _)| self.grpc_address(node)),
+        })
+    }
+
+    /// Where a broker's gRPC is reached.
+    pub(crate) fn grpc_address(&self, node: NodeId) -> Option<String> {
+        let cluster = self.cluster.read();
+        let address = cluster.broker(node)?.registration.grpc_address.clone();
+        Some(address).filter(|address| !address.is_empty())
+    }
+
+    /// The error, with where to go instead.
+    pub(crate) fn hinted(&self, error: AppendError) -> AppendError {
+        match error {
+            AppendError::Lookup(LookupError::NotLeader(mut e)) => {
+                if e.leader.is_none() {
+                    let id = self.topic_id(e.topic.as_str());
+                    let key = id.map(|topic| PartitionKey {
+                        topic,
+                        partition: e.partition,
+                    });
+                    let known = key.and_then(|key| self.leader_of(&e.topic, key));
+                    let own = self.identity.node_id;
+                    if let Some((node, epoch)) = known.filter(|(node, _)| *node != own) {
+                        e.leader = Some(node);
+                        e.epoch = epoch;
+                    }
+                }
+                e.address = e.leader.and_then(|node| self.grpc_address(node));
+                AppendError::Lookup(LookupError::NotLeader(e))
+            }
+            e => e,
+        }
+    }
+
+    fn topic_id(&self, name: &str) -> Option<TopicId> {
+        if name == crate::METADATA_TOPIC {
+            return Some(crate::METADATA_TOPIC_ID);
+        }
+        let cluster = self.cluster.read();
+        cluster.topics().get(name).ok().map(|topic| topic.id)
+    }
+}
+
+impl Broker {
+    /// The number of this broker.
+    pub fn node_id(&self) -> NodeId {
+        self.inner().identity.node_id
+    }
+
+    /// The cluster this broker belongs to.
+    pub fn cluster_id(&self) -> [u8; 16] {
+        self.inner().identity.cluster_id
+    }
+
+    /// The data directory this broker has.
+    pub fn directory_id(&self) -> [u8; 16] {
+        self.inner().identity.directory_id
+    }
+
+    /// All registered brokers, by number.
+    pub fn known_brokers(&self) -> Vec<KnownBroker> {
+        let cluster = self.inner().cluster.read();
+        cluster.brokers().map(known).collect()
+    }
+
+    /// Counts what was decided and carried out here: to be told when the [brokers](Broker::known_brokers),
+    /// or anything else, are others.
+    pub fn metadata_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.inner().metadata_changed.subscribe()
+    }
+
+    /// Whether a broker was removed from the cluster.
+    pub fn was_removed(&self, node: NodeId) -> bool {
+        self.inner().cluster.read().was_removed(node)
+    }
+
+    /// The broker that decides, if one is known to.
+    pub fn metadata_leader(&self) -> Option<KnownBroker> {
+        let leader = self.inner().metadata.leader().map(node_of)?;
+        let cluster = self.inner().cluster.read();
+        cluster.broker(leader).map(known)
+    }
+
+    /// How the cluster is. Waits for nobody; looks at every partition.
+    pub fn describe_cluster(&self) -> ClusterDescription {
+        let inner = self.inner();
+        let now = inner.now_ms();
+        let own = inner.identity.node_id;
+        let places = self.partition_places(None);
+        let mut leaders: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for leader in places.iter().filter_map(|place| place.leader) {
+            *leaders.entry(leader).or_default() += 1;
+        }
+        let cluster = inner.cluster.read();
+        let brokers = cluster.brokers().map(|broker| {
+            let registration = &broker.registration;
+            let node = registration.node;
+            let silent_ms = if node == own {
+                Some(0)
+            } else {
+                inner.seen.silent_ms(node, now)
+            };
+            let is_heard = silent_ms.is_some_and(|silent| silent < SILENT_AFTER_MS);
+            BrokerDescription {
+                known: known(broker),
+                http_address: registration.http_address.clone(),
+                rack: registration.rack.clone(),
+                version: registration.version.clone(),
+                state: match (broker.is_fenced, is_heard) {
+                    (true, _) => BrokerState::Fenced,
+                    (false, true) => BrokerState::Alive,
+                    (false, false) => BrokerState::Silent,
+                },
+                silent_ms,
+                is_draining: broker.is_draining,
+                replicas: cluster.replicas_at(node),
+                leaders: leaders.get(&node).copied().unwrap_or_default(),
+            }
+        });
+        let brokers: Vec<_> = brokers.collect();
+        let feature_level = cluster.level();
+        let removed_or_gone = |node: NodeId| match cluster.broker(node) {
+            None => "is not registered",
+            Some(broker) if broker.is_fenced => "is not heard of (fenced)",
+            Some(_) if node != own && !inner.is_heard(node) => "is silent",
+            Some(_) => "is catching up",
+        };
+        let mut problems: Vec<PartitionProblem> =
+            places.iter().filter_map(|place| problem(place, &removed_or_gone)).collect();
+        for (node, fault) in inner.seen.faults() {
+            let key = fault.key;
+            if let Some(topic) = cluster.topics().by_id(key.topic) {
+                problems.push(PartitionProblem {
+                    topic: topic.name.to_string(),
+                    partition: key.partition,
+                    kind: ProblemKind::Faulted,
+                    cause: format!("at broker {node}: {}", fault.cause),
+                });
+            }
+        }
+        let problem_count = problems.len();
+        problems.truncate(PROBLEMS_MAX);
+        drop(cluster);
+        ClusterDescription {
+            cluster_id: inner.identity.cluster_id,
+            answered_by: own,
+            metadata_leader: inner.metadata.leader().map(node_of),
+            metadata_voters: self.metadata_places(),
+            feature_level,
+            brokers,
+            problems,
+            problem_count,
+            partitions: places.len(),
+        }
+    }
+
+    /// Where all partitions are, or those of one topic, by topic and number.
+    pub fn partition_places(&self, topic: Option<&str>) -> Vec<PartitionPlace> {
+        let inner = self.inner();
+        let reports = inner.seen.reports();
+        let mut topics: Vec<(TopicName, TopicId, Vec<Placement>)> = {
+            let cluster = inner.cluster.read();
+            let topics = cluster.topics().iter();
+            topics
+                .filter(|known| topic.is_none_or(|topic| known.name.as_str() == topic))
+                .filter_map(|known| {
+                    let placed = cluster.topic_placement(known.id)?;
+                    Some((known.name.clone(), known.id, placed.partitions.clone()))
+                })
+                .collect()
+        };
+        topics.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut places = Vec::new();
+        for (name, id, placements) in topics {
+            for (partition, placement) in (0..).zip(placements) {
+                let key = PartitionKey {
+                    topic: id,
+                    partition,
+                };
+                let led = inner.leader_of(&name, key);
+                let replicas: Vec<NodeId> =
+                    placement.replicas.iter().copied().map(node_of).collect();
+                let lag = reports.get(&key).map_or(BTreeMap::new(), |report| {
+                    let lag = report.lag.iter();
+                    lag.map(|(replica, lag)| (node_of(*replica), *lag)).collect()
+                });
+                places.push(PartitionPlace {
+                    topic: name.to_string(),
+                    partition,
+                    leader: led.map(|(node, _)| node),
+                    leader_epoch: led.map_or(0, |(_, epoch)| epoch),
+                    in_sync: inner.in_sync(key, &replicas),
+                    replicas,
+                    change: placement.change,
+                    lag,
+                });
+            }
+        }
+        places
+    }
+
+    /// Has a partition on these brokers, the preferred leader first.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn reassign(
+        &self,
+        topic: &str,
+        partition: u32,
+        nodes: Vec<NodeId>,
+    ) -> Result<(), TopicError> {
+        let topic = topic.to_owned();
+        self.change(move |cluster| Ok(cluster.decide_reassign(&topic, partition, &nodes)?))
+            .await
+    }
+
+    /// Turns a change of replicas back.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn cancel_reassignment(&self, topic: &str, partition: u32) -> Result<(), TopicError> {
+        let topic = topic.to_owned();
+        self.change(move |cluster| Ok(cluster.decide_cancel(&topic, partition)?))
+            .await
+    }
+
+    /// Makes a broker the preferred leader of a partition.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn set_leader(
+        &self,
+        topic: &str,
+        partition: u32,
+        node: NodeId,
+    ) -> Result<(), TopicError> {
+        let topic = topic.to_owned();
+        self.change(move |cluster| Ok(cluster.decide_set_leader(&topic, partition, node)?))
+            .await
+    }
+
+    /// Has all replicas of a broker go elsewhere. Gives how many there are.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn drain(&self, node: NodeId) -> Result<usize, TopicError> {
+        self.change(move |cluster| Ok(cluster.decide_drain(node)?)).await?;
+        Ok(self.inner().cluster.read().replicas_at(node))
+    }
+
+    /// Lets a broker that was draining have replicas again.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn undrain(&self, node: NodeId) -> Result<(), TopicError> {
+        self.change(move |cluster| Ok(cluster.decide_undrain(node)?)).await
+    }
+
+    /// Takes a broker without replicas out of the cluster.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn remove_broker(&self, node: NodeId) -> Result<(), TopicError> {
+        self.change(move |cluster| Ok(cluster.decide_remove(node)?)).await
+    }
+
+    /// Takes note that a broker has another disk. Gives how many replicas are lost with the one it had.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn replace_broker(
+        &self,
+        node: NodeId,
+        directory: [u8; 16],
+    ) -> Result<usize, TopicError> {
+        let lost = self.inner().cluster.read().replicas_at(node);
+        let directory = DirectoryId::from_bytes(directory);
+        self.change(move |cluster| Ok(cluster.decide_replace(node, directory)?))
+            .await?;
+        Ok(lost)
+    }
+
+    async fn change(
+        &self,
+        decide: impl FnOnce(&tidelog_controller::Cluster) -> Result<ClusterCommand, TopicError>
+        + Send
+        + 'static,
+    ) -> Result<(), TopicError> {
+        let broker = self.clone();
+        detached(async move {
+            let mut folded = broker.begin_change().await?;
+            let command = decide(&broker.inner().cluster.read())?;
+            broker.commit(&mut folded, &command).await?;
+            broker.inner().asked.wake();
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn known(broker: &tidelog_controller::Broker) -> KnownBroker {
+    let registration = &broker.registration;
+    KnownBroker {
+        node_id: registration.node,
+        directory_id: registration.directory.to_bytes(),
+        cluster_address: registration.cluster_address.clone(),
+        grpc_address: registration.grpc_address.clone(),
+        generation: broker.generation,
+    }
+}
+
+/// What is not well with a partition, if anything.
+fn problem(
+    place: &PartitionPlace,
+    how_is: &impl Fn(NodeId) -> &'static str,
+) -> Option<PartitionProblem> {
+    let told = |kind, cause| {
+        Some(PartitionProblem {
+            topic: place.topic.clone(),
+            partition: place.partition,
+            kind,
+            cause,
+        })
+    };
+    let missing = place.replicas.iter().filter(|node| !place.in_sync.contains(node));
+    let missing: Vec<String> = missing
+        .map(|node| format!("broker {node} {}", how_is(*node)))
+        .collect();
+    if place.leader.is_none() {
+        let replicas: Vec<String> = place
+            .replicas
+            .iter()
+            .map(|node| format!("broker {node} {}", how_is(*node)))
+            .map(|said| said.replace("is catching up", "is there"))
+            .collect();
+        let cause = format!("no leader is known: {}", replicas.join(", "));
+        return told(ProblemKind::Leaderless, cause);
+    }
+    if missing.is_empty() {
+        return None;
+    }
+    let is_moving = place
+        .change
+        .as_ref()
+        .is_some_and(|change| change.phase != Phase::Adding);
+    let cause = if is_moving {
+        format!("{} (its replicas are being changed)", missing.join(", "))
+    } else {
+        missing.join(", ")
+    };
+    told(ProblemKind::UnderReplicated, cause)
+}

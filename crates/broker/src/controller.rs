@@ -1,0 +1,575 @@
+//! The controller's thread: tells other brokers that this one is there and what it leads, registers it,
+//! and, where this broker leads the metadata log, plans what is to be done and has it done.
+//!
+//! It takes turns, a few a second and at once when a leadership changes. Nothing that it does is lost for
+//! good when it is lost on the way: the next turn does what is lacking then.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tidelog_controller::{
+    ClusterCommand, ClusterId, DirectoryId, LEVEL_MAX, Note, PartitionKey, PlanOptions,
+    Registration, ReplicaFault, Report, Step, node_of, plan, plan_metadata,
+};
+use tidelog_record::Offset;
+use tidelog_replica::{NodeId, Post};
+use tokio::sync::{Notify, oneshot};
+
+use crate::act::{Order, group_key};
+use crate::background::{BrokerStops, Waits};
+use crate::error::TopicError;
+use crate::mailbox::Command;
+use crate::{Broker, Inner, METADATA_TOPIC_ID, Slot};
+
+/// The metadata log, as the controller names it.
+pub(crate) const METADATA_KEY: PartitionKey = PartitionKey {
+    topic: METADATA_TOPIC_ID,
+    partition: 0,
+};
+
+/// A broker says that it is there at least so often.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Turns do not follow each other faster.
+const TURN_PAUSE: Duration = Duration::from_millis(20);
+/// Every so many turns all is told, also what has not changed.
+const TELL_ALL_TURNS: u32 = 6;
+/// Reports in one note.
+const REPORTS_MAX: usize = 1000;
+/// How long the shards get to say what they lead.
+const SHARD_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long a turn of deciding may take.
+const DECIDE_MAX: Duration = Duration::from_secs(20);
+/// A snapshot is made after so many commands.
+const SNAPSHOT_COMMANDS: u64 = 5000;
+
+/// What others ask the controller's thread for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// Brokers that want to be registered: the last thing each has said.
+    registrations: Mutex<BTreeMap<NodeId, (ClusterId, Registration, u64)>>,
+    /// Why this broker may not register, as it was told.
+    refused: Mutex<Option<String>>,
+    wake: Notify,
+}
+
+impl Asked {
+    /// Has the thread take a turn soon.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+impl Broker {
+    /// What this broker says of itself.
+    pub(crate) fn registration(&self) -> Registration {
+        let inner = self.inner();
+        let addresses = inner.config.addresses.clone();
+        Registration {
+            node: inner.identity.node_id,
+            directory: DirectoryId::from_bytes(inner.identity.directory_id),
+            grpc_address: addresses.grpc,
+            http_address: addresses.http,
+            cluster_address: addresses.cluster,
+            rack: addresses.rack,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            level_min: 0,
+            level_max: LEVEL_MAX,
+        }
+    }
+
+    /// Whether this broker was registered since it started, as far as was carried out here.
+    pub fn is_registered(&self) -> bool {
+        let inner = self.inner();
+        let cluster = inner.cluster.read();
+        let known = cluster.broker(inner.identity.node_id);
+        known.is_some_and(|known| {
+            known.epoch > inner.epoch_before && known.registration == self.registration()
+        })
+    }
+
+    /// Why this broker may not register, if it was told so.
+    pub fn registration_refused(&self) -> Option<String> {
+        self.inner().asked.refused.lock().clone()
+    }
+
+    /// Takes what another broker says beside what its replicas do.
+    pub(crate) fn take_note(&self, from: NodeId, bytes: &Bytes) {
+        let note = match Note::decode(bytes) {
+            Ok(note) => note,
+            Err(e) => {
+                tracing::debug!(from, error = %e, "a note of another broker is not understood");
+                return;
+            }
+        };
+        let inner = self.inner();
+        match note {
+            Note::Heartbeat {
+                epoch,
+                reports,
+                faults,
+            } => {
+                let is_current = inner.cluster.read().is_current(from, epoch);
+                let now = inner.now_ms();
+                inner.seen.heartbeat(from, is_current, reports, faults, now);
+            }
+            Note::Act {
+                key,
+                leader,
+                epoch,
+                members_index,
+                action,
+            } => self.order(Order {
+                key: group_key(key),
+                leader,
+                epoch,
+                members_index,
+                action,
+            }),
+            Note::Register {
+                cluster,
+                registration,
+                epoch_before,
+            } => {
+                if registration.node == from {
+                    let said = (cluster, registration, epoch_before);
+                    inner.asked.registrations.lock().insert(from, said);
+                    inner.asked.wake();
+                }
+            }
+            Note::RegisterRefused { cause } => {
+                let mut refused = inner.asked.refused.lock();
+                if refused.as_ref() != Some(&cause) {
+                    tracing::error!(%cause, "the cluster does not take this broker");
+                    *refused = Some(cause);
+                }
+            }
+        }
+    }
+
+    /// Has a replica here do something, if it leads as it is meant to.
+    fn order(&self, order: Order) {
+        let shards = &self.inner().shards;
+        let shard = &shards[crate::start::shard_number(order.key, shards.len())];
+        shard.try_send(Command::Act(order));
+    }
+
+    /// Decides on a broker that joins, at the broker that leads the metadata log. Gives its generation.
+    ///
+    /// # Errors
+    /// Why it may not, or that another broker decides.
+    pub async fn join(
+        &self,
+        cluster: ClusterId,
+        registration: Registration,
+    ) -> Result<u32, TopicError> {
+        let broker = self.clone();
+        crate::topics::detached(async move {
+            let mut folded = broker.begin_change().await?;
+            let node = registration.node;
+            broker.register(&mut folded, cluster, registration, 0).await?;
+            let cluster = broker.inner().cluster.read();
+            Ok(cluster.broker(node).map_or(0, |known| known.generation))
+        })
+        .await
+    }
+
+    async fn register(
+        &self,
+        folded: &mut crate::metadata::Folded,
+        cluster: ClusterId,
+        registration: Registration,
+        epoch_before: u64,
+    ) -> Result<(), TopicError> {
+        let decided = {
+            let state = self.inner().cluster.read();
+            let known = state.broker(registration.node);
+            if known.is_some_and(|known| {
+                known.epoch > epoch_before && known.registration == registration
+            }) {
+                return Ok(());
+            }
+            state.decide_register(cluster, registration)
+        };
+        let command = decided.map_err(TopicError::Broker)?;
+        self.commit(folded, &command).await?;
+        Ok(())
+    }
+
+    /// Starts the thread, where there are other brokers or may come some.
+    pub(crate) fn start_controller(&self) -> io::Result<()> {
+        if self.inner().config.is_alone() {
+            return Ok(());
+        }
+        let inner = Arc::downgrade(&self.inner);
+        let stopping = self.inner().stopping.subscribe();
+        let thread = std::thread::Builder::new()
+            .name("tidelog-controller".to_owned())
+            .spawn(move || {
+                if let Some(waits) = Waits::new(stopping, "the controller") {
+                    // It ends when the broker stops, and for no other reason.
+                    let _stops = Controller::default().run(&inner, waits);
+                }
+            })?;
+        self.inner().threads.lock().push(thread);
+        Ok(())
+    }
+}
+
+/// What the thread remembers from one turn to the next: nothing that is decided.
+#[derive(Debug, Default)]
+struct Controller {
+    turn: u32,
+    told: HashMap<PartitionKey, Report>,
+    /// The term in which this broker leads the metadata log.
+    leads_since: Option<u32>,
+}
+
+impl Controller {
+    fn run(mut self, inner: &Weak<Inner>, mut waits: Waits) -> Result<(), BrokerStops> {
+        loop {
+            let broker = Broker {
+                inner: inner.upgrade().ok_or(BrokerStops)?,
+            };
+            waits.until(async {
+                let turn = tokio::time::timeout(DECIDE_MAX, self.turn(&broker));
+                if turn.await.is_err() {
+                    tracing::warn!("a turn of the controller takes too long; it begins anew");
+                }
+            })?;
+            waits.wait(TURN_PAUSE)?;
+            let (leaders, asked) = (&broker.inner.leaders_changed, &broker.inner.asked.wake);
+            waits.until(async {
+                tokio::select! {
+                    () = leaders.notified() => {}
+                    () = asked.notified() => {}
+                    () = tokio::time::sleep(HEARTBEAT) => {}
+                }
+            })?;
+        }
+    }
+
+    async fn turn(&mut self, broker: &Broker) {
+        let inner = broker.inner();
+        let reports = reports(inner).await;
+        let node = inner.identity.node_id;
+        let epoch = {
+            let cluster = inner.cluster.read();
+            cluster.broker(node).map_or(0, |known| known.epoch)
+        };
+        let faults = inner.own_faults();
+        let now = inner.now_ms();
+        inner
+            .seen
+            .heartbeat(node, true, reports.clone(), faults.clone(), now);
+        self.tell(inner, epoch, reports, faults);
+        if broker.is_registered() {
+            *inner.asked.refused.lock() = None;
+        } else {
+            ask_to_register(broker);
+        }
+        if inner.metadata.leads() {
+            if let Err(e) = self.decide(broker).await {
+                tracing::debug!(error = %e, "nothing more can be decided now");
+            }
+        } else {
+            self.leads_since = None;
+            inner.asked.registrations.lock().clear();
+        }
+        inner.seen.forget_gone(&inner.cluster.read(), METADATA_KEY);
+    }
+
+    /// Tells all others what has changed, and now and then all.
+    fn tell(
+        &mut self,
+        inner: &Inner,
+        epoch: u64,
+        reports: Vec<(PartitionKey, Report)>,
+        faults: Vec<ReplicaFault>,
+    ) {
+        self.turn = self.turn.wrapping_add(1);
+        let is_all = self.turn.is_multiple_of(TELL_ALL_TURNS);
+        let mut news: Vec<(PartitionKey, Report)> = reports
+            .iter()
+            .filter(|(key, report)| is_all || self.told.get(key) != Some(report))
+            .cloned()
+            .collect();
+        self.told = reports.into_iter().collect();
+        let mut faults = Some(faults);
+        let mut notes = Vec::new();
+        loop {
+            let rest = news.split_off(news.len().min(REPORTS_MAX));
+            let note = Note::Heartbeat {
+                epoch,
+                reports: std::mem::replace(&mut news, rest),
+                // All in the last one, which is the one that counts.
+                faults: if news.is_empty() {
+                    faults.take().unwrap_or_default()
+                } else {
+                    Vec::new()
+                },
+            };
+            notes.push(Bytes::from(note.encode()));
+            if news.is_empty() {
+                break;
+            }
+        }
+        for other in inner.others() {
+            let notes = notes.clone();
+            // What is lost is said again.
+            drop(inner.seams.peers.send(
+                other,
+                Post {
+                    notes,
+                    ..Post::default()
+                },
+            ));
+        }
+    }
+
+    /// Decides, as the leader of the metadata log.
+    async fn decide(&mut self, broker: &Broker) -> Result<(), TopicError> {
+        let inner = broker.inner();
+        let epoch = inner.metadata.leader_epoch().get();
+        if self.leads_since != Some(epoch) {
+            self.leads_since = Some(epoch);
+            let now = inner.now_ms();
+            inner.seen.with(|observed| {
+                observed.since_ms = now;
+                observed.heard.clear();
+                observed.transfers_asked.clear();
+            });
+        }
+        let registrations = std::mem::take(&mut *inner.asked.registrations.lock());
+        if !registrations.is_empty() || !broker.is_registered() {
+            let mut folded = broker.begin_change().await?;
+            for (node, (cluster, registration, epoch_before)) in registrations {
+                let registered =
+                    broker.register(&mut folded, cluster, registration, epoch_before);
+                if let Err(TopicError::Broker(e)) = registered.await {
+                    let cause = e.to_string();
+                    inner.send_note(node, &Note::RegisterRefused { cause });
+                }
+            }
+        }
+        self.plan(broker).await?;
+        if let Some(report) = inner.seen.report(METADATA_KEY) {
+            let action = plan_metadata(&inner.cluster.read(), &report);
+            if let Some(action) = action {
+                tracing::info!(?action, "the members of the metadata group change");
+                broker.order(Order {
+                    key: group_key(METADATA_KEY),
+                    leader: report.leader,
+                    epoch: report.epoch,
+                    members_index: report.members.index,
+                    action,
+                });
+            }
+        }
+        self.snapshot(broker).await
+    }
+
+    async fn plan(&mut self, broker: &Broker) -> Result<(), TopicError> {
+        let inner = broker.inner();
+        let steps = planned(inner);
+        let is_commit = |step: &Step| matches!(step, Step::Commit(_));
+        if !steps.iter().any(is_commit) {
+            steps.into_iter().for_each(|step| act(broker, step));
+            return Ok(());
+        }
+        // With all that was decided before, and nothing in between.
+        let mut folded = broker.begin_change().await?;
+        for step in planned(inner) {
+            match step {
+                Step::Commit(command) => {
+                    log(&command);
+                    broker.commit(&mut folded, &command).await?;
+                }
+                step => act(broker, step),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the whole state into the log when there is much to fold, and trims what is before it.
+    async fn snapshot(&mut self, broker: &Broker) -> Result<(), TopicError> {
+        let inner = broker.inner();
+        let is_due = |folded: &crate::metadata::Folded| {
+            let since = folded.applied.get().saturating_sub(folded.snapshot_at.get());
+            since >= SNAPSHOT_COMMANDS
+        };
+        match inner.metadata_folded.try_lock() {
+            Ok(folded) if is_due(&folded) => {}
+            _ => return Ok(()),
+        }
+        let mut folded = broker.begin_change().await?;
+        if !is_due(&folded) {
+            return Ok(());
+        }
+        let commands = inner.cluster.read().snapshot();
+        let mut first: Option<Offset> = None;
+        for command in &commands {
+            let offset = broker.commit(&mut folded, command).await?;
+            first.get_or_insert(offset);
+        }
+        let Some(to) = first else { return Ok(()) };
+        let (reply, replied) = oneshot::channel();
+        let metadata = &inner.metadata;
+        let trim = Command::Trim {
+            partition: metadata.clone(),
+            to,
+            end: metadata.high_watermark(),
+            reply,
+        };
+        if metadata.shard.send(trim).await.is_ok()
+            && let Ok(Err(e)) = replied.await
+        {
+            tracing::warn!(error = %e, "the metadata log cannot be trimmed below its snapshot");
+        }
+        Ok(())
+    }
+}
+
+fn planned(inner: &Inner) -> Vec<Step> {
+    let now = inner.now_ms();
+    let cluster = inner.cluster.read();
+    inner
+        .seen
+        .with(|observed| plan(&cluster, observed, &PlanOptions::default(), now))
+}
+
+fn log(command: &ClusterCommand) {
+    match command {
+        ClusterCommand::SetFenced {
+            node, is_fenced, ..
+        } if *is_fenced => tracing::warn!(broker = node, "a broker is not heard any more: it is fenced"),
+        ClusterCommand::SetFenced { node, .. } => {
+            tracing::info!(broker = node, "a broker is heard again");
+        }
+        command => tracing::debug!(?command, "decided"),
+    }
+}
+
+/// Has the leader of a partition do something.
+fn act(broker: &Broker, step: Step) {
+    let Step::Act {
+        key,
+        leader,
+        epoch,
+        members_index,
+        action,
+    } = step
+    else {
+        return;
+    };
+    let inner = broker.inner();
+    tracing::debug!(?key, leader, ?action, "a replica is asked to do something");
+    if matches!(action, tidelog_controller::Action::TransferLeadership(_)) {
+        let now = inner.now_ms();
+        inner.seen.with(|observed| observed.transfers_asked.insert(key, now));
+    }
+    let node = node_of(leader);
+    if node == inner.identity.node_id {
+        broker.order(Order {
+            key: group_key(key),
+            leader,
+            epoch,
+            members_index,
+            action,
+        });
+    } else {
+        inner.send_note(
+            node,
+            &Note::Act {
+                key,
+                leader,
+                epoch,
+                members_index,
+                action,
+            },
+        );
+    }
+}
+
+/// Asks whoever leads the metadata log to register this broker.
+fn ask_to_register(broker: &Broker) {
+    let inner = broker.inner();
+    let leader = inner.metadata.leader().map(node_of);
+    // The leader itself does it when it decides.
+    if let Some(leader) = leader.filter(|leader| *leader != inner.identity.node_id) {
+        let note = Note::Register {
+            cluster: ClusterId::from_bytes(inner.identity.cluster_id),
+            registration: broker.registration(),
+            epoch_before: inner.epoch_before,
+        };
+        inner.send_note(leader, &note);
+    }
+}
+
+/// What the shards lead.
+async fn reports(inner: &Inner) -> Vec<(PartitionKey, Report)> {
+    let mut all = Vec::new();
+    for shard in &inner.shards {
+        let (reply, replied) = oneshot::channel();
+        let asked = async {
+            shard.send(Command::Reports { reply }).await.ok()?;
+            replied.await.ok()
+        };
+        // One that is busy for long says so in the next turn.
+        if let Ok(Some(reports)) = tokio::time::timeout(SHARD_WAIT_MAX, asked).await {
+            all.extend(reports);
+        }
+    }
+    all
+}
+
+impl Inner {
+    /// By a clock that never jumps, in milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        let now = self.seams.clock.monotonic().as_millis();
+        u64::try_from(now).unwrap_or(u64::MAX)
+    }
+
+    /// The other brokers that there are, or are to come.
+    fn others(&self) -> Vec<NodeId> {
+        let cluster = self.cluster.read();
+        let registered = cluster.brokers().map(|broker| broker.registration.node);
+        let founders = self.config.founders.iter().copied();
+        let founders = founders.filter(|node| !cluster.was_removed(*node));
+        let all: std::collections::BTreeSet<NodeId> = registered.chain(founders).collect();
+        let own = self.identity.node_id;
+        all.into_iter().filter(|node| *node != own).collect()
+    }
+
+    fn send_note(&self, to: NodeId, note: &Note) {
+        let post = Post {
+            notes: vec![Bytes::from(note.encode())],
+            ..Post::default()
+        };
+        // What is lost is said again.
+        drop(self.seams.peers.send(to, post));
+    }
+
+    /// Replicas here that do not serve.
+    fn own_faults(&self) -> Vec<ReplicaFault> {
+        let routes: Vec<_> = self.routes.read().values().cloned().collect();
+        let faults = routes.iter().flat_map(|route| {
+            (0..).zip(&route.slots).filter_map(|(partition, slot)| {
+                let cause = match slot {
+                    Slot::Serving(partition) => partition.fault()?,
+                    Slot::Faulted(fault) | Slot::Unmade(fault) => fault.clone(),
+                    Slot::Elsewhere => return None,
+                };
+                let key = PartitionKey {
+                    topic: route.topic.id,
+                    partition,
+                };
+                Some(ReplicaFault { key, cause })
+            })
+        });
+        faults.take(REPORTS_MAX).collect()
+    }
+}

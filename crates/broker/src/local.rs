@@ -1,0 +1,191 @@
+//! What a broker has of topics: made, changed and removed until it is what was decided.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tidelog_controller::{ReplicaId, Topic};
+use tidelog_record::TopicId;
+
+use crate::append::StickyBytes;
+use crate::error::TopicError;
+use crate::files::log_options;
+use crate::mailbox::Command;
+use crate::metadata::Folded;
+use crate::{Broker, Route, Slot};
+
+/// A replica that this broker is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Of which partition.
+    pub(crate) number: u32,
+    /// Its own number.
+    pub(crate) replica: ReplicaId,
+    /// Who was in the group when it began.
+    pub(crate) founders: Vec<ReplicaId>,
+    /// The partition is new, and this replica is to lead it.
+    pub(crate) leads_first: bool,
+}
+
+impl Broker {
+    /// The replicas that this broker is to have of the partitions `numbers` of a topic.
+    pub(crate) fn wanted(&self, id: TopicId, numbers: Range<u32>) -> Vec<Wanted> {
+        let node = self.inner().identity.node_id;
+        let cluster = self.inner().cluster.read();
+        let wanted = numbers.filter_map(|number| {
+            let placement = cluster.placement(id, number)?;
+            let replica = placement.replica_at(node)?;
+            let is_new = placement.members_index == 0 && placement.change.is_none();
+            Some(Wanted {
+                number,
+                replica,
+                founders: placement.founders.clone(),
+                leads_first: is_new
+                    && placement.replicas.len() > 1
+                    && placement.replicas.first() == Some(&replica),
+            })
+        });
+        wanted.collect()
+    }
+
+    /// Makes what is here of a topic what was decided. `before` is the topic as it was, if it was.
+    pub(crate) async fn reconcile(
+        &self,
+        folded: &mut Folded,
+        id: TopicId,
+        before: Option<Arc<Topic>>,
+    ) {
+        let topic = self.inner().cluster.read().topics().by_id(id).cloned();
+        let Some(topic) = topic else {
+            if let Some(before) = before {
+                self.remove_topic(&before).await;
+            }
+            return;
+        };
+        let route = self.inner().routes.read().get(topic.name.as_str()).cloned();
+        let route = route.filter(|route| route.topic.id == id);
+        let mut slots = route.as_ref().map_or(Vec::new(), |route| route.slots.clone());
+        let wanted = self.wanted(id, 0..topic.partitions);
+        let mut missing = Vec::new();
+        for number in 0..topic.partitions {
+            let want = wanted.iter().find(|want| want.number == number);
+            let is_there = match slots.get(number as usize) {
+                Some(Slot::Serving(partition)) => {
+                    if want.is_some_and(|want| want.replica == partition.replica) {
+                        true
+                    } else {
+                        let gone = [Slot::Serving(partition.clone())];
+                        self.remove_partitions(&topic, number..number + 1, &gone).await;
+                        false
+                    }
+                }
+                Some(Slot::Faulted(_)) if want.is_none() => {
+                    self.remove_files(&topic, number..number + 1).await;
+                    false
+                }
+                // Its files are as they are, and tell what is wrong with them.
+                Some(Slot::Faulted(_)) => true,
+                Some(Slot::Elsewhere | Slot::Unmade(_)) | None => false,
+            };
+            if is_there {
+                continue;
+            }
+            let at = number as usize;
+            slots.resize(slots.len().max(at + 1), Slot::Elsewhere);
+            slots[at] = Slot::Elsewhere;
+            missing.extend(want.cloned());
+        }
+        if !missing.is_empty() {
+            self.make(folded, &topic, &missing, &mut slots).await;
+        }
+        self.change_settings(&topic, &slots).await;
+        self.put_route(&topic, slots);
+    }
+
+    async fn remove_topic(&self, topic: &Topic) {
+        let route = {
+            let mut routes = self.inner().routes.write();
+            let is_it = routes
+                .get(topic.name.as_str())
+                .is_some_and(|route| route.topic.id == topic.id);
+            is_it.then(|| routes.remove(topic.name.as_str())).flatten()
+        };
+        if let Some(route) = route {
+            let numbers = 0..topic.partitions;
+            self.remove_partitions(topic, numbers, &route.slots).await;
+        }
+    }
+
+    /// Makes replicas, unless they were made before, and puts them into their slots.
+    async fn make(
+        &self,
+        folded: &mut Folded,
+        topic: &Arc<Topic>,
+        missing: &[Wanted],
+        slots: &mut [Slot],
+    ) {
+        let made = match folded.made.take() {
+            Some((id, made)) if id == topic.id && made.len() == missing.len() => Ok(made),
+            _ => match self.clear_the_way(topic, missing.to_vec()).await {
+                Ok(()) => self.make_partitions(topic, missing.to_vec()).await,
+                Err(e) => Err(e),
+            },
+        };
+        match made {
+            Ok(made) => {
+                let serving = self.serve(made, missing).await;
+                for (want, slot) in missing.iter().zip(serving) {
+                    slots[want.number as usize] = slot;
+                }
+            }
+            Err(e) => {
+                // It is tried again; until then they say why they do not serve.
+                tracing::error!(topic = %topic.name, error = %e, "partitions cannot be made");
+                let fault = e.to_string();
+                for want in missing {
+                    slots[want.number as usize] = Slot::Unmade(fault.clone());
+                }
+                folded.failed = Some((topic.id, e));
+                folded.unmade.push(topic.id);
+            }
+        }
+    }
+
+    async fn change_settings(&self, topic: &Arc<Topic>, slots: &[Slot]) {
+        let settings = Arc::new(topic.settings.clone());
+        for slot in slots {
+            if let Slot::Serving(partition) = slot
+                && partition.settings() != settings
+            {
+                *partition.settings.write() = settings.clone();
+                let change = Command::SetOptions {
+                    key: partition.key,
+                    options: log_options(&settings),
+                };
+                // Without its thread the partition is faulted, and gets them at the next start.
+                drop(partition.shard.send(change).await);
+            }
+        }
+    }
+
+    /// Puts a topic where requests find it.
+    fn put_route(&self, topic: &Arc<Topic>, slots: Vec<Slot>) {
+        let mut routes = self.inner().routes.write();
+        let before = routes.get(topic.name.as_str());
+        let before = before.filter(|route| route.topic.id == topic.id);
+        let sticky_bytes = before.map_or_else(StickyBytes::default, |route| {
+            route.sticky_bytes.clone()
+        });
+        let route = Arc::new(Route {
+            topic: topic.clone(),
+            slots,
+            sticky_bytes,
+        });
+        routes.insert(topic.name.to_string(), route);
+    }
+
+    /// Whether all that was decided could be made here.
+    pub(crate) fn made_error(folded: &mut Folded, id: TopicId) -> Option<TopicError> {
+        let failed = folded.failed.take_if(|(failed, _)| *failed == id);
+        failed.map(|(_, e)| e)
+    }
+}

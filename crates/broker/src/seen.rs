@@ -1,0 +1,99 @@
+//! What is seen of the other brokers: which are heard, and what the leaders of partitions say.
+
+use std::collections::{BTreeMap, HashMap};
+
+use parking_lot::Mutex;
+use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, Report, ReplicaFault, node_of};
+
+/// What is seen, by whichever broker.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    observed: Observed,
+    faults: HashMap<NodeId, Vec<ReplicaFault>>,
+    /// When a broker was heard, with whatever registration.
+    heard_ms: HashMap<NodeId, u64>,
+}
+
+impl Seen {
+    /// A broker has said that it is there, and what it leads.
+    pub(crate) fn heartbeat(
+        &self,
+        from: NodeId,
+        is_current: bool,
+        reports: Vec<(PartitionKey, Report)>,
+        faults: Vec<ReplicaFault>,
+        now_ms: u64,
+    ) {
+        let mut inner = self.inner.lock();
+        inner.heard_ms.insert(from, now_ms);
+        if is_current {
+            inner.observed.heard.insert(from, now_ms);
+        }
+        for (key, mut report) in reports {
+            if node_of(report.leader) != from {
+                continue;
+            }
+            report.at_ms = now_ms;
+            let known = inner.observed.partitions.get(&key);
+            if known.is_none_or(|known| known.epoch <= report.epoch) {
+                inner.observed.partitions.insert(key, report);
+            }
+        }
+        inner.faults.insert(from, faults);
+    }
+
+    /// The leader of a partition: which replica, and since which epoch.
+    pub(crate) fn leader(&self, key: PartitionKey) -> Option<(u64, u32)> {
+        let inner = self.inner.lock();
+        let report = inner.observed.partitions.get(&key)?;
+        Some((report.leader, report.epoch))
+    }
+
+    /// The newest report on a partition.
+    pub(crate) fn report(&self, key: PartitionKey) -> Option<Report> {
+        self.inner.lock().observed.partitions.get(&key).cloned()
+    }
+
+    /// All newest reports.
+    pub(crate) fn reports(&self) -> BTreeMap<PartitionKey, Report> {
+        self.inner.lock().observed.partitions.clone()
+    }
+
+    /// How long ago a broker was heard, in milliseconds.
+    pub(crate) fn silent_ms(&self, node: NodeId, now_ms: u64) -> Option<u64> {
+        let heard = self.inner.lock().heard_ms.get(&node).copied();
+        heard.map(|heard| now_ms.saturating_sub(heard))
+    }
+
+    /// Replicas that do not serve, by broker.
+    pub(crate) fn faults(&self) -> Vec<(NodeId, ReplicaFault)> {
+        let inner = self.inner.lock();
+        let all = inner.faults.iter();
+        all.flat_map(|(node, faults)| faults.iter().map(|fault| (*node, fault.clone())))
+            .collect()
+    }
+
+    /// Does something with what a controller goes by.
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Observed) -> R) -> R {
+        act(&mut self.inner.lock().observed)
+    }
+
+    /// Forgets partitions and brokers that there are not any more.
+    pub(crate) fn forget_gone(&self, cluster: &Cluster, metadata: PartitionKey) {
+        let mut inner = self.inner.lock();
+        let is_there = |key: &PartitionKey| {
+            *key == metadata || cluster.placement(key.topic, key.partition).is_some()
+        };
+        inner.observed.partitions.retain(|key, _| is_there(key));
+        inner
+            .observed
+            .transfers_asked
+            .retain(|key, _| is_there(key));
+        inner.faults.retain(|node, _| cluster.broker(*node).is_some());
+    }
+}
