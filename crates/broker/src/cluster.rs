@@ -348,8 +348,10 @@ impl Broker {
             Some(_) if node != own && !inner.is_heard(node) => "is silent",
             Some(_) => "is catching up",
         };
-        let mut problems: Vec<PartitionProblem> =
-            places.iter().filter_map(|place| problem(place, &removed_or_gone)).collect();
+        let mut problems: Vec<PartitionProblem> = places
+            .iter()
+            .filter_map(|place| problem(place, &removed_or_gone))
+            .collect();
         for (node, fault) in inner.seen.faults() {
             let key = fault.key;
             if let Some(topic) = cluster.topics().by_id(key.topic) {
@@ -405,7 +407,8 @@ impl Broker {
                     placement.replicas.iter().copied().map(node_of).collect();
                 let lag = reports.get(&key).map_or(BTreeMap::new(), |report| {
                     let lag = report.lag.iter();
-                    lag.map(|(replica, lag)| (node_of(*replica), *lag)).collect()
+                    lag.map(|(replica, lag)| (node_of(*replica), *lag))
+                        .collect()
                 });
                 places.push(PartitionPlace {
                     topic: name.to_string(),
@@ -467,7 +470,8 @@ impl Broker {
     /// # Errors
     /// Why that is refused.
     pub async fn drain(&self, node: NodeId) -> Result<usize, TopicError> {
-        self.change(move |cluster| Ok(cluster.decide_drain(node)?)).await?;
+        self.change(move |cluster| Ok(cluster.decide_drain(node)?))
+            .await?;
         Ok(self.inner().cluster.read().replicas_at(node))
     }
 
@@ -476,7 +480,8 @@ impl Broker {
     /// # Errors
     /// Why that is refused.
     pub async fn undrain(&self, node: NodeId) -> Result<(), TopicError> {
-        self.change(move |cluster| Ok(cluster.decide_undrain(node)?)).await
+        self.change(move |cluster| Ok(cluster.decide_undrain(node)?))
+            .await
     }
 
     /// Takes a broker without replicas out of the cluster.
@@ -484,7 +489,8 @@ impl Broker {
     /// # Errors
     /// Why that is refused.
     pub async fn remove_broker(&self, node: NodeId) -> Result<(), TopicError> {
-        self.change(move |cluster| Ok(cluster.decide_remove(node)?)).await
+        self.change(move |cluster| Ok(cluster.decide_remove(node)?))
+            .await
     }
 
     /// Takes note that a broker has another disk. Gives how many replicas are lost with the one it had.
@@ -545,7 +551,10 @@ fn problem(
             cause,
         })
     };
-    let missing = place.replicas.iter().filter(|node| !place.in_sync.contains(node));
+    let missing = place
+        .replicas
+        .iter()
+        .filter(|node| !place.in_sync.contains(node));
     let missing: Vec<String> = missing
         .map(|node| format!("broker {node} {}", how_is(*node)))
         .collect();

@@ -43,8 +43,6 @@ const REPORTS_MAX: usize = 1000;
 const SHARD_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long a turn of deciding may take.
 const DECIDE_MAX: Duration = Duration::from_secs(20);
-/// A snapshot is made after so many commands.
-const SNAPSHOT_COMMANDS: u64 = 5000;
 
 /// What others ask the controller's thread for.
 #[derive(Debug, Default)]
@@ -170,7 +168,9 @@ impl Broker {
         crate::topics::detached(async move {
             let mut folded = broker.begin_change().await?;
             let node = registration.node;
-            broker.register(&mut folded, cluster, registration, 0).await?;
+            broker
+                .register(&mut folded, cluster, registration, 0)
+                .await?;
             let cluster = broker.inner().cluster.read();
             Ok(cluster.broker(node).map_or(0, |known| known.generation))
         })
@@ -184,11 +184,13 @@ impl Broker {
         registration: Registration,
         epoch_before: u64,
     ) -> Result<(), TopicError> {
+        let node = registration.node;
         let decided = {
             let state = self.inner().cluster.read();
             let known = state.broker(registration.node);
             if known.is_some_and(|known| {
-                known.epoch > epoch_before && known.registration == registration
+                let is_same = known.registration == registration;
+                known.epoch > epoch_before && is_same && !known.is_fenced
             }) {
                 return Ok(());
             }
@@ -196,6 +198,11 @@ impl Broker {
         };
         let command = decided.map_err(TopicError::Broker)?;
         self.commit(folded, &command).await?;
+        // It was just heard, and does not know yet by which epoch it is to speak.
+        let now = self.inner().now_ms();
+        self.inner()
+            .seen
+            .with(|observed| observed.heard.insert(node, now));
         Ok(())
     }
 
@@ -343,32 +350,28 @@ impl Controller {
                 observed.transfers_asked.clear();
             });
         }
+        if inner.cluster.read().was_removed(inner.identity.node_id) {
+            // All that is left to be done is to have another one decide.
+            change_metadata_members(broker);
+            return Ok(());
+        }
         let registrations = std::mem::take(&mut *inner.asked.registrations.lock());
         if !registrations.is_empty() || !broker.is_registered() {
             let mut folded = broker.begin_change().await?;
             for (node, (cluster, registration, epoch_before)) in registrations {
-                let registered =
-                    broker.register(&mut folded, cluster, registration, epoch_before);
-                if let Err(TopicError::Broker(e)) = registered.await {
-                    let cause = e.to_string();
-                    inner.send_note(node, &Note::RegisterRefused { cause });
+                let registered = broker.register(&mut folded, cluster, registration, epoch_before);
+                match registered.await {
+                    Ok(()) => tracing::info!(broker = node, "a broker is registered"),
+                    Err(TopicError::Broker(e)) => {
+                        let cause = e.to_string();
+                        inner.send_note(node, &Note::RegisterRefused { cause });
+                    }
+                    Err(e) => tracing::debug!(broker = node, error = %e, "it is not registered"),
                 }
             }
         }
         self.plan(broker).await?;
-        if let Some(report) = inner.seen.report(METADATA_KEY) {
-            let action = plan_metadata(&inner.cluster.read(), &report);
-            if let Some(action) = action {
-                tracing::info!(?action, "the members of the metadata group change");
-                broker.order(Order {
-                    key: group_key(METADATA_KEY),
-                    leader: report.leader,
-                    epoch: report.epoch,
-                    members_index: report.members.index,
-                    action,
-                });
-            }
-        }
+        change_metadata_members(broker);
         self.snapshot(broker).await
     }
 
@@ -398,8 +401,11 @@ impl Controller {
     async fn snapshot(&mut self, broker: &Broker) -> Result<(), TopicError> {
         let inner = broker.inner();
         let is_due = |folded: &crate::metadata::Folded| {
-            let since = folded.applied.get().saturating_sub(folded.snapshot_at.get());
-            since >= SNAPSHOT_COMMANDS
+            let since = folded
+                .applied
+                .get()
+                .saturating_sub(folded.snapshot_at.get());
+            since >= inner.config.snapshot_commands
         };
         match inner.metadata_folded.try_lock() {
             Ok(folded) if is_due(&folded) => {}
@@ -433,6 +439,25 @@ impl Controller {
     }
 }
 
+/// Has the group of the metadata log, which is led here, get other members where that is needed.
+fn change_metadata_members(broker: &Broker) {
+    let inner = broker.inner();
+    let Some(report) = inner.seen.report(METADATA_KEY) else {
+        return;
+    };
+    let action = plan_metadata(&inner.cluster.read(), &report);
+    if let Some(action) = action {
+        tracing::info!(?action, "the members of the metadata group change");
+        broker.order(Order {
+            key: group_key(METADATA_KEY),
+            leader: report.leader,
+            epoch: report.epoch,
+            members_index: report.members.index,
+            action,
+        });
+    }
+}
+
 fn planned(inner: &Inner) -> Vec<Step> {
     let now = inner.now_ms();
     let cluster = inner.cluster.read();
@@ -445,7 +470,10 @@ fn log(command: &ClusterCommand) {
     match command {
         ClusterCommand::SetFenced {
             node, is_fenced, ..
-        } if *is_fenced => tracing::warn!(broker = node, "a broker is not heard any more: it is fenced"),
+        } if *is_fenced => tracing::warn!(
+            broker = node,
+            "a broker is not heard any more: it is fenced"
+        ),
         ClusterCommand::SetFenced { node, .. } => {
             tracing::info!(broker = node, "a broker is heard again");
         }
@@ -469,7 +497,9 @@ fn act(broker: &Broker, step: Step) {
     tracing::debug!(?key, leader, ?action, "a replica is asked to do something");
     if matches!(action, tidelog_controller::Action::TransferLeadership(_)) {
         let now = inner.now_ms();
-        inner.seen.with(|observed| observed.transfers_asked.insert(key, now));
+        inner
+            .seen
+            .with(|observed| observed.transfers_asked.insert(key, now));
     }
     let node = node_of(leader);
     if node == inner.identity.node_id {
@@ -494,18 +524,24 @@ fn act(broker: &Broker, step: Step) {
     }
 }
 
-/// Asks whoever leads the metadata log to register this broker.
+/// Asks whoever leads the metadata log to register this broker; all others, where it is not known who does.
 fn ask_to_register(broker: &Broker) {
     let inner = broker.inner();
-    let leader = inner.metadata.leader().map(node_of);
-    // The leader itself does it when it decides.
-    if let Some(leader) = leader.filter(|leader| *leader != inner.identity.node_id) {
-        let note = Note::Register {
-            cluster: ClusterId::from_bytes(inner.identity.cluster_id),
-            registration: broker.registration(),
-            epoch_before: inner.epoch_before,
-        };
-        inner.send_note(leader, &note);
+    let own = inner.identity.node_id;
+    let note = Note::Register {
+        cluster: ClusterId::from_bytes(inner.identity.cluster_id),
+        registration: broker.registration(),
+        epoch_before: inner.epoch_before,
+    };
+    match inner.metadata.leader().map(node_of) {
+        // It does so itself when it decides.
+        Some(leader) if leader == own => {}
+        Some(leader) => inner.send_note(leader, &note),
+        None => {
+            for other in inner.others() {
+                inner.send_note(other, &note);
+            }
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use tidelog_controller::{
 use tidelog_log::SegmentInfo;
 use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicId, TopicName};
 
+use crate::controller::METADATA_KEY;
 use crate::error::TopicError;
 use crate::metrics::PartitionNumbers;
 use crate::partition::Partition;
-use crate::controller::METADATA_KEY;
 use crate::{Broker, Inner, METADATA_TOPIC, METADATA_TOPIC_ID, Slot};
 
 /// A topic in short.
@@ -218,10 +218,7 @@ impl Place {
 }
 
 fn not_found(name: &str) -> TopicError {
-    let name = name
-        .chars()
-        .take(TopicName::LEN_MAX)
-        .collect();
+    let name = name.chars().take(TopicName::LEN_MAX).collect();
     tidelog_controller::TopicError::NotFound { name }.into()
 }
 

@@ -263,7 +263,13 @@ impl Broker {
         numbers: Range<u32>,
         slots: &[Slot],
     ) {
-        let is_there = self.inner().cluster.read().topics().by_id(topic.id).is_some();
+        let is_there = self
+            .inner()
+            .cluster
+            .read()
+            .topics()
+            .by_id(topic.id)
+            .is_some();
         for slot in slots {
             if let Slot::Serving(partition) = slot {
                 if is_there {

@@ -153,6 +153,8 @@ pub struct BrokerConfig {
     pub generation: u32,
     /// Where this broker is reached.
     pub addresses: Addresses,
+    /// After how many changes of the metadata a snapshot of it is made, and its log trimmed.
+    pub snapshot_commands: u64,
     /// The most topics there may be.
     pub topics_max: usize,
     /// The most partitions there may be, of all topics together.
@@ -180,6 +182,7 @@ impl Default for BrokerConfig {
             directory_id: None,
             generation: 0,
             addresses: Addresses::default(),
+            snapshot_commands: 5000,
             topics_max: 10_000,
             partitions_max: 100_000,
         }

@@ -63,7 +63,9 @@ impl Broker {
         };
         let route = self.inner().routes.read().get(topic.name.as_str()).cloned();
         let route = route.filter(|route| route.topic.id == id);
-        let mut slots = route.as_ref().map_or(Vec::new(), |route| route.slots.clone());
+        let mut slots = route
+            .as_ref()
+            .map_or(Vec::new(), |route| route.slots.clone());
         let wanted = self.wanted(id, 0..topic.partitions);
         let mut missing = Vec::new();
         for number in 0..topic.partitions {
@@ -74,7 +76,8 @@ impl Broker {
                         true
                     } else {
                         let gone = [Slot::Serving(partition.clone())];
-                        self.remove_partitions(&topic, number..number + 1, &gone).await;
+                        self.remove_partitions(&topic, number..number + 1, &gone)
+                            .await;
                         false
                     }
                 }
@@ -172,9 +175,8 @@ impl Broker {
         let mut routes = self.inner().routes.write();
         let before = routes.get(topic.name.as_str());
         let before = before.filter(|route| route.topic.id == topic.id);
-        let sticky_bytes = before.map_or_else(StickyBytes::default, |route| {
-            route.sticky_bytes.clone()
-        });
+        let sticky_bytes =
+            before.map_or_else(StickyBytes::default, |route| route.sticky_bytes.clone());
         let route = Arc::new(Route {
             topic: topic.clone(),
             slots,

@@ -170,7 +170,9 @@ impl Broker {
         for (id, before) in touched {
             self.reconcile(folded, id, before).await;
         }
-        self.inner().metadata_changed.send_modify(|count| *count += 1);
+        self.inner()
+            .metadata_changed
+            .send_modify(|count| *count += 1);
         Ok(())
     }
 

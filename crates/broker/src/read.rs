@@ -247,9 +247,7 @@ impl PartitionHandle {
         let mut progress = self.partition.progress.subscribe();
         let needs_lead = !self.from_replica && self.partition.has_others();
         let changed = progress
-            .wait_for(|now| {
-                now.closed || now.high_watermark > offset || needs_lead && !now.leads
-            })
+            .wait_for(|now| now.closed || now.high_watermark > offset || needs_lead && !now.leads)
             .await;
         // The sender lives in the partition that this handle holds.
         drop(changed);
@@ -353,7 +351,10 @@ impl PartitionHandle {
         }
         let (reply, replied) = oneshot::channel();
         let key = partition.key;
-        let asked = partition.shard.send(Command::ReadIndex { key, reply }).await;
+        let asked = partition
+            .shard
+            .send(Command::ReadIndex { key, reply })
+            .await;
         asked.map_err(|_| ReadError::Stopping)?;
         let not_yet = || ReadError::NotYet {
             topic: partition.topic.clone(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use parking_lot::Mutex;
-use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, Report, ReplicaFault, node_of};
+use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, ReplicaFault, Report, node_of};
 
 /// What is seen, by whichever broker.
 #[derive(Debug, Default)]
@@ -94,6 +94,8 @@ impl Seen {
             .observed
             .transfers_asked
             .retain(|key, _| is_there(key));
-        inner.faults.retain(|node, _| cluster.broker(*node).is_some());
+        inner
+            .faults
+            .retain(|node, _| cluster.broker(*node).is_some());
     }
 }

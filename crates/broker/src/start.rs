@@ -34,9 +34,9 @@ use crate::producers::{self, ProducerIds};
 use crate::read::COLD_READS_MAX;
 use crate::removal::Remover;
 use crate::seams::Seams;
+use crate::seen::Seen;
 use crate::shard;
 use crate::space::Space;
-use crate::seen::Seen;
 use crate::{Broker, BrokerConfig, Inner, METADATA_TOPIC, controller};
 
 /// Why a broker did not start.
@@ -235,11 +235,7 @@ impl Broker {
                 metadata_changed: watch::Sender::new(0),
                 producer_ids: Mutex::new(ProducerIds::after(next_producer_id)),
                 compacting: Mutex::default(),
-                metadata_folded: tokio::sync::Mutex::new(Folded::new(
-                    applied,
-                    snapshot_at,
-                    unmade,
-                )),
+                metadata_folded: tokio::sync::Mutex::new(Folded::new(applied, snapshot_at, unmade)),
                 routes: RwLock::new(routes),
                 stopping,
                 stopped: watch::Sender::new(None),

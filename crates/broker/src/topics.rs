@@ -35,8 +35,7 @@ impl Broker {
         replication: Replication,
     ) -> Result<TopicSummary, TopicError> {
         let broker = self.clone();
-        let created =
-            detached(async move { broker.create_now(new, replication).await }).await?;
+        let created = detached(async move { broker.create_now(new, replication).await }).await?;
         self.await_leaders(created.topic_id).await;
         Ok(created)
     }

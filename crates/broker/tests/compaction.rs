@@ -327,7 +327,7 @@ async fn a_fetch_from_a_gap_finds_what_is_behind_it() {
             bytes_min: 1,
             bytes_max: 1 << 20,
             wait_max: Duration::from_secs(3600),
-        from_replica: false,
+            from_replica: false,
         };
         let (fetched, _) = broker.fetch(request, |len| async move { (len, ()) }).await;
         let data = fetched[0].result.as_ref().unwrap();

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
+pub(crate) mod cluster;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
