@@ -16,11 +16,7 @@ pub(super) fn all() -> Vec<Case> {
 
 fn descriptions() -> Vec<Case> {
     vec![
-        Case::new(
-            "DescribeClusterRequest",
-            "",
-            &v1::DescribeClusterRequest {},
-        ),
+        Case::new("DescribeClusterRequest", "", &v1::DescribeClusterRequest {}),
         Case::new(
             "DescribeClusterResponse",
             "",
