@@ -31,6 +31,10 @@ use crate::{Client, ClientError};
 /// The longest wait before a partition is read again whose leader is to be found.
 const LEADERLESS_WAIT_MAX: Duration = Duration::from_millis(200);
 
+/// How long to wait when a partition has another leader: brokers that point at each other must not be
+/// asked all the time.
+const MOVED_WAIT: Duration = Duration::from_millis(20);
+
 /// Reads a topic, each record once, over lost connections and changes of leaders too.
 ///
 /// Records of a partition come in the order of their offsets; those of different partitions as the
@@ -44,6 +48,8 @@ pub struct Reader {
     streams: Streams,
     /// Asks who leads.
     refresh: Refresh,
+    /// Of the client's table, when it was last looked at.
+    routing_version: u64,
     /// Came while the reader was opened, for afterwards. The credit bounds it.
     waiting: VecDeque<(StreamId, v1::ReadData)>,
     /// What ended partitions: one each at most.
@@ -88,6 +94,7 @@ impl Reader {
             limits,
             streams: Streams::new(),
             refresh: Refresh::default(),
+            routing_version: 0,
             waiting: VecDeque::new(),
             errors: VecDeque::new(),
             current: None,
@@ -222,6 +229,7 @@ impl Reader {
     /// Does one thing that brings records nearer: opens streams, or takes an event of one.
     async fn step(&mut self) -> Result<(), ClientError> {
         let now = Instant::now();
+        self.follow_leaders(now);
         self.streams
             .open_due(&self.client, &self.config, &mut self.progress, now);
         self.refresh.ask(&self.client, now);
@@ -241,6 +249,24 @@ impl Reader {
             },
             () = self.refresh.answer() => Ok(()),
             () = time => Ok(()),
+        }
+    }
+
+    /// As long as a partition is not read, another broker may lead it at any time. Once that is
+    /// known, it is not waited for longer than it takes.
+    fn follow_leaders(&mut self, now: Instant) {
+        let version = self.client.routing_version();
+        let has_moved = version != self.routing_version;
+        self.routing_version = version;
+        let mut is_cut_off = false;
+        for not_before in self.progress.waits() {
+            is_cut_off = true;
+            if has_moved {
+                *not_before = (*not_before).min(now + MOVED_WAIT);
+            }
+        }
+        if is_cut_off {
+            self.refresh.want(&self.config.topic);
         }
     }
 

@@ -115,6 +115,14 @@ impl Progress {
             .min()
     }
 
+    /// Until when partitions wait to be read again.
+    pub(super) fn waits(&mut self) -> impl Iterator<Item = &mut Instant> {
+        let waiting = self.partitions.iter_mut();
+        waiting
+            .filter(|partition| partition.stream.is_none() && !partition.is_over)
+            .filter_map(|partition| partition.not_before.as_mut())
+    }
+
     /// The partitions that are read over a stream.
     pub(super) fn of_stream(
         &mut self,
