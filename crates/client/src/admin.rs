@@ -1,11 +1,11 @@
-//! Administration: topics, offsets, trimming.
+//! Administration of topics.
 
 use std::collections::HashMap;
 
 use tidelog_proto::v1;
-use tidelog_record::{Offset, PartitionId, Timestamp, TopicName};
+use tidelog_record::TopicName;
 
-use crate::{Client, ClientError, OffsetSpec};
+use crate::{Client, ClientError};
 
 /// How a change shall be made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -14,16 +14,17 @@ pub struct AdminOptions {
     pub validate_only: bool,
 }
 
-/// A place that was looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListedOffset {
-    /// In which partition.
-    pub partition: PartitionId,
-    /// The offset.
-    pub offset: Offset,
-    /// Of the record found, in look-ups by time; `None` when no record is late enough: then the
-    /// offset is the high watermark.
-    pub timestamp: Option<Timestamp>,
+/// A topic to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewTopic {
+    /// How many partitions it gets; 0: as many as `assignment` says, or one.
+    pub partitions: u32,
+    /// Settings under Kafka's names; what is not here has its default.
+    pub settings: HashMap<String, String>,
+    /// How many replicas each partition gets. 0, the default: 3, or 1 where there are fewer brokers.
+    pub replication_factor: u32,
+    /// The brokers of each partition, the preferred leader first; empty, the default: chosen.
+    pub assignment: Vec<Vec<u32>>,
 }
 
 impl Client {
@@ -38,11 +39,31 @@ impl Client {
         settings: HashMap<String, String>,
         options: AdminOptions,
     ) -> Result<v1::TopicSummary, ClientError> {
-        let request = v1::CreateTopicRequest {
-            name: topic.to_string(),
+        let new = NewTopic {
             partitions,
             settings,
+            ..NewTopic::default()
+        };
+        self.create_topic_as(topic, new, options).await
+    }
+
+    /// Makes a topic, and says how many replicas its partitions have, or where.
+    ///
+    /// # Errors
+    /// [`ClientError::Broker`] when it exists or something is not allowed, and what any call meets.
+    pub async fn create_topic_as(
+        &self,
+        topic: &TopicName,
+        new: NewTopic,
+        options: AdminOptions,
+    ) -> Result<v1::TopicSummary, ClientError> {
+        let request = v1::CreateTopicRequest {
+            name: topic.to_string(),
+            partitions: new.partitions,
+            settings: new.settings,
             validate_only: options.validate_only,
+            replication_factor: new.replication_factor,
+            assignment: assignment(&new.assignment),
         };
         let response = self
             .call_topics("CreateTopic", |mut topics| {
@@ -85,7 +106,9 @@ impl Client {
         }
     }
 
-    /// Describes a topic: settings, and each partition with its offsets and sizes.
+    /// Describes a topic: settings, and each partition with its offsets and sizes, as its leader sees
+    /// them. Where that does not answer, as the broker that was asked does; a partition that it has no
+    /// replica of is `is_elsewhere` then.
     ///
     /// # Errors
     /// [`ClientError::Broker`] (not found), and what any call meets.
@@ -94,15 +117,10 @@ impl Client {
         topic: &TopicName,
         include_segments: bool,
     ) -> Result<v1::DescribeTopicResponse, ClientError> {
-        let request = v1::DescribeTopicRequest {
-            name: topic.to_string(),
-            include_segments,
-        };
-        self.call_topics("DescribeTopic", |mut topics| {
-            let request = request.clone();
-            async move { topics.describe_topic(request).await }
-        })
-        .await
+        let mut described = self.ask_topic(topic, include_segments).await?;
+        self.ask_leaders_to_describe(topic, include_segments, &mut described)
+            .await;
+        Ok(described)
     }
 
     /// Changes settings, all or none: sets some, gives others their defaults back.
@@ -140,9 +158,23 @@ impl Client {
         topic: &TopicName,
         total: u32,
     ) -> Result<v1::TopicSummary, ClientError> {
+        self.add_partitions_on(topic, total, &[]).await
+    }
+
+    /// The same, and says which brokers each new partition has, the preferred leader first.
+    ///
+    /// # Errors
+    /// [`ClientError::Broker`] (not found, not allowed), and what any call meets.
+    pub async fn add_partitions_on(
+        &self,
+        topic: &TopicName,
+        total: u32,
+        brokers: &[Vec<u32>],
+    ) -> Result<v1::TopicSummary, ClientError> {
         let request = v1::AddPartitionsRequest {
             name: topic.to_string(),
             total,
+            assignment: assignment(brokers),
         };
         let response = self
             .call_topics("AddPartitions", |mut topics| {
@@ -168,114 +200,19 @@ impl Client {
         .await?;
         Ok(())
     }
+}
 
-    /// Looks up an offset in each of the partitions; the answers are in the same order.
-    ///
-    /// # Errors
-    /// [`ClientError::NotLookedUp`] for the first partition that failed, and what any call meets.
-    pub async fn list_offsets(
-        &self,
-        topic: &TopicName,
-        specs: &[(PartitionId, OffsetSpec)],
-    ) -> Result<Vec<ListedOffset>, ClientError> {
-        let request = v1::ListOffsetsRequest {
-            partitions: specs
-                .iter()
-                .map(|&(partition, at)| v1::ListOffsetsPartition {
-                    topic: topic.to_string(),
-                    partition: partition.get(),
-                    at: Some(at.into()),
-                })
-                .collect(),
-        };
-        let response = self
-            .call_log("ListOffsets", |mut log| {
-                let request = request.clone();
-                async move { log.list_offsets(request).await }
-            })
-            .await?;
-        check_count("ListOffsets", response.partitions.len(), specs.len())?;
-        response
-            .partitions
-            .into_iter()
-            .map(|found| {
-                let partition = PartitionId::new(found.partition);
-                if let Some(source) = in_partition(found.error) {
-                    return Err(ClientError::NotLookedUp { partition, source });
-                }
-                Ok(ListedOffset {
-                    partition,
-                    offset: offset(found.offset)?,
-                    timestamp: found.timestamp_ms.map(Timestamp::from_millis),
-                })
-            })
-            .collect()
-    }
-
-    /// Drops all records before an offset in each of the partitions, for good. Gives the log start
-    /// offsets they have then, in the same order.
-    ///
-    /// # Errors
-    /// [`ClientError::NotDeleted`] for the first partition that failed (others may be done), and
-    /// what any call meets.
-    pub async fn delete_records(
-        &self,
-        topic: &TopicName,
-        before: &[(PartitionId, OffsetSpec)],
-    ) -> Result<Vec<(PartitionId, Offset)>, ClientError> {
-        let request = v1::DeleteRecordsRequest {
-            topic: topic.to_string(),
-            partitions: before
-                .iter()
-                .map(|&(partition, before)| v1::DeleteRecordsPartition {
-                    partition: partition.get(),
-                    before: Some(before.into()),
-                })
-                .collect(),
-        };
-        let response = self
-            .call_log("DeleteRecords", |mut log| {
-                let request = request.clone();
-                async move { log.delete_records(request).await }
-            })
-            .await?;
-        check_count("DeleteRecords", response.partitions.len(), before.len())?;
-        response
-            .partitions
-            .into_iter()
-            .map(|deleted| {
-                let partition = PartitionId::new(deleted.partition);
-                if let Some(source) = in_partition(deleted.error) {
-                    return Err(ClientError::NotDeleted { partition, source });
-                }
-                Ok((partition, offset(deleted.log_start_offset)?))
-            })
-            .collect()
-    }
+fn assignment(brokers: &[Vec<u32>]) -> Vec<v1::ReplicaAssignment> {
+    brokers
+        .iter()
+        .map(|node_ids| v1::ReplicaAssignment {
+            node_ids: node_ids.clone(),
+        })
+        .collect()
 }
 
 fn summary(topic: Option<v1::TopicSummary>) -> Result<v1::TopicSummary, ClientError> {
     topic.ok_or_else(|| ClientError::Protocol {
         what: "the answer has no topic".to_owned(),
-    })
-}
-
-fn check_count(call: &str, found: usize, asked: usize) -> Result<(), ClientError> {
-    if found == asked {
-        return Ok(());
-    }
-    let what = format!("{call} answered for {found} partitions of the {asked} asked for");
-    Err(ClientError::Protocol { what })
-}
-
-/// The error that stands beside a partition of an answer.
-fn in_partition(error: Option<tonic_types::Status>) -> Option<Box<ClientError>> {
-    error.map(|error| Box::new(ClientError::from_message(&error)))
-}
-
-/// The offset in a field of the API.
-pub(crate) fn offset(value: u64) -> Result<Offset, ClientError> {
-    Offset::new(value).ok_or_else(|| ClientError::Protocol {
-        what: format!("{value} is no offset"),
     })
 }

@@ -37,6 +37,14 @@ impl Backoff {
         }
     }
 
+    /// The same, with waits of `max` at most.
+    pub(crate) fn at_most(&self, max: Duration) -> Self {
+        Self {
+            min: self.min.min(max),
+            max: self.max.min(max),
+        }
+    }
+
     /// The longest wait before retry number `retry`.
     fn bound(&self, retry: u32) -> Duration {
         let doublings = retry.saturating_sub(1).min(31);

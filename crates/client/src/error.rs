@@ -11,6 +11,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::BrokerAddressesError;
 
+/// The reason with which a broker refuses what only the leader of a partition can do.
+const NOT_LEADER: &str = "NOT_LEADER";
+
 /// The reason with which a broker says that it does not know whether it stored something.
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 
@@ -194,6 +197,16 @@ pub struct BrokerError {
     pub help: Vec<(String, String)>,
 }
 
+/// Who leads a partition instead of the broker that was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NotLeader {
+    /// `None` when the broker does not know.
+    pub(crate) leader: Option<u32>,
+    /// Where that one is reached.
+    pub(crate) address: Option<String>,
+    pub(crate) epoch: u32,
+}
+
 impl fmt::Display for BrokerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -280,6 +293,17 @@ impl ClientError {
             } => last.broker(),
             _ => None,
         }
+    }
+
+    /// What a broker said that does not lead the partition.
+    pub(crate) fn not_leader(&self) -> Option<NotLeader> {
+        let error = self.broker().filter(|error| error.reason == NOT_LEADER)?;
+        let number = |name| error.facts.get(name).and_then(|fact| fact.parse().ok());
+        Some(NotLeader {
+            leader: number("leader"),
+            address: error.facts.get("leader_address").cloned(),
+            epoch: number("leader_epoch").unwrap_or(0),
+        })
     }
 
     /// How long the broker asked to wait before the next try.

@@ -1,14 +1,17 @@
 //! An async client of Tidelog's gRPC API: a producer, a reader, and administration of topics.
 //!
-//! * [`Client`] (`client.rs`) is a connection to one of several brokers, cheap to clone, made again
-//!   by itself when it breaks. `admin.rs` has its calls on topics and offsets; `probe.rs` tells what
-//!   listens where no broker answers.
+//! * [`Client`] (`client.rs`) has the connections to the brokers of a cluster (`brokers.rs`) and knows
+//!   who leads which partition (`leaders.rs`), cheap to clone. `calls.rs` asks what any broker
+//!   answers, `split.rs` what only leaders do; on these stand the calls on topics and offsets
+//!   (`admin.rs`, `describe.rs`, `offsets.rs`) and on the cluster (`cluster.rs`). `refresh.rs` asks anew who leads, in the
+//!   background. `probe.rs` tells what listens where no broker answers.
 //! * A record goes [`Producer::send`] (`producer/mod.rs`) → the open batch of its partition
-//!   (`producer/accumulator.rs`) → the driver task, which builds batches and sends them over one
-//!   `Produce` stream (`producer/driver.rs`, `producer/link.rs`) → its [`DeliveryFuture`]
-//!   (`producer/delivery.rs`).
-//! * A record comes from the `Read` stream ([`Reader`], `reader/mod.rs`), whose batches are decoded
-//!   here (`reader/decode.rs`); `reader/progress.rs` knows where to go on after a lost connection.
+//!   (`producer/accumulator.rs`) → the driver task, which builds batches and sends them over a
+//!   `Produce` stream to the leader of the partition (`producer/driver.rs`, `producer/links.rs`) →
+//!   its [`DeliveryFuture`] (`producer/delivery.rs`).
+//! * A record comes from a `Read` stream ([`Reader`], `reader/mod.rs`, `reader/streams.rs`), whose
+//!   batches are decoded here (`reader/decode.rs`); `reader/progress.rs` knows where to go on after
+//!   a lost connection or when another broker leads.
 //! * Every error is a [`ClientError`] (`error.rs`), sorted by what the caller can do about it.
 //!
 //! How to use it is in [`guide`].
@@ -23,21 +26,32 @@
 //! Records that one task sends to one partition are stored in the order of the calls, retries
 //! included.
 
+mod addresses;
 mod admin;
 mod backoff;
+mod brokers;
+mod calls;
 mod client;
 mod clock;
+mod cluster;
+mod describe;
 mod error;
 #[doc = include_str!("../../../docs/client.md")]
 pub mod guide {}
+mod leaders;
+mod offsets;
 mod probe;
 mod producer;
 mod reader;
+mod refresh;
+mod split;
 
-pub use admin::{AdminOptions, ListedOffset};
+pub use addresses::{BrokerAddresses, BrokerAddressesError};
+pub use admin::{AdminOptions, NewTopic};
 pub use backoff::Backoff;
-pub use client::{BrokerAddresses, BrokerAddressesError, Client, ClientConfig};
+pub use client::{Client, ClientConfig};
 pub use error::{BrokerError, ClientError, ErrorClass};
+pub use offsets::ListedOffset;
 pub use producer::{
     Acks, Delivered, DeliveryFuture, Producer, ProducerConfig, ProducerRecord, TopicFacts,
 };

@@ -17,12 +17,11 @@ use crate::ClientError;
 /// Which queue: they are never removed.
 pub(crate) type QueueId = usize;
 
-/// How batches are closed and how many may be on their way.
+/// How batches are closed and how many of a partition may be on their way.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) compression: Compression,
     pub(crate) linger: Duration,
-    pub(crate) in_flight_max: usize,
     pub(crate) in_flight_per_partition_max: usize,
     /// Whether batches get sequence numbers.
     pub(crate) idempotent: bool,
@@ -40,8 +39,6 @@ pub(crate) struct Accumulator {
     lingering: VecDeque<(Instant, QueueId, BatchId)>,
     /// Queues that wait before they try again. Few, so that looking at all of them is cheap.
     muted: Vec<(Instant, QueueId)>,
-    /// Batches on their way, in all queues.
-    in_flight: usize,
     /// Who this producer is, once that is known.
     identity: Option<Identity>,
     /// Whether a batch could not be sent for want of an identity.
@@ -64,6 +61,8 @@ struct Queue {
     /// Batches of this queue on their way.
     on_the_way: BTreeSet<BatchId>,
     muted: bool,
+    /// It has something to send, but the driver said that it cannot be sent now.
+    held: bool,
     listed: bool,
     sequence: Sequence,
 }
@@ -136,7 +135,6 @@ impl Accumulator {
             sendable: VecDeque::new(),
             lingering: VecDeque::new(),
             muted: Vec::new(),
-            in_flight: 0,
             identity: None,
             wants_identity: false,
             outstanding: BTreeSet::new(),
@@ -232,12 +230,20 @@ impl Accumulator {
         fits
     }
 
-    /// The next batch that may be sent, with its queue, topic and partition.
-    pub(crate) fn next_to_send(&mut self) -> Option<(QueueId, ClosedBatch)> {
-        while self.in_flight < self.limits.in_flight_max {
-            let id = self.sendable.pop_front()?;
+    /// The next batch that may be sent, with its queue. A queue that `may_send` denies is held back
+    /// until it is [released](Self::release).
+    pub(crate) fn next_to_send(
+        &mut self,
+        mut may_send: impl FnMut(QueueId, &TopicName, PartitionId) -> bool,
+    ) -> Option<(QueueId, ClosedBatch)> {
+        while let Some(id) = self.sendable.pop_front() {
             self.queues[id].listed = false;
-            if !self.has_room(id) {
+            if !self.has_room(id) || !self.has_batch(id) {
+                continue;
+            }
+            let queue = &mut self.queues[id];
+            if !may_send(id, &queue.topic, queue.partition) {
+                queue.held = true;
                 continue;
             }
             if self.queues[id].waiting.is_empty() && self.limits.linger.is_zero() {
@@ -251,11 +257,18 @@ impl Accumulator {
                 continue;
             };
             queue.on_the_way.insert(batch.head.id);
-            self.in_flight += 1;
             self.list(id);
             return Some((id, batch));
         }
         None
+    }
+
+    /// What was held back may be tried again.
+    pub(crate) fn release(&mut self, ids: impl IntoIterator<Item = QueueId>) {
+        for id in ids {
+            self.queues[id].held = false;
+            self.list(id);
+        }
     }
 
     /// Numbers the next batch of a queue, if it has none yet. Whether the batch may be sent now.
@@ -369,10 +382,14 @@ impl Accumulator {
         (queue.topic.clone(), queue.partition)
     }
 
+    /// The topic of a queue.
+    pub(crate) fn topic(&self, id: QueueId) -> &TopicName {
+        &self.queues[id].topic
+    }
+
     /// A batch on its way came to an end.
     pub(crate) fn landed(&mut self, id: QueueId, batch: BatchId) {
         self.queues[id].on_the_way.remove(&batch);
-        self.in_flight -= 1;
         self.list(id);
     }
 
@@ -467,19 +484,9 @@ impl Accumulator {
             .collect()
     }
 
-    /// Whether there may be a batch to send now.
-    pub(crate) fn has_sendable(&self) -> bool {
-        !self.sendable.is_empty() && self.in_flight < self.limits.in_flight_max
-    }
-
     /// Whether there are batches that are not settled.
     pub(crate) fn has_outstanding(&self) -> bool {
         !self.outstanding.is_empty()
-    }
-
-    /// Whether something waits to be sent, now or later.
-    pub(crate) fn has_unsent(&self) -> bool {
-        self.outstanding.len() > self.in_flight
     }
 
     /// Whether all batches begun before `batch` are settled.
@@ -510,6 +517,7 @@ impl Accumulator {
             waiting: VecDeque::new(),
             on_the_way: BTreeSet::new(),
             muted: false,
+            held: false,
             listed: false,
             sequence: Sequence::default(),
         });
@@ -555,14 +563,18 @@ impl Accumulator {
     fn has_room(&self, id: QueueId) -> bool {
         let queue = &self.queues[id];
         // While a failed batch waits for its next try, those after it stay behind it.
-        !queue.muted && queue.on_the_way.len() < self.limits.in_flight_per_partition_max
+        !queue.muted
+            && !queue.held
+            && queue.on_the_way.len() < self.limits.in_flight_per_partition_max
+    }
+
+    fn has_batch(&self, id: QueueId) -> bool {
+        let queue = &self.queues[id];
+        !queue.waiting.is_empty() || (queue.open.is_some() && self.limits.linger.is_zero())
     }
 
     fn list(&mut self, id: QueueId) {
-        let queue = &self.queues[id];
-        let has_batch =
-            !queue.waiting.is_empty() || (queue.open.is_some() && self.limits.linger.is_zero());
-        if has_batch && !queue.listed && self.has_room(id) {
+        if self.has_batch(id) && !self.queues[id].listed && self.has_room(id) {
             self.queues[id].listed = true;
             self.sendable.push_back(id);
         }

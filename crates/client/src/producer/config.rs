@@ -48,7 +48,7 @@ pub struct ProducerConfig {
     /// How many bytes of records may wait for their acknowledgement; beyond,
     /// [`crate::Producer::send`] waits. 32 MiB by default.
     pub buffer_bytes_max: usize,
-    /// How many batches may be on their way at the same time. 64 by default.
+    /// How many batches may be on their way to one broker at the same time. 64 by default.
     pub in_flight_max: usize,
     /// Whether a batch that is sent again is stored once: the broker gives the producer an id, and
     /// batches have sequence numbers by which it knows them again. True by default; needs
@@ -66,7 +66,11 @@ pub struct ProducerConfig {
     /// How long one request may stay without an answer before the connection is given up. 30 s by
     /// default.
     pub request_timeout: Duration,
-    /// How long to wait before trying again.
+    /// After how long without an answer it is asked whether another broker leads by now: then the
+    /// batches go there instead. 1 s by default.
+    pub leader_check_interval: Duration,
+    /// How long to wait before trying again. Connecting, and asking for the leader, is tried at
+    /// least once a second and five times a second.
     pub backoff: Backoff,
     /// After how long a topic's partition count is asked again. 5 minutes by default.
     pub topic_facts_age_max: Duration,
@@ -85,6 +89,7 @@ impl Default for ProducerConfig {
             in_flight_per_partition_max: None,
             delivery_timeout: Duration::from_secs(120),
             request_timeout: Duration::from_secs(30),
+            leader_check_interval: Duration::from_secs(1),
             backoff: Backoff::default(),
             topic_facts_age_max: Duration::from_secs(300),
         }

@@ -1,4 +1,4 @@
-//! The task that sends batches and settles them.
+//! The task that sends batches and settles them. What it does about failures is in `failures.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,51 +8,74 @@ use std::time::Duration;
 use tidelog_proto::v1;
 use tidelog_record::Timestamp;
 use tokio::time::{Instant, sleep_until};
-use tonic::Status;
 
 use super::accumulator::{ClosedBatch, QueueId};
 use super::delivery::BatchDelivered;
 use super::identity::IdentityRequest;
-use super::link::{Link, LinkEvent};
+use super::link::LinkEvent;
+use super::links::Links;
 use super::sequence::Identity;
 use super::{Acks, Shared};
+use crate::brokers::Route;
+use crate::refresh::Refresh;
 use crate::{ClientError, Offset};
 
-/// Sends what the accumulator has, as far as its limits allow, over a link that it opens again when
-/// it breaks. Ends when the producer is closed and nothing is left.
+/// As long as a broker cannot be reached, another one may lead at any time: so often it is looked
+/// whose leader that is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Sends what the accumulator has, as far as its limits allow, over a link to the leader of each
+/// partition. Ends when the producer is closed and nothing is left.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    shared: Arc<Shared>,
-    link: Option<Link>,
-    /// Before that, no new link is opened.
-    link_not_before: Option<Instant>,
-    /// Links that broke without a single answer in between.
-    link_failures: u32,
-    /// By correlation id.
-    in_flight: HashMap<u64, InFlight>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) links: Links,
+    /// By correlation id, which no two links share.
+    pub(super) in_flight: HashMap<u64, InFlight>,
+    /// Asks who leads.
+    pub(super) refresh: Refresh,
+    /// Of the client's table, as it was when queues were last assigned to links.
+    routing_version: u64,
     identity: IdentityRequest,
     next_correlation_id: u64,
-    next_sweep: Instant,
+    pub(super) next_sweep: Instant,
+    next_look: Instant,
+    /// When it is asked next whether brokers that are silent lead still.
+    pub(super) next_leader_check: Instant,
 }
 
 #[derive(Debug)]
-struct InFlight {
-    queue: QueueId,
-    batch: ClosedBatch,
-    sent_at: Instant,
+pub(super) struct InFlight {
+    pub(super) queue: QueueId,
+    pub(super) batch: ClosedBatch,
+    pub(super) sent_at: Instant,
+    /// The broker that it was sent to.
+    pub(super) address: Arc<str>,
+}
+
+/// What the driver waits for.
+enum Event {
+    Link(Route, LinkEvent),
+    Identity(Result<Identity, ClientError>),
+    /// It is known anew who leads, or a time has come, or there is something to send.
+    Other,
 }
 
 impl Driver {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let config = &shared.config;
+        let links = Links::new(shared.client.clone(), config.in_flight_max, &config.backoff);
         Self {
             shared,
-            link: None,
-            link_not_before: None,
-            link_failures: 0,
+            links,
             in_flight: HashMap::new(),
+            refresh: Refresh::default(),
+            routing_version: 0,
             identity: IdentityRequest::default(),
             next_correlation_id: 1,
             next_sweep: Instant::now(),
+            next_look: Instant::now(),
+            next_leader_check: Instant::now(),
         }
     }
 
@@ -61,52 +84,48 @@ impl Driver {
             let now = Instant::now();
             self.sweep(now);
             let batches_due = self.shared.accumulator.lock().on_time(now);
-            self.open_link(now);
-            let wants_room = self.send_ready(now);
+            self.follow_leaders(now);
+            self.send_ready(now);
             self.ask_for_identity(now);
+            self.refresh.ask(&self.shared.client, now);
             if self.is_done() {
                 break;
             }
             let wake_at = self.wake_at(batches_due);
-            self.wait(wake_at, wants_room).await;
+            match self.event(wake_at).await {
+                Event::Link(route, LinkEvent::Answer(answer)) => self.on_answer(&route, answer),
+                Event::Link(route, LinkEvent::Ended(status)) => {
+                    self.on_link_end(&route, status.as_ref());
+                }
+                Event::Identity(answer) => self.on_identity(answer),
+                Event::Other => {}
+            }
         }
         self.finish().await;
     }
 
-    async fn wait(&mut self, wake_at: Option<Instant>, wants_room: bool) {
-        let shared = Arc::clone(&self.shared);
+    async fn event(&mut self, wake_at: Option<Instant>) -> Event {
         let time = async {
             match wake_at {
                 Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
-        let identity = self.identity.answer();
-        let event = match &mut self.link {
-            None => tokio::select! {
-                answer = identity => return self.on_identity(answer),
-                () = shared.work.notified() => None,
-                () = time => None,
-            },
-            Some(link) if wants_room => tokio::select! {
-                biased;
-                event = link.event_or_room() => event,
-                answer = identity => return self.on_identity(answer),
-                () = shared.work.notified() => None,
-                () = time => None,
-            },
-            Some(link) => tokio::select! {
-                biased;
-                event = link.event() => Some(event),
-                answer = identity => return self.on_identity(answer),
-                () = shared.work.notified() => None,
-                () = time => None,
-            },
+        let room = self.links.room_notify();
+        let room = async {
+            match room {
+                Some(room) => room.notified().await,
+                None => std::future::pending().await,
+            }
         };
-        match event {
-            None => {}
-            Some(LinkEvent::Answer(answer)) => self.on_answer(answer),
-            Some(LinkEvent::Ended(status)) => self.on_link_end(status.as_ref()),
+        tokio::select! {
+            biased;
+            (route, event) = self.links.event() => Event::Link(route, event),
+            answer = self.identity.answer() => Event::Identity(answer),
+            () = self.refresh.answer() => Event::Other,
+            () = room => Event::Other,
+            () = self.shared.work.notified() => Event::Other,
+            () = time => Event::Other,
         }
     }
 
@@ -116,16 +135,13 @@ impl Driver {
     }
 
     fn wake_at(&self, batches_due: Option<Instant>) -> Option<Instant> {
-        let (outstanding, unsent) = {
-            let accumulator = self.shared.accumulator.lock();
-            (accumulator.has_outstanding(), accumulator.has_unsent())
-        };
+        let outstanding = self.shared.accumulator.lock().has_outstanding();
         let sweep = outstanding.then_some(self.next_sweep);
-        let link = self
-            .link_not_before
-            .filter(|_| unsent && self.link.is_none());
         let identity = self.identity.not_before.filter(|_| outstanding);
-        [batches_due, sweep, link, identity]
+        let (link, refresh) = (self.links.wake_at(), self.refresh.wake_at());
+        let is_cut_off = self.links.cut_off().next().is_some();
+        let look = is_cut_off.then_some(self.next_look);
+        [batches_due, sweep, link, refresh, look, identity]
             .into_iter()
             .flatten()
             .min()
@@ -153,287 +169,142 @@ impl Driver {
         }
     }
 
-    fn open_link(&mut self, now: Instant) {
-        let may_open = self
-            .link_not_before
-            .is_none_or(|not_before| not_before <= now);
-        if self.link.is_none() && may_open && self.shared.accumulator.lock().has_unsent() {
-            let client = &self.shared.client;
-            let route = client.route();
-            let log = client.log_of(&route);
-            self.link = Some(Link::open(log, route, self.shared.config.in_flight_max));
+    /// Where partitions have moved, what waited for the old leaders may go to the new ones.
+    fn follow_leaders(&mut self, now: Instant) {
+        // From before the look, so that no change is missed.
+        let version = self.shared.client.routing_version();
+        if version != self.routing_version {
+            self.routing_version = version;
+            let held = self.links.take_held();
+            self.shared.accumulator.lock().release(held);
+            self.recall_moved(now);
+        }
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK_INTERVAL;
+        let accumulator = self.shared.accumulator.lock();
+        for queue in self.links.cut_off() {
+            self.refresh.want(accumulator.topic(queue));
         }
     }
 
-    /// Sends all that may be sent. Gives whether only the link held something back.
-    fn send_ready(&mut self, now: Instant) -> bool {
-        let Some(link) = &self.link else {
+    /// Sends all that may be sent.
+    fn send_ready(&mut self, now: Instant) {
+        loop {
+            while self.send_next(now) {}
+            let released = self.links.take_released(now);
+            if released.is_empty() {
+                return;
+            }
+            self.shared.accumulator.lock().release(released);
+        }
+    }
+
+    /// Sends one batch, if there is one that may be sent.
+    fn send_next(&mut self, now: Instant) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let config = &shared.config;
+        let mut to = None;
+        let next = {
+            let mut accumulator = shared.accumulator.lock();
+            let next = accumulator.next_to_send(|queue, topic, partition| {
+                let route = shared.client.route_of(topic, partition);
+                let is_accepted = self.links.accepts(&route, queue, now);
+                to = Some(route.address);
+                is_accepted
+            });
+            next.map(|(queue, batch)| (queue, batch, accumulator.place(queue)))
+        };
+        let (Some((queue, mut batch, (topic, partition))), Some(address)) = (next, to) else {
             return false;
         };
-        let config = &self.shared.config;
-        let acks = v1::Acks::from(config.acks);
-        loop {
-            let Some(permit) = link.try_reserve() else {
-                return self.shared.accumulator.lock().has_sendable();
-            };
-            let next = {
-                let mut accumulator = self.shared.accumulator.lock();
-                let next = accumulator.next_to_send();
-                next.map(|(queue, batch)| (queue, batch, accumulator.place(queue)))
-            };
-            let Some((queue, mut batch, (topic, partition))) = next else {
-                return false;
-            };
-            let bytes = match batch.bytes() {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    self.land(queue, &batch);
-                    self.give_up(queue, batch, error.into());
-                    continue;
-                }
-            };
-            let correlation_id = self.next_correlation_id;
-            self.next_correlation_id += 1;
-            permit.send(v1::ProduceRequest {
-                correlation_id,
-                append: Some(v1::AppendRequest {
-                    topic: topic.to_string(),
-                    partition: Some(partition.get()),
-                    acks: acks.into(),
-                    payload: Some(v1::append_request::Payload::Batch(bytes)),
-                }),
-            });
-            batch.attempts = batch.attempts.saturating_add(1);
-            if config.acks == Acks::None {
+        let bytes = match batch.bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => {
                 self.land(queue, &batch);
-                let acknowledged_at = now;
-                let delivered = BatchDelivered {
-                    base_offset: None,
-                    log_append_time: None,
-                    acknowledged_at,
-                };
-                self.shared.settle(batch, Ok(delivered));
-            } else {
-                let flight = InFlight {
-                    queue,
-                    batch,
-                    sent_at: now,
-                };
-                self.in_flight.insert(correlation_id, flight);
+                self.give_up(queue, batch, error.into());
+                return true;
             }
+        };
+        let correlation_id = self.next_correlation_id;
+        self.next_correlation_id += 1;
+        let request = v1::ProduceRequest {
+            correlation_id,
+            append: Some(v1::AppendRequest {
+                topic: topic.to_string(),
+                partition: Some(partition.get()),
+                acks: v1::Acks::from(config.acks).into(),
+                payload: Some(v1::append_request::Payload::Batch(bytes)),
+            }),
+        };
+        if !self.links.send(&address, request) {
+            // The link has just ended: that will be told.
+            self.land(queue, &batch);
+            let mut accumulator = shared.accumulator.lock();
+            accumulator.put_back(queue, batch, None);
+            return true;
         }
+        batch.attempts = batch.attempts.saturating_add(1);
+        if config.acks == Acks::None {
+            self.land(queue, &batch);
+            let delivered = BatchDelivered {
+                base_offset: None,
+                log_append_time: None,
+                acknowledged_at: now,
+            };
+            shared.settle(batch, Ok(delivered));
+        } else {
+            self.links.departed(&address);
+            let flight = InFlight {
+                queue,
+                batch,
+                sent_at: now,
+                address,
+            };
+            self.in_flight.insert(correlation_id, flight);
+        }
+        true
     }
 
-    fn on_answer(&mut self, answer: v1::ProduceResponse) {
-        self.link_failures = 0;
-        let Some(InFlight { queue, batch, .. }) = self.in_flight.remove(&answer.correlation_id)
-        else {
+    fn on_answer(&mut self, route: &Route, answer: v1::ProduceResponse) {
+        self.links.answered(&route.address);
+        let Some(flight) = self.in_flight.remove(&answer.correlation_id) else {
             tracing::debug!(answer.correlation_id, "answer to a batch that was given up");
             return;
         };
+        let InFlight { queue, batch, .. } = flight;
+        self.links.landed(&route.address);
         self.land(queue, &batch);
         match read_outcome(answer.outcome) {
             Ok(delivered) => self.shared.settle(batch, Ok(delivered)),
-            Err(error) => self.on_batch_error(queue, batch, error),
+            Err(error) => self.on_batch_error(queue, batch, error, &route.address),
         }
     }
 
-    fn land(&self, queue: QueueId, batch: &ClosedBatch) {
+    pub(super) fn land(&self, queue: QueueId, batch: &ClosedBatch) {
         self.shared.accumulator.lock().landed(queue, batch.head.id);
     }
 
-    /// Tells the end of a batch that will not be sent any more.
-    fn give_up(&self, queue: QueueId, batch: ClosedBatch, error: ClientError) {
-        self.shared.accumulator.lock().given_up(queue, &batch);
-        self.shared.settle(batch, Err(error));
-    }
-
-    /// What the sequence numbers of a batch had to do with its failure; gives it back if nothing.
-    fn on_sequence_error(
-        &self,
-        queue: QueueId,
-        mut batch: ClosedBatch,
-        error: &ClientError,
-    ) -> Option<ClosedBatch> {
-        let mut accumulator = self.shared.accumulator.lock();
-        match error.broker().map(|error| error.reason.as_str()) {
-            Some("OUT_OF_ORDER_SEQUENCE") => accumulator.out_of_order(queue, &mut batch),
-            Some("UNKNOWN_PRODUCER") if accumulator.unknown_producer(queue, &mut batch) => {}
-            _ => return Some(batch),
-        }
-        tracing::debug!(%error, "a batch is sent again in its order");
-        batch.last_error = Some(error.clone());
-        accumulator.put_back(queue, batch, None);
-        None
-    }
-
-    fn on_batch_error(&self, queue: QueueId, batch: ClosedBatch, error: ClientError) {
-        let Some(mut batch) = self.on_sequence_error(queue, batch, &error) else {
-            return;
-        };
-        if error.is_not_found() {
-            let (topic, _) = self.shared.accumulator.lock().place(queue);
-            self.shared.topics.forget(&topic);
-        }
-        batch.maybe_stored |= error.is_outcome_unknown();
-        if !error.is_retryable() {
-            let error = self.final_error(queue, &batch, error);
-            return self.give_up(queue, batch, error);
-        }
-        let wait = self
-            .shared
-            .config
-            .backoff
-            .wait(batch.attempts, error.retry_after());
-        tracing::debug!(%error, ?wait, "a batch is sent again");
-        batch.last_error = Some(error);
-        let until = Instant::now() + wait;
-        self.shared
-            .accumulator
-            .lock()
-            .put_back(queue, batch, Some(until));
-    }
-
-    /// What to tell about a batch that was refused at last: when an earlier attempt may have stored
-    /// it, the refusal alone would claim too much.
-    fn final_error(&self, queue: QueueId, batch: &ClosedBatch, error: ClientError) -> ClientError {
-        if !batch.maybe_stored {
-            return error;
-        }
-        let (topic, partition) = self.shared.accumulator.lock().place(queue);
-        ClientError::OutcomeUnknown {
-            topic,
-            partition,
-            after: batch.head.begun_at.elapsed(),
-            attempts: batch.attempts,
-            last: Some(Box::new(error)),
-        }
-    }
-
-    fn on_link_end(&mut self, status: Option<&Status>) {
-        let Some(link) = self.link.take() else {
-            return;
-        };
-        let error = match status {
-            Some(status) => self.shared.client.error_over(&link.route, status),
-            None => ClientError::Disconnected {
-                cause: "the broker ended the stream".to_owned(),
-            },
-        };
-        self.break_link(&error);
-    }
-
-    /// After the link broke: what was on its way goes back, to be sent again in order.
-    fn break_link(&mut self, error: &ClientError) {
-        self.link = None;
-        self.link_failures = self.link_failures.saturating_add(1);
-        let wait = self
-            .shared
-            .config
-            .backoff
-            .wait(self.link_failures, error.retry_after());
-        self.link_not_before = Some(Instant::now() + wait);
-        tracing::debug!(%error, in_flight = self.in_flight.len(), ?wait, "the stream ended");
-        let was_sent = !matches!(error, ClientError::Unreachable { .. });
-        for (
-            _,
-            InFlight {
-                queue, mut batch, ..
-            },
-        ) in std::mem::take(&mut self.in_flight)
-        {
-            batch.maybe_stored |= was_sent;
-            batch.last_error = Some(error.clone());
-            self.land(queue, &batch);
-            if error.is_retryable() {
-                self.shared.accumulator.lock().put_back(queue, batch, None);
-            } else {
-                self.give_up(queue, batch, error.clone());
-            }
-        }
-    }
-
-    /// Gives up what took too long.
-    fn sweep(&mut self, now: Instant) {
-        if now < self.next_sweep {
-            return;
-        }
-        let config = &self.shared.config;
-        let every = config.delivery_timeout.min(config.request_timeout) / 20;
-        self.next_sweep = now + every.clamp(Duration::from_millis(5), Duration::from_secs(1));
-
-        if let Some(sent_before) = now.checked_sub(config.request_timeout)
-            && self
-                .in_flight
-                .values()
-                .any(|flight| flight.sent_at <= sent_before)
-        {
-            let after = config.request_timeout;
-            self.break_link(&ClientError::TimedOut {
-                operation: "Produce",
-                after,
-            });
-        }
-        let Some(begun_before) = now.checked_sub(self.shared.config.delivery_timeout) else {
-            return;
-        };
-        let expired = self.shared.accumulator.lock().take_expired(begun_before);
-        for (queue, batch) in expired {
-            let error = self.expired_error(queue, &batch);
-            self.give_up(queue, batch, error);
-        }
-        let is_old = |_: &u64, flight: &mut InFlight| flight.batch.head.begun_at <= begun_before;
-        let expired: Vec<_> = self.in_flight.extract_if(is_old).collect();
-        for (
-            _,
-            InFlight {
-                queue, mut batch, ..
-            },
-        ) in expired
-        {
-            batch.maybe_stored = true;
-            self.land(queue, &batch);
-            let error = self.expired_error(queue, &batch);
-            self.give_up(queue, batch, error);
-        }
-    }
-
-    fn expired_error(&self, queue: QueueId, batch: &ClosedBatch) -> ClientError {
-        let (topic, partition) = self.shared.accumulator.lock().place(queue);
-        let after = self.shared.config.delivery_timeout;
-        let last = batch.last_error.clone().map(Box::new);
-        if batch.maybe_stored {
-            let attempts = batch.attempts;
-            ClientError::OutcomeUnknown {
-                topic,
-                partition,
-                after,
-                attempts,
-                last,
-            }
-        } else {
-            ClientError::NotDelivered {
-                topic,
-                partition,
-                after,
-                last,
-            }
-        }
-    }
-
-    /// Ends the stream in good order, so that what was handed to the connection leaves it: with
+    /// Ends the streams in good order, so that what was handed to the connections leaves them: with
     /// [`Acks::None`] nothing else tells that it did.
     async fn finish(&mut self) {
-        let Some(mut link) = self.link.take() else {
-            return;
+        self.links.close_requests();
+        let config = &self.shared.config;
+        let after = match config.acks {
+            Acks::None => config.request_timeout,
+            // All is answered: a broker that is silent is not waited for.
+            Acks::All | Acks::Leader => config.request_timeout.min(config.leader_check_interval),
         };
-        link.close_requests();
-        let ended = async { while !matches!(link.event().await, LinkEvent::Ended(_)) {} };
-        if tokio::time::timeout(self.shared.config.request_timeout, ended)
-            .await
-            .is_err()
-        {
-            tracing::debug!("the broker did not end the stream in time");
+        let ended = async {
+            while self.links.is_open() {
+                if let (route, LinkEvent::Ended(_)) = self.links.event().await {
+                    self.links.ended(&route.address);
+                }
+            }
+        };
+        if tokio::time::timeout(after, ended).await.is_err() {
+            tracing::debug!("a broker did not end the stream in time");
         }
     }
 }

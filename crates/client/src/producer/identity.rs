@@ -25,17 +25,12 @@ impl IdentityRequest {
             return;
         }
         self.not_before = None;
-        let (client, after) = (shared.client.clone(), shared.config.request_timeout);
+        let client = shared.client.clone();
         self.asking = Some(tokio::spawn(async move {
-            let route = client.route();
-            let mut log = client.log_of(&route);
-            let asked = tokio::time::timeout(after, log.init_producer(v1::InitProducerRequest {}));
-            let answer = asked.await.map_err(|_| ClientError::TimedOut {
-                operation: "InitProducer",
-                after,
-            })?;
-            let answer = answer.map_err(|status| client.error_over(&route, &status))?;
-            let answer = answer.into_inner();
+            let asking = client.call_log("InitProducer", |mut log| async move {
+                log.init_producer(v1::InitProducerRequest {}).await
+            });
+            let answer = asking.await?;
             let epoch = i16::try_from(answer.producer_epoch);
             match epoch {
                 Ok(epoch @ 0..) if answer.producer_id >= 0 => Ok(Identity {

@@ -1,25 +1,28 @@
 //! One `Produce` stream: requests in, answers out, until it ends.
 
+use std::sync::Arc;
+
 use tidelog_proto::v1;
 use tidelog_proto::v1::log_client::LogClient;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::client::Route;
+use crate::brokers::Route;
 
-/// Answers that wait for the driver. It takes them all the time, so that few wait.
-const ANSWERS_WAITING_MAX: usize = 64;
+/// Counts links up in the order they are opened.
+pub(crate) type LinkId = u64;
 
 /// An open stream. Dropping it breaks it off.
 #[derive(Debug)]
 pub(crate) struct Link {
+    pub(crate) id: LinkId,
     pub(crate) route: Route,
     /// `None` once no more requests will come.
     requests: Option<mpsc::Sender<v1::ProduceRequest>>,
-    events: mpsc::Receiver<LinkEvent>,
     task: JoinHandle<()>,
 }
 
@@ -31,47 +34,44 @@ pub(crate) enum LinkEvent {
     Ended(Option<Status>),
 }
 
+/// Where the events of all links go, and who is told that one has room for a request.
+#[derive(Clone, Debug)]
+pub(crate) struct LinkEvents {
+    pub(crate) events: mpsc::Sender<(LinkId, LinkEvent)>,
+    pub(crate) room: Arc<Notify>,
+}
+
 impl Link {
     /// Opens a stream. That it cannot be opened is its first and last event.
-    pub(crate) fn open(log: LogClient<Channel>, route: Route, requests_max: usize) -> Self {
+    pub(crate) fn open(
+        id: LinkId,
+        log: LogClient<Channel>,
+        route: Route,
+        requests_max: usize,
+        events: LinkEvents,
+    ) -> Self {
         let (requests, requests_in) = mpsc::channel(requests_max);
-        let (events_out, events) = mpsc::channel(ANSWERS_WAITING_MAX);
-        let task = tokio::spawn(run(log, requests_in, events_out));
+        let task = tokio::spawn(run(id, log, requests_in, events));
         Self {
+            id,
             route,
             requests: Some(requests),
-            events,
             task,
         }
     }
 
-    /// Room for one request, if there is some now.
-    pub(crate) fn try_reserve(&self) -> Option<mpsc::Permit<'_, v1::ProduceRequest>> {
-        self.requests.as_ref()?.try_reserve().ok()
-    }
-
-    /// The next event; after the last one, that it ended.
-    pub(crate) async fn event(&mut self) -> LinkEvent {
-        self.events.recv().await.unwrap_or(LinkEvent::Ended(None))
-    }
-
-    /// The next event, or `None` once there is room for a request.
-    pub(crate) async fn event_or_room(&mut self) -> Option<LinkEvent> {
-        let room = async {
-            let is_there = match &self.requests {
-                Some(requests) => requests.reserve().await.is_ok(),
-                None => false,
-            };
-            if !is_there {
-                // The stream is over: its end is an event.
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            event = self.events.recv() => Some(event.unwrap_or(LinkEvent::Ended(None))),
-            () = room => None,
+    /// For how many requests there is room now.
+    pub(crate) fn room(&self) -> usize {
+        match &self.requests {
+            Some(requests) if !requests.is_closed() => requests.capacity(),
+            _ => 0,
         }
+    }
+
+    /// Hands a request over. Gives whether that could be done.
+    pub(crate) fn send(&self, request: v1::ProduceRequest) -> bool {
+        let requests = self.requests.as_ref();
+        requests.is_some_and(|requests| requests.try_send(request).is_ok())
     }
 
     /// Tells the broker that there are no more requests.
@@ -87,18 +87,24 @@ impl Drop for Link {
 }
 
 async fn run(
+    id: LinkId,
     mut log: LogClient<Channel>,
     requests: mpsc::Receiver<v1::ProduceRequest>,
-    events: mpsc::Sender<LinkEvent>,
+    out: LinkEvents,
 ) {
-    let end = match log.produce(ReceiverStream::new(requests)).await {
+    let LinkEvents { events, room } = out;
+    let requests = ReceiverStream::new(requests).map(move |request| {
+        room.notify_one();
+        request
+    });
+    let end = match log.produce(requests).await {
         Err(status) => Some(status),
         Ok(response) => {
             let mut answers = response.into_inner();
             loop {
                 match answers.message().await {
                     Ok(Some(answer)) => {
-                        if events.send(LinkEvent::Answer(answer)).await.is_err() {
+                        if events.send((id, LinkEvent::Answer(answer))).await.is_err() {
                             return;
                         }
                     }
@@ -109,5 +115,5 @@ async fn run(
         }
     };
     // Nobody listens any more when the producer gave the stream up.
-    drop(events.send(LinkEvent::Ended(end)).await);
+    drop(events.send((id, LinkEvent::Ended(end))).await);
 }

@@ -2,8 +2,9 @@
 //!
 //! [`Producer::send`] chooses the partition (`topics.rs`), waits for room in the buffer, and puts
 //! the record into the open batch of its partition (`accumulator.rs`). One task, the driver
-//! (`driver.rs`), sends closed batches over one stream (`link.rs`) and settles the futures of their
-//! records (`delivery.rs`). With idempotence it first asks who it is (`identity.rs`), and numbers the
+//! (`driver.rs`), sends closed batches to the leaders of their partitions, over a stream to each
+//! (`links.rs`, `link.rs`), sends again what failed (`failures.rs`), and settles the futures of
+//! their records (`delivery.rs`). With idempotence it first asks who it is (`identity.rs`), and numbers the
 //! batches of each partition (`sequence.rs`). Senders and driver share the accumulator under a lock that nobody keeps
 //! across a wait.
 
@@ -11,8 +12,10 @@ mod accumulator;
 mod config;
 mod delivery;
 mod driver;
+mod failures;
 mod identity;
 mod link;
+mod links;
 mod sequence;
 mod topics;
 
@@ -76,7 +79,6 @@ impl Producer {
         let limits = Limits {
             compression: config.compression,
             linger: config.linger,
-            in_flight_max: config.in_flight_max,
             in_flight_per_partition_max: config.in_flight_per_partition(),
             idempotent: config.is_idempotent(),
         };

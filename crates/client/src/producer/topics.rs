@@ -83,7 +83,7 @@ impl Topics {
         let began_at = Instant::now();
         let mut retry = 0;
         loop {
-            let error = match client.describe_topic(topic, false).await {
+            let error = match client.ask_topic(topic, false).await {
                 Ok(described) => {
                     let facts = facts_of(&described)?;
                     self.learn(topic, facts);

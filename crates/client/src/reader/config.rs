@@ -73,17 +73,21 @@ pub struct ReaderConfig {
     pub to: Option<OffsetSpec>,
     /// Whether to wait for new records at the end. Not by default.
     pub follow: bool,
-    /// How many bytes of batches the broker may send ahead of what the application has taken. 8 MiB
-    /// by default; at least 64 KiB.
+    /// Whether to read from the broker that is connected too where it has a replica and does not
+    /// lead: up to the high watermark that it knows, which may be an older one. Not by default.
+    pub read_replica: bool,
+    /// How many bytes of batches brokers may send ahead of what the application has taken: those
+    /// that are read from at the same time share it. 8 MiB by default; at least 64 KiB each.
     pub credit_bytes: u64,
     /// About how many bytes the broker shall send in one message. 1 MiB by default.
     pub message_bytes: u32,
     /// Limits of what is decoded. A batch can be as large as a message of the client, and 64 MiB
     /// decompressed, by default.
     pub limits: Option<BatchLimits>,
-    /// How long to go on trying when the connection is lost. 60 s by default.
+    /// How long to go on trying to read a partition that gets no further, because the connection is
+    /// lost or nobody leads it. 60 s by default.
     pub retry_timeout: Duration,
-    /// How long the broker may say nothing, not even that it is alive, before the connection is
+    /// How long a broker may say nothing, not even that it is alive, before the stream is
     /// given up. 45 s by default, three of its heartbeats.
     pub silence_timeout: Duration,
     /// How long to wait before trying again.
@@ -99,6 +103,7 @@ impl ReaderConfig {
             from: OffsetSpec::Earliest,
             to: None,
             follow: false,
+            read_replica: false,
             credit_bytes: 8 * 1024 * 1024,
             message_bytes: 1024 * 1024,
             limits: None,

@@ -1,115 +1,112 @@
 //! Reading records.
 //!
-//! A [`Reader`] holds one `Read` stream. It takes a message, gives its records one by one
-//! (`decode.rs`), and grants the broker credit for the next ones when the application has taken
-//! them. When the stream breaks, a new one goes on from the next offsets (`progress.rs`).
+//! A [`Reader`] has a `Read` stream to each leader of its partitions (`streams.rs`, `stream.rs`). It
+//! takes a message, gives its records one by one (`decode.rs`), and grants the broker credit for the
+//! next ones when the application has taken them. When a stream breaks, or a partition is led
+//! elsewhere, a new stream goes on from the next offsets (`progress.rs`).
 
 mod config;
 mod decode;
 mod progress;
+mod stream;
+mod streams;
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_proto::v1;
 use tidelog_record::{BatchLimits, PartitionId};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tokio::time::{Instant, sleep_until};
 
 pub use self::config::{ConsumedRecord, OffsetSpec, ReadRange, ReaderConfig, StartAt};
 
 use self::decode::Decoder;
 use self::progress::Progress;
-use crate::client::Route;
+use self::stream::{StreamEvent, StreamId};
+use self::streams::Streams;
+use crate::refresh::Refresh;
 use crate::{Client, ClientError};
 
-/// The least credit: with less, large batches would come one by one.
-const CREDIT_BYTES_MIN: u64 = 64 * 1024;
+/// The longest wait before a partition is read again whose leader is to be found.
+const LEADERLESS_WAIT_MAX: Duration = Duration::from_millis(200);
 
-/// Grants that may wait to be sent. One is sent for each quarter of the credit, so that more than a
-/// few never wait.
-const GRANTS_WAITING_MAX: usize = 16;
+/// How long to wait when a partition has another leader: brokers that point at each other must not be
+/// asked all the time.
+const MOVED_WAIT: Duration = Duration::from_millis(20);
 
-/// Reads a topic, each record once, over lost connections too.
+/// Reads a topic, each record once, over lost connections and changes of leaders too.
 ///
 /// Records of a partition come in the order of their offsets; those of different partitions as the
-/// broker sends them.
+/// brokers send them.
 #[derive(Debug)]
 pub struct Reader {
     client: Client,
     config: ReaderConfig,
     limits: BatchLimits,
     progress: Progress,
-    stream: Option<ReadStream>,
+    streams: Streams,
+    /// Asks who leads.
+    refresh: Refresh,
+    /// Of the client's table, when it was last looked at.
+    routing_version: u64,
+    /// Came while the reader was opened, for afterwards. The credit bounds it.
+    waiting: VecDeque<(StreamId, v1::ReadData)>,
+    /// What ended partitions: one each at most.
+    errors: VecDeque<ClientError>,
     /// What is being given out.
     current: Option<Message>,
-    /// Since when there is no stream, and how often a new one was tried.
-    trouble: Option<Trouble>,
     /// An error after which nothing comes.
     has_failed: bool,
-}
-
-#[derive(Debug)]
-struct ReadStream {
-    route: Route,
-    grants: mpsc::Sender<v1::ReadRequest>,
-    answers: Streaming<v1::ReadResponse>,
-    /// Bytes that were taken since the last grant.
-    ungranted_bytes: u64,
 }
 
 /// A message that is being taken apart.
 #[derive(Debug)]
 struct Message {
     decoder: Decoder,
+    stream: StreamId,
     partition: u32,
     next_offset: u64,
     len: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Trouble {
-    since: Instant,
-    retries: u32,
-}
-
 impl Reader {
-    /// Opens the stream and waits until the broker has told where each partition begins and ends.
+    /// Opens streams and waits until brokers have told where each partition begins and ends.
     ///
     /// # Errors
     /// [`ClientError::Broker`] when the topic, a partition or an offset is not there; what any call
     /// meets, once trying again did not help.
     pub async fn open(client: Client, mut config: ReaderConfig) -> Result<Self, ClientError> {
-        config.credit_bytes = config.credit_bytes.max(CREDIT_BYTES_MIN);
         let limits = config.limits.clone().unwrap_or_else(|| BatchLimits {
             batch_bytes_max: client.config().message_bytes_max,
             ..BatchLimits::default()
         });
+        // This also tells who leads them.
+        let all = all_partitions(&client, &config).await?;
         if config.partitions.is_empty() {
             // Named one by one, each has its end or its error, whatever breaks on the way.
-            config.partitions = all_partitions(&client, &config).await?;
+            config.partitions = all;
         }
         let mut reader = Self {
             client,
             progress: Progress::new(&config.partitions),
             config,
             limits,
-            stream: None,
+            streams: Streams::new(),
+            refresh: Refresh::default(),
+            routing_version: 0,
+            waiting: VecDeque::new(),
+            errors: VecDeque::new(),
             current: None,
-            trouble: None,
             has_failed: false,
         };
         while !reader.progress.is_started() {
-            if let Some(error) = reader.step().await? {
-                return Err(error);
-            }
+            reader.step().await?;
         }
         Ok(reader)
     }
 
-    /// Where each partition began and ends, as the broker looked it up at the start.
+    /// Where each partition began and ends, as the brokers looked it up at the start.
     pub fn ranges(&self) -> Vec<ReadRange> {
         self.progress.ranges()
     }
@@ -126,207 +123,78 @@ impl Reader {
             if let Some(record) = self.next_buffered() {
                 return Some(record);
             }
+            if let Some(error) = self.errors.pop_front() {
+                return Some(Err(error));
+            }
             if self.has_failed || self.progress.is_over() {
-                self.stream = None;
+                self.streams.close_all();
                 return None;
             }
-            match self.step().await {
-                Ok(None) => {}
-                Ok(Some(partition_error)) => return Some(Err(partition_error)),
-                Err(error) => {
-                    self.has_failed = true;
-                    self.stream = None;
-                    return Some(Err(error));
-                }
+            if let Err(error) = self.step().await {
+                self.has_failed = true;
+                self.waiting.clear();
+                self.streams.close_all();
+                return Some(Err(error));
             }
         }
     }
 
-    /// The next record of those that came already; `None` when the broker has to be waited for, or
+    /// The next record of those that came already; `None` when a broker has to be waited for, or
     /// there are no more.
     pub fn next_buffered(&mut self) -> Option<Result<ConsumedRecord, ClientError>> {
-        let message = self.current.as_mut()?;
-        let partition = message.partition;
-        match message.decoder.next() {
-            Some(Ok(record)) => {
-                match (
-                    self.progress.partition(partition),
-                    record.offset.checked_add(1),
-                ) {
-                    (Ok(progress), Some(next)) => progress.advance(next),
-                    (Err(error), _) => return Some(Err(error)),
-                    (Ok(_), None) => {}
-                }
-                Some(Ok(record))
+        loop {
+            if self.current.is_none() {
+                let (stream, data) = self.waiting.pop_front()?;
+                self.current = self.open_message(stream, data);
             }
-            Some(Err(source)) => {
-                let len = message.len;
-                self.current = None;
-                self.grant(len);
-                Some(Err(self.damaged(partition, source)))
-            }
-            None => {
-                self.finish_message();
-                None
-            }
-        }
-    }
-
-    /// Does one thing that brings records nearer: opens a stream, or takes a message. Gives the
-    /// error of a partition that cannot be read on, while others may go on.
-    async fn step(&mut self) -> Result<Option<ClientError>, ClientError> {
-        if self.stream.is_none() {
-            return match self.open_stream().await {
-                Ok(()) => Ok(None),
-                Err(error) => self.on_trouble(error).await,
-            };
-        }
-        match self.receive().await {
-            Ok(response) => {
-                let is_progress = matches!(
-                    response,
-                    v1::read_response::Response::Data(_)
-                        | v1::read_response::Response::PartitionEnd(_)
-                );
-                if is_progress {
-                    self.trouble = None;
-                }
-                match self.on_response(response) {
-                    Ok(partition_error) => Ok(partition_error),
-                    Err(error) => self.on_trouble(error).await,
+            if let Some(message) = self.current.as_mut() {
+                let partition = message.partition;
+                match message.decoder.next() {
+                    Some(Ok(record)) => return Some(self.given_out(partition, record)),
+                    Some(Err(source)) => {
+                        let (stream, len) = (message.stream, message.len);
+                        self.current = None;
+                        self.streams.grant(stream, len);
+                        return Some(Err(self.damaged(partition, source)));
+                    }
+                    None => self.finish_message(),
                 }
             }
-            Err(error) => self.on_trouble(error).await,
         }
     }
 
-    async fn open_stream(&mut self) -> Result<(), ClientError> {
-        let (grants, requests) = mpsc::channel(GRANTS_WAITING_MAX);
-        let start = self.progress.start(&self.config);
-        let request = v1::read_request::Request::Start(start);
-        grants
-            .try_send(v1::ReadRequest {
-                request: Some(request),
-            })
-            .expect("a new channel has room");
-        let route = self.client.route();
-        let mut log = self.client.log_of(&route);
-        let after = self.client.config().request_timeout;
-        let opening = tokio::time::timeout(after, log.read(ReceiverStream::new(requests)));
-        let answers = match opening.await {
-            Ok(Ok(response)) => {
-                self.client.answered();
-                response.into_inner()
-            }
-            Ok(Err(status)) => {
-                let error = self.client.error_over(&route, &status);
-                return Err(self.client.explained(&route, error).await);
-            }
-            Err(_) => {
-                return Err(ClientError::TimedOut {
-                    operation: "Read",
-                    after,
-                });
-            }
-        };
-        self.stream = Some(ReadStream {
-            route,
-            grants,
-            answers,
-            ungranted_bytes: 0,
-        });
-        Ok(())
-    }
-
-    async fn receive(&mut self) -> Result<v1::read_response::Response, ClientError> {
-        let Some(stream) = &mut self.stream else {
-            return Err(ClientError::Closed);
-        };
-        let after = self.config.silence_timeout;
-        let message = match tokio::time::timeout(after, stream.answers.message()).await {
-            Ok(Ok(message)) => message,
-            Ok(Err(status)) => return Err(self.client.error_over(&stream.route, &status)),
-            Err(_) => {
-                return Err(ClientError::TimedOut {
-                    operation: "Read",
-                    after,
-                });
-            }
-        };
-        match message {
-            Some(v1::ReadResponse {
-                response: Some(response),
-            }) => Ok(response),
-            Some(_) => Err(ClientError::Protocol {
-                what: "a message of Read without content".to_owned(),
-            }),
-            None => Err(ClientError::Disconnected {
-                cause: "the broker ended the stream".to_owned(),
-            }),
-        }
-    }
-
-    fn on_response(
+    fn given_out(
         &mut self,
-        response: v1::read_response::Response,
-    ) -> Result<Option<ClientError>, ClientError> {
-        use v1::read_response::Response;
-        match response {
-            Response::Started(started) => self.progress.started(&started)?,
-            Response::Data(data) => self.on_data(data)?,
-            Response::PartitionEnd(end) => {
-                self.progress.partition(end.partition)?.is_over = true;
-            }
-            Response::PartitionError(failed) => return self.on_partition_error(&failed),
-            Response::Heartbeat(_) => {}
-            // The stream goes on until it ends; then a new one is opened.
-            Response::GoingAway(_) => tracing::debug!("the broker is about to stop"),
+        partition: u32,
+        record: ConsumedRecord,
+    ) -> Result<ConsumedRecord, ClientError> {
+        let progress = self.progress.partition(partition)?;
+        if let Some(next) = record.offset.checked_add(1) {
+            progress.advance(next);
         }
-        Ok(None)
+        Ok(record)
     }
 
-    fn on_data(&mut self, data: v1::ReadData) -> Result<(), ClientError> {
-        let progress = self.progress.partition(data.partition)?;
+    /// Begins to take a message apart. What of it was given out before is left out.
+    fn open_message(&mut self, stream: StreamId, data: v1::ReadData) -> Option<Message> {
+        let progress = self.progress.partition(data.partition).ok()?;
         let (from, to) = (progress.next, progress.to());
         let partition = PartitionId::new(data.partition);
         let len = u64::try_from(data.batches.len()).unwrap_or(u64::MAX);
         // The broker does not know that we ended a partition over damaged data. What it sends of it
         // is granted back all the same.
-        let bytes = if progress.is_over {
+        let bytes = if progress.is_damaged {
             Bytes::new()
         } else {
             data.batches
         };
-        self.current = Some(Message {
+        Some(Message {
             decoder: Decoder::new(partition, bytes, self.limits.clone(), from, to),
+            stream,
             partition: data.partition,
             next_offset: data.next_offset,
             len,
-        });
-        Ok(())
-    }
-
-    fn on_partition_error(
-        &mut self,
-        failed: &v1::ReadPartitionError,
-    ) -> Result<Option<ClientError>, ClientError> {
-        let progress = self.progress.partition(failed.partition)?;
-        let source = match &failed.error {
-            Some(error) => ClientError::from_message(error),
-            None => ClientError::Protocol {
-                what: "an error without content".to_owned(),
-            },
-        };
-        if source.is_retryable() {
-            // Only a new stream takes the partition up again; the others go on with it.
-            return Err(source);
-        }
-        progress.is_over = true;
-        Ok(Some(ClientError::Partition {
-            partition: progress.wanted.partition,
-            next_offset: failed.next_offset,
-            source: Box::new(source),
-        }))
+        })
     }
 
     /// All records of the current message were given out.
@@ -335,38 +203,18 @@ impl Reader {
             return;
         };
         if let Ok(progress) = self.progress.partition(message.partition)
-            && let Ok(next) = crate::admin::offset(message.next_offset)
+            && let Ok(next) = crate::offsets::offset(message.next_offset)
         {
             progress.advance(next);
         }
-        self.grant(message.len);
-    }
-
-    /// So many bytes were taken: the broker may send as many more.
-    fn grant(&mut self, len: u64) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        stream.ungranted_bytes = stream.ungranted_bytes.saturating_add(len);
-        if stream.ungranted_bytes >= self.config.credit_bytes / 4 {
-            let grant = v1::read_request::Request::AddCreditBytes(stream.ungranted_bytes);
-            // No room, or the stream is over: the bytes go with the next grant.
-            if stream
-                .grants
-                .try_send(v1::ReadRequest {
-                    request: Some(grant),
-                })
-                .is_ok()
-            {
-                stream.ungranted_bytes = 0;
-            }
-        }
+        self.streams.grant(message.stream, message.len);
     }
 
     fn damaged(&mut self, partition: u32, source: tidelog_record::BatchError) -> ClientError {
         match self.progress.partition(partition) {
             Ok(progress) => {
                 progress.is_over = true;
+                progress.is_damaged = true;
                 ClientError::Damaged {
                     topic: self.config.topic.clone(),
                     partition: progress.wanted.partition,
@@ -378,39 +226,178 @@ impl Reader {
         }
     }
 
-    /// After the stream broke: waits before the next try, or gives up.
-    async fn on_trouble(&mut self, error: ClientError) -> Result<Option<ClientError>, ClientError> {
-        self.stream = None;
-        if self.progress.is_over() {
-            return Ok(None);
+    /// Does one thing that brings records nearer: opens streams, or takes an event of one.
+    async fn step(&mut self) -> Result<(), ClientError> {
+        let now = Instant::now();
+        self.follow_leaders(now);
+        self.streams
+            .open_due(&self.client, &self.config, &mut self.progress, now);
+        self.refresh.ask(&self.client, now);
+        let wake_at = [self.progress.due_at(now), self.refresh.wake_at()];
+        let wake_at = wake_at.into_iter().flatten().min();
+        let time = async {
+            match wake_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            (stream, event) = self.streams.event() => match event {
+                StreamEvent::Message(response) => self.on_response(stream, response),
+                StreamEvent::Ended(error) => self.on_stream_end(stream, error),
+            },
+            () = self.refresh.answer() => Ok(()),
+            () = time => Ok(()),
+        }
+    }
+
+    /// As long as a partition is not read, another broker may lead it at any time. Once that is
+    /// known, it is not waited for longer than it takes.
+    fn follow_leaders(&mut self, now: Instant) {
+        let version = self.client.routing_version();
+        let has_moved = version != self.routing_version;
+        self.routing_version = version;
+        let mut is_cut_off = false;
+        for not_before in self.progress.waits() {
+            is_cut_off = true;
+            if has_moved {
+                *not_before = (*not_before).min(now + MOVED_WAIT);
+            }
+        }
+        if is_cut_off {
+            self.refresh.want(&self.config.topic);
+        }
+    }
+
+    fn on_response(
+        &mut self,
+        stream: StreamId,
+        response: v1::read_response::Response,
+    ) -> Result<(), ClientError> {
+        use v1::read_response::Response;
+        match response {
+            Response::Started(started) => self.progress.started(&started)?,
+            Response::Data(data) => {
+                self.progress.partition(data.partition)?.is_well();
+                self.waiting.push_back((stream, data));
+            }
+            Response::PartitionEnd(end) => {
+                let progress = self.progress.partition(end.partition)?;
+                progress.is_well();
+                progress.is_over = true;
+            }
+            Response::PartitionError(failed) => self.on_partition_error(stream, &failed)?,
+            Response::Heartbeat(_) => {
+                for progress in self.progress.of_stream(stream) {
+                    progress.is_well();
+                }
+            }
+            Response::GoingAway(_) => {
+                // The stream goes on until it ends; then it is known who leads instead.
+                tracing::debug!("a broker is about to stop");
+                self.refresh.want(&self.config.topic);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_partition_error(
+        &mut self,
+        stream: StreamId,
+        failed: &v1::ReadPartitionError,
+    ) -> Result<(), ClientError> {
+        let source = match &failed.error {
+            Some(error) => ClientError::from_message(error),
+            None => ClientError::Protocol {
+                what: "an error without content".to_owned(),
+            },
+        };
+        let progress = self.progress.partition(failed.partition)?;
+        let partition = progress.wanted.partition;
+        if progress.stream != Some(stream) {
+            return Ok(());
+        }
+        if !source.is_retryable() {
+            progress.is_over = true;
+            self.errors.push_back(ClientError::Partition {
+                partition,
+                next_offset: failed.next_offset,
+                source: Box::new(source),
+            });
+            return Ok(());
+        }
+        // Only a new stream takes the partition up again; the others go on with this one.
+        let address = self.streams.address(stream);
+        let mut has_leader = false;
+        if let (Some(not_leader), Some(from)) = (source.not_leader(), address) {
+            progress.needs_leader = true;
+            let (client, topic) = (&self.client, &self.config.topic);
+            has_leader = client.learn_not_leader(topic, partition, &not_leader, &from);
+        }
+        self.on_trouble(stream, Some(partition), source, has_leader)?;
+        if self.progress.of_stream(stream).next().is_none() {
+            self.streams.close(stream);
+        }
+        Ok(())
+    }
+
+    fn on_stream_end(&mut self, stream: StreamId, error: ClientError) -> Result<(), ClientError> {
+        self.streams.close(stream);
+        if self.progress.of_stream(stream).next().is_none() {
+            return Ok(());
         }
         if !error.is_retryable() {
             return Err(error);
         }
-        let now = Instant::now();
-        let trouble = self.trouble.get_or_insert(Trouble {
-            since: now,
-            retries: 0,
-        });
-        trouble.retries = trouble.retries.saturating_add(1);
-        let wait = self
-            .config
-            .backoff
-            .wait(trouble.retries, error.retry_after());
-        if trouble.since.elapsed() + wait > self.retry_timeout(&error) {
-            return Err(error);
-        }
-        tracing::debug!(%error, ?wait, "reading goes on with a new stream");
-        tokio::time::sleep(wait).await;
-        Ok(None)
+        self.on_trouble(stream, None, error, false)
     }
 
-    /// At the start an address where nobody listens is rather wrong than gone for a moment.
-    fn retry_timeout(&self, error: &ClientError) -> Duration {
-        match error {
-            ClientError::Unreachable { .. } if !self.progress.is_started() => Duration::ZERO,
-            _ => self.config.retry_timeout,
+    /// A partition of a stream, or all of them, are to be read over a new one, but not at once. Gives
+    /// the error when that was tried for too long.
+    fn on_trouble(
+        &mut self,
+        stream: StreamId,
+        only: Option<PartitionId>,
+        error: ClientError,
+        has_leader: bool,
+    ) -> Result<(), ClientError> {
+        let now = Instant::now();
+        let topic = &self.config.topic;
+        let (mut retries, mut since) = (0, Duration::ZERO);
+        let is_meant = |partition| only.is_none_or(|only| only == partition);
+        let mut places = Vec::new();
+        for progress in self.progress.of_stream(stream) {
+            let partition = progress.wanted.partition;
+            if is_meant(partition) {
+                let (tried, for_so_long) = progress.in_trouble(now);
+                (retries, since) = (retries.max(tried), since.max(for_so_long));
+                places.push(partition);
+                if !has_leader {
+                    self.client.doubt(topic, partition);
+                }
+            }
         }
+        if !has_leader {
+            self.refresh.want(topic);
+        }
+        let wait = if has_leader {
+            let backoff = self.config.backoff.at_most(LEADERLESS_WAIT_MAX);
+            backoff.wait(retries, None)
+        } else if error.not_leader().is_some() {
+            let backoff = self.config.backoff.at_most(LEADERLESS_WAIT_MAX);
+            backoff.wait(retries, error.retry_after())
+        } else {
+            self.config.backoff.wait(retries, error.retry_after())
+        };
+        if since + wait > self.config.retry_timeout {
+            return Err(error);
+        }
+        tracing::debug!(%error, ?wait, partitions = places.len(), "reading goes on elsewhere");
+        for partition in places {
+            self.progress.partition(partition.get())?.not_before = Some(now + wait);
+        }
+        Ok(())
     }
 }
 
@@ -422,7 +409,7 @@ async fn all_partitions(
     let began_at = Instant::now();
     let mut retries = 0;
     loop {
-        let error = match client.describe_topic(&config.topic, false).await {
+        let error = match client.ask_topic(&config.topic, false).await {
             Ok(described) => {
                 let count = described.topic.map_or(0, |topic| topic.partitions);
                 return Ok((0..count)

@@ -1,27 +1,29 @@
 //! A broker in memory behind a real gRPC server, which fails on demand.
 
+mod cluster;
+mod log;
 mod reading;
 mod topics;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_client::{Client, ClientConfig, Compression};
 use tidelog_proto::v1;
-use tidelog_proto::v1::log_server::{Log, LogServer};
+use tidelog_proto::v1::cluster_server::ClusterServer;
+use tidelog_proto::v1::log_server::LogServer;
 use tidelog_proto::v1::topics_server::TopicsServer;
 use tidelog_record::{BatchBuilder, BatchLimits, Timestamp, split_batches};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tokio_stream::{Stream, StreamExt};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tokio::sync::watch;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use self::reading::Reading;
+pub(crate) use self::cluster::Cluster;
 
 /// What becomes of one request of the produce stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +92,25 @@ pub(crate) struct State {
     pub(crate) describe_failures: usize,
     /// One batch a message.
     pub(crate) starts: Vec<v1::ReadStart>,
+    /// The brokers of a cluster, which share all of this as if it were copied at once. Empty: a broker
+    /// that knows nothing of clusters.
+    pub(crate) nodes: BTreeMap<u32, String>,
+    /// Who leads each partition, and since which epoch. `None`: nobody.
+    pub(crate) leaders: BTreeMap<u32, (Option<u32>, u32)>,
+    /// Brokers that take everything and answer nothing.
+    pub(crate) silent: BTreeSet<u32>,
+    /// Whether a broker that does not lead says who does.
+    pub(crate) has_hints: bool,
+    /// Batches that came, by broker and partition.
+    pub(crate) asked: Vec<(u32, u32)>,
+    /// The refusals of brokers that did not lead.
+    pub(crate) not_leader: usize,
+    /// Read streams, by broker, with their partitions.
+    pub(crate) reads: Vec<(u32, Vec<u32>)>,
+    /// Look-ups of offsets, by broker, with their partitions.
+    pub(crate) look_ups: Vec<(u32, Vec<u32>)>,
+    /// Changes of the cluster that were asked for.
+    pub(crate) cluster_changes: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,6 +119,8 @@ pub(crate) struct Fake {
     /// Counts the changes of the state, for those who wait for one.
     changes: watch::Sender<u64>,
     pub(crate) address: String,
+    /// Which broker of a cluster it is.
+    pub(crate) node: u32,
 }
 
 impl Fake {
@@ -113,15 +136,21 @@ impl Fake {
             state: Arc::new(Mutex::new(state)),
             changes: watch::Sender::new(0),
             address,
+            node: 0,
         };
+        tokio::spawn(fake.clone().serve(listener));
+        fake
+    }
+
+    async fn serve(self, listener: tokio::net::TcpListener) {
         let incoming = TcpListenerStream::new(listener)
             .map(|stream| stream.inspect(|stream| stream.set_nodelay(true).unwrap()));
         let server = tonic::transport::Server::builder()
-            .add_service(LogServer::new(fake.clone()))
-            .add_service(TopicsServer::new(fake.clone()))
+            .add_service(LogServer::new(self.clone()))
+            .add_service(TopicsServer::new(self.clone()))
+            .add_service(ClusterServer::new(self))
             .serve_with_incoming(incoming);
-        tokio::spawn(server);
-        fake
+        server.await.unwrap();
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -210,6 +239,44 @@ impl Fake {
         self.state().store(partition, &batch, v1::Acks::All);
     }
 
+    /// Waits for ever where the broker answers nothing.
+    async fn speak(&self) {
+        self.wait_until(|state| !state.silent.contains(&self.node))
+            .await;
+    }
+
+    /// The refusal of a broker that does not lead a partition.
+    fn check_leader(&self, partition: u32) -> Result<(), Status> {
+        let mut state = self.state();
+        let Some(&(leader, epoch)) = state.leaders.get(&partition) else {
+            return Ok(());
+        };
+        if leader == Some(self.node) {
+            return Ok(());
+        }
+        state.not_leader += 1;
+        let mut facts = HashMap::from([
+            ("topic".to_owned(), "t".to_owned()),
+            ("partition".to_owned(), partition.to_string()),
+        ]);
+        if let Some(leader) = leader.filter(|_| state.has_hints) {
+            facts.extend([
+                ("leader".to_owned(), leader.to_string()),
+                ("leader_address".to_owned(), state.nodes[&leader].clone()),
+                ("leader_epoch".to_owned(), epoch.to_string()),
+            ]);
+        }
+        let mut details = ErrorDetails::new();
+        details.set_error_info("NOT_LEADER", "tidelog", facts);
+        details.set_retry_info(Some(Duration::from_millis(1)));
+        let message = format!("broker {} does not lead", self.node);
+        Err(Status::with_error_details(
+            Code::Unavailable,
+            message,
+            details,
+        ))
+    }
+
     fn topic_partitions(&self, topic: &str) -> Result<u32, Status> {
         let found = self.state().partitions.get(topic).copied();
         found.ok_or_else(|| {
@@ -223,6 +290,7 @@ impl Fake {
         let partition = append.partition.expect("the producer chooses");
         let mut state = self.state();
         state.requests.push(partition);
+        state.asked.push((self.node, partition));
         let next = state
             .steps
             .pop_front()
@@ -366,168 +434,4 @@ pub(crate) fn error(code: Code, reason: &str, message: &str, retry: Option<Durat
 
 pub(crate) fn in_band(status: &Status) -> tonic_types::Status {
     prost::Message::decode(status.details()).expect("it was encoded")
-}
-
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Log for Fake {
-    async fn append(
-        &self,
-        _: Request<v1::AppendRequest>,
-    ) -> Result<Response<v1::AppendResponse>, Status> {
-        Err(Status::unimplemented("append"))
-    }
-
-    type ProduceStream = BoxStream<v1::ProduceResponse>;
-
-    async fn produce(
-        &self,
-        request: Request<Streaming<v1::ProduceRequest>>,
-    ) -> Result<Response<Self::ProduceStream>, Status> {
-        self.state().streams_opened += 1;
-        let mut requests = request.into_inner();
-        let (answers, answers_out) = mpsc::channel(1000);
-        let fake = self.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(request)) = requests.message().await {
-                let append = request.append.expect("there is one");
-                fake.wait_until(|state| !state.is_held).await;
-                let (step, stored) = fake.take(&append);
-                let (base_offset, duplicate) = *stored.as_ref().unwrap_or(&(0, false));
-                let outcome = match step {
-                    Step::Store if stored.is_err() => {
-                        v1::produce_response::Outcome::Error(in_band(&stored.unwrap_err()))
-                    }
-                    Step::Store => v1::produce_response::Outcome::Appended(v1::AppendResponse {
-                        results: vec![v1::AppendResult {
-                            partition: append.partition.unwrap(),
-                            base_offset: Some(base_offset),
-                            record_count: 1,
-                            duplicate,
-                            ..Default::default()
-                        }],
-                    }),
-                    Step::RefuseForNow => {
-                        let retry = Some(Duration::from_millis(1));
-                        let status = error(Code::ResourceExhausted, "OVERLOADED", "full", retry);
-                        v1::produce_response::Outcome::Error(in_band(&status))
-                    }
-                    Step::Refuse => {
-                        let status = error(Code::InvalidArgument, "INVALID_BATCH", "no", None);
-                        v1::produce_response::Outcome::Error(in_band(&status))
-                    }
-                    Step::Break | Step::StoreAndBreak => {
-                        let broken = Err(Status::unavailable("broken on demand"));
-                        drop(answers.send(broken).await);
-                        return;
-                    }
-                    Step::Ignore => continue,
-                };
-                if append.acks() == v1::Acks::None {
-                    continue;
-                }
-                let correlation_id = request.correlation_id;
-                let answer = v1::ProduceResponse {
-                    correlation_id,
-                    outcome: Some(outcome),
-                };
-                if answers.send(Ok(answer)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers_out))))
-    }
-
-    async fn init_producer(
-        &self,
-        _: Request<v1::InitProducerRequest>,
-    ) -> Result<Response<v1::InitProducerResponse>, Status> {
-        let mut state = self.state();
-        if state.identity_failures > 0 {
-            state.identity_failures -= 1;
-            return Err(Status::unavailable("no ids for the moment"));
-        }
-        let producer_id = state.next_producer_id;
-        state.next_producer_id += 1;
-        Ok(Response::new(v1::InitProducerResponse {
-            producer_id,
-            producer_epoch: 0,
-        }))
-    }
-
-    async fn fetch(
-        &self,
-        _: Request<v1::FetchRequest>,
-    ) -> Result<Response<v1::FetchResponse>, Status> {
-        Err(Status::unimplemented("fetch"))
-    }
-
-    type ReadStream = BoxStream<v1::ReadResponse>;
-
-    async fn read(
-        &self,
-        request: Request<Streaming<v1::ReadRequest>>,
-    ) -> Result<Response<Self::ReadStream>, Status> {
-        let mut requests = request.into_inner();
-        let first = requests
-            .message()
-            .await?
-            .expect("the first request")
-            .request;
-        let Some(v1::read_request::Request::Start(start)) = first else {
-            return Err(Status::invalid_argument("the first request must start"));
-        };
-        let partitions = self.topic_partitions(&start.topic)?;
-        let (answers, answers_out) = mpsc::channel(1);
-        let fake = self.clone();
-        tokio::spawn(async move {
-            let reading = Reading::new(fake, start, requests, partitions);
-            if let Err(status) = reading.run(&answers).await {
-                drop(answers.send(Err(status)).await);
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers_out))))
-    }
-
-    async fn list_offsets(
-        &self,
-        request: Request<v1::ListOffsetsRequest>,
-    ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
-        let partitions = request.into_inner().partitions.into_iter().map(|asked| {
-            let count = self.topic_partitions(&asked.topic)?;
-            let missing = error(
-                Code::NotFound,
-                "PARTITION_NOT_FOUND",
-                "no such partition",
-                None,
-            );
-            Ok(v1::ListedOffset {
-                offset: self.state().end_offset(asked.partition),
-                error: (asked.partition >= count).then(|| in_band(&missing)),
-                topic: asked.topic,
-                partition: asked.partition,
-                ..Default::default()
-            })
-        });
-        let partitions = partitions.collect::<Result<_, Status>>()?;
-        Ok(Response::new(v1::ListOffsetsResponse { partitions }))
-    }
-
-    async fn delete_records(
-        &self,
-        request: Request<v1::DeleteRecordsRequest>,
-    ) -> Result<Response<v1::DeleteRecordsResponse>, Status> {
-        // Nothing can be deleted here.
-        let beyond = error(Code::OutOfRange, "OFFSET_OUT_OF_RANGE", "0 to 10", None);
-        let partitions = request.into_inner().partitions;
-        let partitions = partitions.into_iter().map(|asked| v1::DeletedRecords {
-            partition: asked.partition,
-            error: Some(in_band(&beyond)),
-            ..Default::default()
-        });
-        let partitions = partitions.collect();
-        Ok(Response::new(v1::DeleteRecordsResponse { partitions }))
-    }
 }

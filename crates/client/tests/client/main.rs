@@ -6,5 +6,7 @@
 mod admin;
 mod fake;
 mod idempotence;
+mod leaders;
+mod moving;
 mod producer;
 mod reader;

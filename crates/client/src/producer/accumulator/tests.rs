@@ -5,9 +5,12 @@ fn accumulator(linger_ms: u64, per_partition: usize) -> Accumulator {
         idempotent: false,
         compression: Compression::None,
         linger: Duration::from_millis(linger_ms),
-        in_flight_max: 10,
         in_flight_per_partition_max: per_partition,
     })
+}
+
+fn next(accumulator: &mut Accumulator) -> Option<(QueueId, ClosedBatch)> {
+    accumulator.next_to_send(|_, _, _| true)
 }
 
 fn push(accumulator: &mut Accumulator, partition: u32, len: usize) -> Pushed {
@@ -27,20 +30,19 @@ async fn a_full_batch_is_closed_and_an_open_one_lingers() {
         push(&mut accumulator, 0, 500).wake,
         "the driver must know when it is due"
     );
-    assert!(accumulator.next_to_send().is_none());
+    assert!(next(&mut accumulator).is_none());
     let second = push(&mut accumulator, 0, 500);
     assert!(second.wake, "the first batch is closed");
-    let (_, batch) = accumulator.next_to_send().expect("the first is full");
+    let (_, batch) = next(&mut accumulator).expect("the first is full");
     assert_eq!((batch.head.id, batch.head.reserved_bytes), (0, 500));
     accumulator.landed(0, 0);
 
-    assert!(accumulator.next_to_send().is_none());
+    assert!(next(&mut accumulator).is_none());
     let due = now + Duration::from_millis(5);
     assert_eq!(accumulator.on_time(now), Some(due));
     assert_eq!(accumulator.on_time(due), None);
     assert_eq!(
-        accumulator
-            .next_to_send()
+        next(&mut accumulator)
             .expect("it lingered enough")
             .1
             .head
@@ -53,13 +55,13 @@ async fn a_full_batch_is_closed_and_an_open_one_lingers() {
 async fn without_linger_records_gather_while_others_are_on_their_way() {
     let mut accumulator = accumulator(0, 1);
     push(&mut accumulator, 0, 10);
-    let (id, _) = accumulator.next_to_send().expect("at once");
+    let (id, _) = next(&mut accumulator).expect("at once");
     for _ in 0..5 {
         push(&mut accumulator, 0, 10);
     }
-    assert!(accumulator.next_to_send().is_none(), "one at a time");
+    assert!(next(&mut accumulator).is_none(), "one at a time");
     accumulator.landed(id, 0);
-    let (_, batch) = accumulator.next_to_send().expect("the gathered ones");
+    let (_, batch) = next(&mut accumulator).expect("the gathered ones");
     assert_eq!(batch.head.reserved_bytes, 50);
 }
 
@@ -70,7 +72,7 @@ async fn a_failed_batch_goes_before_later_ones() {
     let mut sent = Vec::new();
     for _ in 0..3 {
         push(&mut accumulator, 0, 990);
-        sent.push(accumulator.next_to_send().expect("room for three"));
+        sent.push(next(&mut accumulator).expect("room for three"));
     }
     push(&mut accumulator, 0, 990);
     push(&mut accumulator, 1, 990);
@@ -81,24 +83,18 @@ async fn a_failed_batch_goes_before_later_ones() {
         accumulator.landed(id, batch.head.id);
         accumulator.put_back(id, batch, Some(until));
     }
-    let (other, _) = accumulator
-        .next_to_send()
-        .expect("the other partition goes on");
+    let (other, _) = next(&mut accumulator).expect("the other partition goes on");
     assert_eq!(accumulator.place(other).1, PartitionId::new(1));
-    assert!(
-        accumulator.next_to_send().is_none(),
-        "the partition is muted"
-    );
+    assert!(next(&mut accumulator).is_none(), "the partition is muted");
     assert_eq!(accumulator.on_time(now), Some(until));
     accumulator.on_time(until);
-    let ids: Vec<_> = std::iter::from_fn(|| accumulator.next_to_send())
+    let ids: Vec<_> = std::iter::from_fn(|| next(&mut accumulator))
         .map(|(_, batch)| batch.head.id)
         .collect();
     assert_eq!(ids, [0, 1, 2]);
     accumulator.landed(0, 0);
     assert_eq!(
-        accumulator
-            .next_to_send()
+        next(&mut accumulator)
             .expect("then the later ones")
             .1
             .head
@@ -130,13 +126,24 @@ async fn old_batches_expire_and_flushing_waits_only_for_older_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_so_many_are_on_their_way() {
+async fn what_is_held_back_waits_until_it_is_released() {
     let mut accumulator = accumulator(0, 1);
     for partition in 0..12 {
         push(&mut accumulator, partition, 10);
     }
-    let sent = std::iter::from_fn(|| accumulator.next_to_send()).count();
-    assert_eq!(sent, 10);
-    accumulator.landed(3, 3);
-    assert!(accumulator.next_to_send().is_some());
+    let mut asked = 0;
+    let sent = std::iter::from_fn(|| {
+        accumulator.next_to_send(|_, _, partition| {
+            asked += 1;
+            partition.get() < 10
+        })
+    });
+    assert_eq!(sent.count(), 10);
+    assert_eq!(asked, 12, "each once");
+    push(&mut accumulator, 10, 10);
+    assert!(next(&mut accumulator).is_none(), "it is still held back");
+    accumulator.release([10]);
+    let (id, batch) = next(&mut accumulator).expect("it was released");
+    assert_eq!((id, batch.head.reserved_bytes), (10, 20));
+    assert!(next(&mut accumulator).is_none());
 }

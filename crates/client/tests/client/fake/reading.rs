@@ -1,5 +1,7 @@
 //! `Log.Read` of the fake broker.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use tidelog_proto::v1::{self, read_response};
 use tokio::sync::mpsc;
@@ -62,7 +64,7 @@ impl Reading {
         }
 
         let mut credit = self.start.credit_bytes;
-        for range in &ranges {
+        'partitions: for range in &ranges {
             let partition = range.partition;
             let failure = self.fake.state().read_partition_errors.remove(&partition);
             if let Some(status) = failure {
@@ -78,6 +80,20 @@ impl Reading {
             }
             let mut next_offset = range.from;
             while range.to.is_none_or(|to| next_offset < to) {
+                self.fake.speak().await;
+                let lost = self.fake.check_leader(partition);
+                if let Err(status) = lost.or_else(|lost| self.follower(lost)) {
+                    let error = Some(in_band(&status));
+                    send(read_response::Response::PartitionError(
+                        v1::ReadPartitionError {
+                            partition,
+                            next_offset,
+                            error,
+                        },
+                    ))
+                    .await;
+                    continue 'partitions;
+                }
                 let Some((bytes, end)) = self.batch_at(partition, next_offset) else {
                     if self.take_heartbeat(partition) {
                         send(read_response::Response::Heartbeat(v1::ReadHeartbeat {})).await;
@@ -140,8 +156,28 @@ impl Reading {
         Ok(())
     }
 
+    /// A replica serves those who want that.
+    fn follower(&self, lost: Status) -> Result<(), Status> {
+        if self.start.read_replica {
+            return Ok(());
+        }
+        Err(lost)
+    }
+
     /// What can be read, and what cannot.
     fn ranges(&self) -> (Vec<v1::ReadRange>, Vec<v1::ReadPartitionError>) {
+        // Before the state is locked here.
+        let mut moved = HashMap::new();
+        for asked in self
+            .start
+            .partitions
+            .iter()
+            .filter(|_| !self.start.read_replica)
+        {
+            if let Err(status) = self.fake.check_leader(asked.partition) {
+                moved.insert(asked.partition, status);
+            }
+        }
         let state = self.fake.state();
         let look_up = |spec: &v1::OffsetSpec, end: u64| match spec.at {
             Some(v1::offset_spec::At::Offset(offset)) => offset,
@@ -160,6 +196,14 @@ impl Reading {
                 .to
                 .or(self.start.to)
                 .map(|to| look_up(&to, end).min(end));
+            if let Some(status) = moved.remove(&asked.partition) {
+                failed.push(v1::ReadPartitionError {
+                    partition: asked.partition,
+                    next_offset: from,
+                    error: Some(in_band(&status)),
+                });
+                continue;
+            }
             let refusal = if asked.partition >= self.partitions {
                 Some((Code::NotFound, "PARTITION_NOT_FOUND"))
             } else if from > end {

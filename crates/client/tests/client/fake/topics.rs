@@ -71,6 +71,7 @@ impl Topics for Fake {
         request: Request<v1::DescribeTopicRequest>,
     ) -> Result<Response<v1::DescribeTopicResponse>, Status> {
         let name = request.into_inner().name;
+        self.speak().await;
         {
             let mut state = self.state();
             state.describes += 1;
@@ -96,7 +97,8 @@ impl Topics for Fake {
                     is_default: false,
                 })
                 .collect(),
-            partitions: Vec::new(),
+            partitions: self.described(partitions),
+            brokers: self.addresses(),
         }))
     }
 

@@ -139,6 +139,7 @@ pub(super) fn reads() -> Vec<Case> {
                 max_bytes: u32::MAX,
                 max_wait_ms: 301,
                 format: v1::Format::Records.into(),
+                read_replica: true,
             },
         ),
         Case::new(
@@ -211,6 +212,7 @@ pub(super) fn reads() -> Vec<Case> {
                 credit_is_limited: true,
                 format: v1::Format::Records.into(),
                 message_bytes: 300,
+                read_replica: true,
             },
         ),
         Case::new(

@@ -3,6 +3,7 @@
 //! Each value names all of its fields, so that a new one is missed when this is compiled. The
 //! messages inside of it have only one, so that what they get some day changes nothing here.
 
+mod cluster;
 mod log;
 
 use std::collections::HashMap;
@@ -37,6 +38,10 @@ fn topic() -> v1::TopicSummary {
     }
 }
 
+fn assigned() -> v1::ReplicaAssignment {
+    v1::ReplicaAssignment { node_ids: vec![3] }
+}
+
 fn settings() -> HashMap<String, String> {
     HashMap::from([("retention.ms".to_owned(), "-1".to_owned())])
 }
@@ -58,6 +63,7 @@ fn error() -> tonic_types::Status {
 pub(crate) fn all() -> Vec<Case> {
     [
         topics(),
+        cluster::all(),
         records(),
         log::appends(),
         log::reads(),
@@ -149,6 +155,15 @@ fn topics() -> Vec<Case> {
                 partitions: 300,
                 settings: settings(),
                 validate_only: true,
+                replication_factor: 301,
+                assignment: vec![assigned()],
+            },
+        ),
+        Case::new(
+            "ReplicaAssignment",
+            "",
+            &v1::ReplicaAssignment {
+                node_ids: vec![3, 300],
             },
         ),
         Case::new(
@@ -184,6 +199,7 @@ fn topics() -> Vec<Case> {
                 partitions: 300,
                 settings: settings(),
                 internal: true,
+                replication_factor: 301,
             },
         ),
         Case::new(
@@ -207,6 +223,18 @@ fn topics() -> Vec<Case> {
                     partition: 3,
                     ..Default::default()
                 }],
+                brokers: vec![v1::BrokerAddress {
+                    node_id: 3,
+                    ..Default::default()
+                }],
+            },
+        ),
+        Case::new(
+            "BrokerAddress",
+            "",
+            &v1::BrokerAddress {
+                node_id: 300,
+                grpc_address: "a:9400".to_owned(),
             },
         ),
         Case::new(
@@ -234,6 +262,10 @@ fn topics() -> Vec<Case> {
                     ..Default::default()
                 }],
                 fault: "EIO".to_owned(),
+                leader: Some(305),
+                replicas: vec![305, 306],
+                in_sync: vec![306],
+                is_elsewhere: true,
             },
         ),
         Case::new(
@@ -270,6 +302,7 @@ fn topics() -> Vec<Case> {
             &v1::AddPartitionsRequest {
                 name: "t".to_owned(),
                 total: 300,
+                assignment: vec![assigned()],
             },
         ),
         Case::new(
