@@ -128,6 +128,11 @@ pub struct BrokerConfig {
     pub founders: Vec<NodeId>,
     /// The cluster, where others belong to it too: all founders have to be given the same.
     pub cluster_id: Option<[u8; 16]>,
+    /// The data directory's id, where it was told to others before there is a state file; a random one
+    /// otherwise. A state file keeps the one it was made with.
+    pub directory_id: Option<[u8; 16]>,
+    /// How many data directories this broker has lost.
+    pub generation: u32,
     /// The most topics there may be.
     pub topics_max: usize,
     /// The most partitions there may be, of all topics together.
@@ -152,6 +157,8 @@ impl Default for BrokerConfig {
             node_id: 1,
             founders: vec![1],
             cluster_id: None,
+            directory_id: None,
+            generation: 0,
             topics_max: 10_000,
             partitions_max: 100_000,
         }

@@ -171,7 +171,8 @@ impl Broker {
             _lock: lock.clone(),
         };
         let catch_up = if start.config.founders.len() > 1 {
-            let started = catch_up::start(&start.seams, start.shards.clone());
+            let shards = start.shards.clone();
+            let started = catch_up::start(&start.seams, shards, stopping.subscribe());
             let (letters, thread) = started.map_err(StartError::Thread)?;
             threads.push(thread);
             Some(letters)
@@ -322,7 +323,7 @@ fn open_state(seams: &Seams, config: &BrokerConfig) -> Result<StateFile, StartEr
             let identity = DirectoryIdentity {
                 cluster_id: config.cluster_id.unwrap_or_else(|| seams.random.id()),
                 node_id: config.node_id,
-                directory_id: seams.random.id(),
+                directory_id: config.directory_id.unwrap_or_else(|| seams.random.id()),
             };
             sync_names_above(&*seams.disk, data_dir)?;
             Ok(StateFile::create(seams.disk.clone(), &dir, identity)?)
