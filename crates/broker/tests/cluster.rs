@@ -49,6 +49,7 @@ impl Peers for Wire {
             from: self.own,
             raft: post.raft.into_iter().map(Received::from).collect(),
             files: post.files,
+            notes: post.notes,
         });
         Ok(())
     }

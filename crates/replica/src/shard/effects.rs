@@ -152,6 +152,8 @@ pub struct Post {
     pub raft: Vec<Letter>,
     /// Of replicas that catch up by files.
     pub files: Vec<CatchUpLetter>,
+    /// Of the brokers themselves. Nothing here knows what a note means.
+    pub notes: Vec<Bytes>,
 }
 
 /// What came of another broker.
@@ -163,6 +165,8 @@ pub struct Delivery {
     pub raft: Vec<Received>,
     /// Of replicas that catch up by files.
     pub files: Vec<CatchUpLetter>,
+    /// Of the broker itself.
+    pub notes: Vec<Bytes>,
 }
 
 /// What came of a turn, to be done in the order of the fields.
