@@ -223,6 +223,7 @@ pub(super) fn topic_summary(summary: broker::TopicSummary) -> v1::TopicSummary {
         partitions: summary.partitions,
         settings: summary.settings.into_iter().collect(),
         internal: summary.internal,
+        ..v1::TopicSummary::default()
     }
 }
 
@@ -242,6 +243,7 @@ pub(super) fn topic_description(
             .into_iter()
             .map(partition_description)
             .collect(),
+        ..v1::DescribeTopicResponse::default()
     }
 }
 
@@ -267,5 +269,6 @@ fn partition_description(partition: broker::PartitionDescription) -> v1::Partiti
         segment_count: u32::try_from(partition.segment_count).unwrap_or(u32::MAX),
         segments: partition.segments.into_iter().map(segment).collect(),
         fault: partition.fault.unwrap_or_default(),
+        ..v1::PartitionDescription::default()
     }
 }

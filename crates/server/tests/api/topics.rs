@@ -16,6 +16,7 @@ fn create(name: &str, partitions: u32, settings: &[(&str, &str)]) -> v1::CreateT
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect(),
         validate_only: false,
+        ..v1::CreateTopicRequest::default()
     }
 }
 
