@@ -79,7 +79,7 @@ pub use read::{
 pub use seams::{Clock, NoPeers, Peers, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
-pub use tidelog_controller::{EffectiveSetting, NewTopic, setting_specs};
+pub use tidelog_controller::{EffectiveSetting, LEVEL_MAX, NewTopic, setting_specs};
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
 pub use tidelog_replica::{Delivery, NodeId, Post};
 
