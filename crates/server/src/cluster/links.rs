@@ -94,9 +94,14 @@ impl Links {
         let others: BTreeMap<_, _> = others
             .map(|broker| (broker.node_id, broker.cluster_address.as_str()))
             .collect();
-        links
-            .by_node
-            .retain(|node, (address, _)| others.get(node) == Some(&address.as_str()));
+        let mut ended = Vec::new();
+        links.by_node.retain(|node, (address, _)| {
+            let stays = others.get(node) == Some(&address.as_str());
+            if !stays {
+                ended.push(*node);
+            }
+            stays
+        });
         let _runtime = inner.runtime.enter();
         for (node, address) in others {
             links.by_node.entry(node).or_insert_with(|| {
@@ -105,6 +110,11 @@ impl Links {
                 let link = Link::start(*own, node, address.to_owned(), sink, config);
                 (address.to_owned(), link)
             });
+        }
+        drop(links);
+        // What waited in these links is lost.
+        for node in ended {
+            inner.inbox.unreachable(node);
         }
     }
 
