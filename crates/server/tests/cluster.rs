@@ -139,10 +139,9 @@ async fn append_anywhere(servers: &[&Server], topic: &str, value: &str) -> u64 {
 /// Waits until a server has everything before an offset, by what it tells its readers.
 async fn has_until(server: &Server, topic: &str, end: u64) {
     loop {
-        if let Ok(partition) = server.broker().partition(topic, 0) {
-            if partition.ends().high_watermark.get() >= end {
-                return;
-            }
+        let partition = server.broker().partition(topic, 0);
+        if partition.is_ok_and(|partition| partition.ends().high_watermark.get() >= end) {
+            return;
         }
         tokio::task::yield_now().await;
     }
