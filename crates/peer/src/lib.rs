@@ -31,8 +31,8 @@ mod tests;
 
 pub use ask::{ASK_BYTES_MAX, AskError, ask};
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError, NOTE_BYTES_MAX};
-pub use link::{Link, LinkConfig, LinkState, LinkStats};
 pub use generated::peer_server::PeerServer;
+pub use link::{Link, LinkConfig, LinkState, LinkStats};
 pub use service::{Answers, Gate, PeerService, Refused, Sink};
 
 use tidelog_replica::NodeId;
