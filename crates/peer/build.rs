@@ -1,4 +1,4 @@
-//! Makes the service's client and server: its messages are no protobuf, so that it is described here.
+//! Makes the service's client and server: frames are no protobuf, so that it is described here.
 
 use tonic_build::manual::{Builder, Method, Service};
 
@@ -13,11 +13,20 @@ fn main() {
         .client_streaming()
         .server_streaming()
         .build();
+    let ask = Method::builder()
+        .name("ask")
+        .route_name("Ask")
+        .comment("A question to a broker, before there is a link.")
+        .input_type("tidelog_proto::internal::v1::PeerQuestion")
+        .output_type("tidelog_proto::internal::v1::PeerAnswer")
+        .codec_path("crate::ask::AskCodec")
+        .build();
     let peer = Service::builder()
         .name("Peer")
         .package("tidelog.internal.v1")
         .comment("What brokers of a cluster tell each other.")
         .method(link)
+        .method(ask)
         .build();
     Builder::new().compile(&[peer]);
 }

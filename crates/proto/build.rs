@@ -11,7 +11,8 @@ const PUBLIC: [&str; 4] = [
     "tidelog/v1/log.proto",
     "tidelog/v1/cluster.proto",
 ];
-const INTERNAL: [&str; 3] = [
+const INTERNAL: [&str; 4] = [
+    "tidelog/internal/v1/ask.proto",
     "tidelog/internal/v1/metadata.proto",
     "tidelog/internal/v1/peer.proto",
     "tidelog/internal/v1/broker.proto",

@@ -10,7 +10,7 @@ use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::GroupKey;
 use tidelog_replica::catch_up::{CatchUpLetter, Copies, Logs, PullConfig, PullTarget, Pulled};
 use tidelog_replica::{Delivery, NodeId, Post, node_of};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::Broker;
 use crate::mailbox::{Command, ShardHandle};
@@ -64,6 +64,7 @@ impl Broker {
 pub(crate) fn start(
     seams: &Seams,
     shards: Vec<ShardHandle>,
+    stopping: watch::Receiver<bool>,
 ) -> io::Result<(Letters, JoinHandle<()>)> {
     let (letters, mailbox) = mpsc::channel(MAILBOX_LEN);
     let run = Run {
@@ -71,6 +72,7 @@ pub(crate) fn start(
         shards: Shards(shards),
         peers: seams.peers.clone(),
         clock: seams.clock.clone(),
+        stopping,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -86,10 +88,11 @@ struct Run {
     shards: Shards,
     peers: Arc<dyn Peers>,
     clock: Arc<dyn Clock>,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Run {
-    /// Until nobody is left who could send a letter.
+    /// Until the broker stops, or nobody is left who could send a letter.
     fn run(
         mut self,
         mut mailbox: mpsc::Receiver<CatchUpLetter>,
@@ -97,11 +100,21 @@ impl Run {
     ) {
         loop {
             let is_idle = self.copies.is_idle();
+            let stopping = &mut self.stopping;
             let next = runtime.block_on(async {
+                // Whoever stops the broker waits for this thread, and holds a sender.
+                let stopped = stopping.wait_for(|stopping| *stopping);
+                let letter = async {
+                    tokio::select! {
+                        biased;
+                        _ = stopped => None,
+                        letter = mailbox.recv() => letter,
+                    }
+                };
                 if is_idle {
-                    return Ok(mailbox.recv().await);
+                    return Ok(letter.await);
                 }
-                tokio::time::timeout(TICK, mailbox.recv()).await
+                tokio::time::timeout(TICK, letter).await
             });
             let now = u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX);
             let mut letters = match next {

@@ -19,7 +19,7 @@ const SILENT_AFTER_MS: u64 = 2_500;
 const PROBLEMS_MAX: usize = 1000;
 
 /// Another broker, or this one, and where it is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownBroker {
     /// Its number.
     pub node_id: NodeId,

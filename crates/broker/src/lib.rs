@@ -298,6 +298,8 @@ pub struct Health {
     pub faulted: bool,
     /// What does not work, partitions mostly, and why.
     pub faults: Vec<String>,
+    /// What it waits for before the others count on it.
+    pub waits_for: Option<String>,
 }
 
 impl Broker {
@@ -375,10 +377,16 @@ impl Broker {
         let faulted = metadata.is_some() || state.is_some();
         faults.extend(metadata.into_iter().chain(state));
         faults.sort();
+        let is_joined = self.inner.config.is_alone() || self.is_registered();
+        let waits_for = (!is_joined).then(|| match self.registration_refused() {
+            Some(refused) => format!("the cluster does not take this broker: {refused}"),
+            None => "a majority of the brokers that decide".to_owned(),
+        });
         Health {
-            ready: !faulted && !self.is_stopping(),
+            ready: !faulted && !self.is_stopping() && is_joined,
             faulted,
             faults,
+            waits_for,
         }
     }
 

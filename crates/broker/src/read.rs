@@ -202,9 +202,19 @@ impl PartitionHandle {
         })
     }
 
+    /// Where it begins and ends, with everything that was acknowledged before this call.
+    ///
+    /// # Errors
+    /// Another broker leads, or this one cannot make sure that it does; the topic may be gone.
+    pub async fn confirmed_ends(&self) -> Result<Ends, ReadError> {
+        self.check_open()?;
+        self.confirm_watermark().await?;
+        Ok(self.ends())
+    }
+
     /// Whether an offset above the high watermark may be one that was read before: another leader, or
-    /// another replica, may know of a higher one.
-    fn is_to_come(&self, from: Offset) -> bool {
+    /// another replica, may know of a higher one. Reading from there waits.
+    pub fn is_to_come(&self, from: Offset) -> bool {
         let partition = &self.partition;
         let may_lag = self.from_replica && !partition.answers_for_leader();
         partition.has_others() && (may_lag || from <= partition.reader().end_offset())

@@ -180,7 +180,8 @@ impl Broker {
             _lock: lock.clone(),
         };
         let catch_up = if !start.config.is_alone() {
-            let started = catch_up::start(&start.seams, start.shards.clone());
+            let shards = start.shards.clone();
+            let started = catch_up::start(&start.seams, shards, stopping.subscribe());
             let (letters, thread) = started.map_err(StartError::Thread)?;
             threads.push(thread);
             Some(letters)

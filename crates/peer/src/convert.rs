@@ -9,7 +9,7 @@ use tidelog_replica::eraftpb::{Entry, EntryType, Message};
 use tidelog_replica::{Delivery, Letter, NodeId, Payload, Received, node_of, stub_of};
 use wire::files_letter::What;
 
-use crate::frame::{Frame, FrameError, payload_len};
+use crate::frame::{Frame, FrameError, NOTE_BYTES_MAX, NOTES_MAX, payload_len};
 use crate::{Identity, PROTOCOL_VERSION};
 
 /// So many entries one message of Raft has at most: no replica sends more.
@@ -152,6 +152,13 @@ pub(crate) fn delivery(frame: Frame, from: NodeId, own: NodeId) -> Result<Delive
         }
         Ok(())
     };
+    let notes = frame.meta.notes;
+    if notes.len() > NOTES_MAX {
+        return Err(FrameError::Senseless("there are too many notes"));
+    }
+    if notes.iter().any(|note| note.len() > NOTE_BYTES_MAX) {
+        return Err(FrameError::Senseless("a note is too long"));
+    }
     let mut raft = Vec::with_capacity(frame.meta.raft.len());
     for letter in frame.meta.raft {
         check(letter.from, letter.to)?;
@@ -162,7 +169,12 @@ pub(crate) fn delivery(frame: Frame, from: NodeId, own: NodeId) -> Result<Delive
         check(letter.from, letter.to)?;
         files.push(about_files(letter, &mut payloads)?);
     }
-    Ok(Delivery { from, raft, files })
+    Ok(Delivery {
+        from,
+        raft,
+        files,
+        notes,
+    })
 }
 
 fn key_of(topic_id: &[u8], partition: u32) -> Result<GroupKey, FrameError> {

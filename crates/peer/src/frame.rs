@@ -23,6 +23,15 @@ pub const FRAME_BYTES_MAX: usize = (64 << 20) + (1 << 20);
 /// The longest `PeerFrame` in one, so that decoding it takes no more memory than is reasonable.
 const META_BYTES_MAX: usize = 4 << 20;
 const HEAD_LEN: usize = 8;
+/// The longest note.
+pub const NOTE_BYTES_MAX: usize = 1 << 20;
+/// So many notes a frame has at most.
+pub(crate) const NOTES_MAX: usize = 10_000;
+/// So many notes a post has at most, and so many bytes they have together: a frame takes no more than one
+/// post above what is left of these.
+pub(crate) const POST_NOTES_MAX: usize = NOTES_MAX / 2;
+pub(crate) const POST_NOTE_BYTES_MAX: usize = 2 << 20;
+const _: () = assert!(POST_NOTE_BYTES_MAX + (1 << 20) < META_BYTES_MAX);
 
 /// What goes over a link at once.
 #[derive(Debug, Default)]

@@ -16,8 +16,12 @@
 //! in, for this one; payloads stay slices of it. It is handed to the [`Sink`], and as long as that
 //! waits, nothing more is read.
 //!
-//! Nothing here knows what a letter means.
+//! *Before there is a link*, while a cluster is founded or joined, a broker [`ask`]s others, and they
+//! answer ([`Answers`]).
+//!
+//! Nothing here knows what a letter or a note means.
 
+mod ask;
 mod convert;
 mod frame;
 mod link;
@@ -25,9 +29,11 @@ mod service;
 #[cfg(test)]
 mod tests;
 
-pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError};
+pub use ask::{ASK_BYTES_MAX, AskError, ask};
+pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError, NOTE_BYTES_MAX};
+pub use generated::peer_server::PeerServer;
 pub use link::{Link, LinkConfig, LinkState, LinkStats};
-pub use service::{Gate, PeerService, Refused, Sink};
+pub use service::{Answers, Gate, PeerService, Refused, Sink};
 
 use tidelog_replica::NodeId;
 

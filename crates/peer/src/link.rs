@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tidelog_replica::{NodeId, Post};
 use tokio::sync::{mpsc, watch};
@@ -15,7 +16,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use crate::convert::{hello, identity_of, push_files, push_raft};
-use crate::frame::{FRAME_BYTES_MAX, Frame, payload_len};
+use crate::frame::{
+    FRAME_BYTES_MAX, Frame, NOTE_BYTES_MAX, NOTES_MAX, POST_NOTE_BYTES_MAX, POST_NOTES_MAX,
+    payload_len,
+};
 use crate::generated::peer_client::PeerClient;
 use crate::service::Sink;
 use crate::{Identity, PROTOCOL_VERSION};
@@ -131,7 +135,8 @@ impl Link {
     /// Sends something, if there is a connection and room for it; never waits.
     ///
     /// # Errors
-    /// What surely does not arrive comes back: the replicas it is for have to be told.
+    /// What surely does not arrive comes back: the replicas it is for have to be told. So do notes that
+    /// are longer than [`NOTE_BYTES_MAX`], or more than a frame takes.
     pub fn send(&self, post: Post) -> Result<(), Post> {
         let bytes = bytes_of(&post);
         let stats = &self.stats;
@@ -139,7 +144,8 @@ impl Link {
         let is_room = waiting + bytes <= self.bytes_max.max(bytes);
         let is_connected = stats.state.borrow().is_connected;
         let place = self.posts.try_reserve().ok();
-        let Some(place) = place.filter(|_| is_room && is_connected) else {
+        let is_allowed = is_room && is_connected && are_notes_allowed(&post.notes);
+        let Some(place) = place.filter(|_| is_allowed) else {
             stats.lost.fetch_add(1, Ordering::Relaxed);
             return Err(post);
         };
@@ -168,7 +174,14 @@ fn bytes_of(post: &Post) -> u64 {
         CatchUp::Manifest(bytes) | CatchUp::Part { bytes, .. } => bytes.len(),
         _ => 0,
     });
-    (raft + files.sum::<usize>()) as u64
+    let notes = post.notes.iter().map(Bytes::len).sum::<usize>();
+    (raft + files.sum::<usize>() + notes) as u64
+}
+
+fn are_notes_allowed(notes: &[Bytes]) -> bool {
+    let bytes = notes.iter().map(Bytes::len).sum::<usize>();
+    let longest = notes.iter().map(Bytes::len).max().unwrap_or(0);
+    notes.len() <= POST_NOTES_MAX && bytes <= POST_NOTE_BYTES_MAX && longest <= NOTE_BYTES_MAX
 }
 
 struct Run {
@@ -333,7 +346,9 @@ impl Run {
             for letter in post.files {
                 push_files(&mut frame, letter);
             }
-            next = if bytes < self.config.frame_bytes {
+            frame.meta.notes.extend(post.notes);
+            let is_room = frame.meta.notes.len() < NOTES_MAX - POST_NOTES_MAX;
+            next = if is_room && bytes < self.config.frame_bytes {
                 self.queue.try_recv().ok()
             } else {
                 None

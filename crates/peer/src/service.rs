@@ -1,10 +1,11 @@
 //! The side that listens.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
+use tidelog_proto::internal::v1::{PeerAnswer, PeerQuestion};
 use tidelog_replica::{Delivery, NodeId};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -39,28 +40,57 @@ pub trait Gate: std::fmt::Debug + Send + Sync + 'static {
     fn admit(&self, who: &Identity) -> Result<(), Refused>;
 }
 
+/// What is asked of this broker before there is a link.
+pub trait Answers: std::fmt::Debug + Send + Sync + 'static {
+    /// Answers. What is in the question was not checked, but for its length.
+    fn answer(
+        &self,
+        question: PeerQuestion,
+    ) -> Pin<Box<dyn Future<Output = PeerAnswer> + Send + '_>>;
+}
+
 /// How long whoever connects may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A link over which nothing has come for so long is given up: its pings come much more often.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers that wait to be sent at most.
 const ANSWERS_MAX: usize = 16;
 
 /// Listens to other brokers.
 #[derive(Clone, Debug)]
 pub struct PeerService {
-    own: Identity,
+    own: Arc<OnceLock<Identity>>,
     gate: Arc<dyn Gate>,
     sink: Arc<dyn Sink>,
+    answers: Arc<dyn Answers>,
 }
 
 impl PeerService {
-    /// The service of the broker `own`, to be put behind a listener.
-    pub fn server(own: Identity, gate: Arc<dyn Gate>, sink: Arc<dyn Sink>) -> PeerServer<Self> {
-        PeerServer::new(Self { own, gate, sink }).max_decoding_message_size(FRAME_BYTES_MAX)
+    /// The service of the broker `own`, to be put behind a listener. As long as it does not know its
+    /// cluster, it answers to questions, and nobody is linked to it.
+    pub fn server(
+        own: Arc<OnceLock<Identity>>,
+        gate: Arc<dyn Gate>,
+        sink: Arc<dyn Sink>,
+        answers: Arc<dyn Answers>,
+    ) -> PeerServer<Self> {
+        let service = Self {
+            own,
+            gate,
+            sink,
+            answers,
+        };
+        PeerServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX)
     }
 
-    fn greet(&self, frame: &Frame) -> Result<NodeId, Status> {
+    fn own(&self) -> Result<Identity, Status> {
+        let own = self.own.get().copied();
+        own.ok_or_else(|| Status::unavailable("this broker does not belong to a cluster yet"))
+    }
+
+    fn greet(&self, own: &Identity, frame: &Frame) -> Result<NodeId, Status> {
         let Some(said) = &frame.meta.hello else {
             return Err(Status::unauthenticated(
                 "this port is for brokers of the cluster",
@@ -75,11 +105,11 @@ impl PeerService {
         }
         let who = identity_of(said);
         let who = who.ok_or_else(|| Status::invalid_argument("ids have 16 bytes"))?;
-        if who.cluster_id != self.own.cluster_id {
+        if who.cluster_id != own.cluster_id {
             return Err(Status::permission_denied("this is another cluster"));
         }
-        if said.to_node_id != self.own.node_id {
-            let what = format!("this is broker {}", self.own.node_id);
+        if said.to_node_id != own.node_id {
+            let what = format!("this is broker {}", own.node_id);
             return Err(Status::failed_precondition(what));
         }
         let admitted = self.gate.admit(&who);
@@ -90,6 +120,7 @@ impl PeerService {
     /// Takes what comes until it ends.
     async fn listen(
         self,
+        own: NodeId,
         from: NodeId,
         mut frames: Streaming<Frame>,
         answers: mpsc::Sender<Result<Frame, Status>>,
@@ -107,8 +138,8 @@ impl PeerService {
                 // Whoever reads no answers gets none.
                 drop(answers.try_send(Ok(pong)));
             }
-            match delivery(frame, from, self.own.node_id) {
-                Ok(delivery) if delivery.raft.is_empty() && delivery.files.is_empty() => {}
+            match delivery(frame, from, own) {
+                Ok(delivery) if is_empty(&delivery) => {}
                 Ok(delivery) => self.sink.deliver(delivery).await,
                 Err(e) => break e.into(),
             }
@@ -116,6 +147,10 @@ impl PeerService {
         tracing::warn!(broker = from, why = %ended, "a broker is not listened to any more");
         drop(answers.send(Err(ended)).await);
     }
+}
+
+fn is_empty(delivery: &Delivery) -> bool {
+    delivery.raft.is_empty() && delivery.files.is_empty() && delivery.notes.is_empty()
 }
 
 #[tonic::async_trait]
@@ -130,11 +165,17 @@ impl Peer for PeerService {
         let first = timeout(HELLO_TIMEOUT, frames.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let first = first.ok_or_else(|| Status::unauthenticated("no hello came"))?;
-        let from = self.greet(&first)?;
+        let own = self.own()?;
+        let from = self.greet(&own, &first)?;
         let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
-        let answered = answers.try_send(Ok(hello(&self.own, from)));
+        let answered = answers.try_send(Ok(hello(&own, from)));
         answered.map_err(|_| Status::internal("there is room for one answer"))?;
-        tokio::spawn(self.clone().listen(from, frames, answers));
+        tokio::spawn(self.clone().listen(own.node_id, from, frames, answers));
         Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+    async fn ask(&self, request: Request<PeerQuestion>) -> Result<Response<PeerAnswer>, Status> {
+        let answer = timeout(ANSWER_TIMEOUT, self.answers.answer(request.into_inner())).await;
+        let answer = answer.map_err(|_| Status::deadline_exceeded("the answer takes too long"))?;
+        Ok(Response::new(answer))
     }
 }

@@ -9,7 +9,7 @@ use tidelog_replica::eraftpb::{Entry, EntryType, Message};
 use tidelog_replica::{Letter, Payload, Received, replica_of, stub_of};
 
 use crate::convert::{delivery, push_files, push_raft};
-use crate::frame::{Frame, FrameError};
+use crate::frame::{Frame, FrameError, NOTE_BYTES_MAX, NOTES_MAX};
 
 fn key(partition: u32) -> GroupKey {
     GroupKey {
@@ -160,6 +160,43 @@ fn the_bytes_of_a_frame_are_these() {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     assert_eq!(hex, include_str!("golden_frame.hex").trim());
+}
+
+#[test]
+fn the_bytes_of_a_frame_with_notes_are_these() {
+    let mut frame = Frame::default();
+    frame.meta.notes = vec![Bytes::from_static(b"NOTE"), Bytes::new()];
+    push_raft(&mut frame, append(&Bytes::from_static(b"BATCH")));
+    let hex: String = encoded(&frame)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(hex, include_str!("golden_frame_notes.hex").trim());
+}
+
+#[test]
+fn notes_arrive_in_order_and_too_many_or_too_long_ones_are_refused() {
+    let with = |notes: Vec<Bytes>| {
+        let mut frame = Frame::default();
+        frame.meta.notes = notes;
+        delivery(Frame::decode(encoded(&frame))?, 1, 2)
+    };
+    let notes = vec![
+        Bytes::from_static(b"first"),
+        Bytes::new(),
+        Bytes::from(vec![7; NOTE_BYTES_MAX]),
+    ];
+    assert_eq!(with(notes.clone()).unwrap().notes, notes);
+    let most = vec![Bytes::from_static(b"x"); NOTES_MAX];
+    assert_eq!(with(most.clone()).unwrap().notes, most);
+    let refused = [
+        vec![Bytes::from_static(b"x"); NOTES_MAX + 1],
+        vec![Bytes::from(vec![7; NOTE_BYTES_MAX + 1])],
+    ];
+    for notes in refused {
+        let error = with(notes).unwrap_err();
+        assert!(matches!(error, FrameError::Senseless(_)), "{error}");
+    }
 }
 
 #[test]

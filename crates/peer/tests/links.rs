@@ -2,12 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tidelog_log::state::GroupKey;
-use tidelog_peer::{Gate, Identity, Link, LinkConfig, LinkState, PeerService, Refused, Sink};
+use tidelog_peer::{
+    ASK_BYTES_MAX, Answers, AskError, Gate, Identity, Link, LinkConfig, LinkState, NOTE_BYTES_MAX,
+    PeerService, Refused, Sink, ask as ask_broker,
+};
+use tidelog_proto::internal::v1::peer_answer::Answer;
+use tidelog_proto::internal::v1::peer_question::Question;
+use tidelog_proto::internal::v1::{
+    PeerAnswer, PeerHere, PeerJoin, PeerQuestion, PeerRefused, PeerWho,
+};
 use tidelog_record::{PartitionId, TopicId};
 use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::{Delivery, NodeId, Post, replica_of};
@@ -96,7 +104,6 @@ fn identity(node_id: NodeId) -> Identity {
 
 fn ask(from: NodeId, to: NodeId, what: CatchUp) -> Post {
     Post {
-        raft: Vec::new(),
         files: vec![CatchUpLetter {
             key: GroupKey {
                 topic_id: TopicId::from_bytes([9; 16]),
@@ -107,6 +114,7 @@ fn ask(from: NodeId, to: NodeId, what: CatchUp) -> Post {
             to: replica_of(to, 0),
             what,
         }],
+        ..Post::default()
     }
 }
 
@@ -136,13 +144,46 @@ impl Drop for Served {
     }
 }
 
+/// Says who asked, and refuses all else.
+#[derive(Debug)]
+struct Echoes;
+
+impl Answers for Echoes {
+    fn answer(
+        &self,
+        question: PeerQuestion,
+    ) -> Pin<Box<dyn Future<Output = PeerAnswer> + Send + '_>> {
+        let answer = match question.question {
+            Some(Question::Who(who)) => Answer::Here(PeerHere {
+                node_id: who.node_id,
+                directory_id: who.directory_id,
+                ..PeerHere::default()
+            }),
+            _ => Answer::Refused(PeerRefused {
+                cause: "x".repeat(ASK_BYTES_MAX),
+            }),
+        };
+        let answer = Some(answer);
+        Box::pin(std::future::ready(PeerAnswer { answer }))
+    }
+}
+
 async fn serve(own: Identity, gate: Refuses, sink: &Sunk, at: &str) -> (String, Served) {
+    serve_as(Arc::new(OnceLock::from(own)), gate, sink, at).await
+}
+
+async fn serve_as(
+    own: Arc<OnceLock<Identity>>,
+    gate: Refuses,
+    sink: &Sunk,
+    at: &str,
+) -> (String, Served) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
-    let service = PeerService::server(own, Arc::new(gate), sink.sink.clone());
+    let service = PeerService::server(own, Arc::new(gate), sink.sink.clone(), Arc::new(Echoes));
     let at = at.to_owned();
     let (bound, address) = tokio::sync::oneshot::channel();
     runtime.spawn(async move {
@@ -355,4 +396,100 @@ async fn a_connection_over_which_nothing_comes_any_more_is_given_up() {
     assert!(matches!(told, Told::Unreachable(2)), "{told:?}");
     open.send_replace(true);
     until("it is connected again", &link, is_connected).await;
+}
+
+#[tokio::test]
+async fn notes_arrive_and_those_that_no_frame_takes_come_back() {
+    let (mut two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let link = link(1, 2, &address, &one, LinkConfig::default());
+    until("it is connected", &link, is_connected).await;
+    let post = |notes| Post {
+        notes,
+        ..Post::default()
+    };
+    let long = Bytes::from(vec![1; NOTE_BYTES_MAX]);
+    for notes in [
+        vec![Bytes::from(vec![1; NOTE_BYTES_MAX + 1])],
+        vec![Bytes::new(); 10_000],
+        vec![long.clone(); 3],
+    ] {
+        let back = link.send(post(notes.clone())).unwrap_err();
+        assert_eq!(back.notes, notes);
+    }
+    // As many as there may be, one post behind the other: none makes a frame that is refused.
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        let notes = vec![long.clone(), long.clone()];
+        link.send(post(notes.clone())).unwrap();
+        sent.extend(notes);
+        let notes = vec![Bytes::from_static(b"n"); 5_000];
+        link.send(post(notes.clone())).unwrap();
+        sent.extend(notes);
+    }
+    let mut arrived = Vec::new();
+    while arrived.len() < sent.len() {
+        arrived.extend(two.delivered().await.notes);
+    }
+    assert!(arrived == sent, "they are not what was sent");
+}
+
+#[tokio::test]
+async fn a_broker_without_a_cluster_answers_to_questions_and_is_linked_to_nobody() {
+    let (two, one) = (Sunk::new(), Sunk::new());
+    let own = Arc::<OnceLock<Identity>>::default();
+    let (address, _served) = serve_as(own.clone(), Refuses(None), &two, "127.0.0.1:0").await;
+    let who = PeerWho {
+        node_id: 7,
+        directory_id: Bytes::from_static(&[3; 16]),
+    };
+    let question = PeerQuestion {
+        question: Some(Question::Who(who)),
+    };
+    let answer = ask_broker(&address, question, Duration::from_secs(30)).await;
+    let Some(Answer::Here(here)) = answer.unwrap().answer else {
+        panic!("another answer");
+    };
+    assert_eq!((here.node_id, &here.directory_id[..]), (7, &[3; 16][..]));
+
+    let link = link(1, 2, &address, &one, LinkConfig::default());
+    until("it was refused", &link, |state| state.failures > 0).await;
+    own.set(identity(2)).unwrap();
+    until("it is connected", &link, is_connected).await;
+}
+
+#[tokio::test]
+async fn questions_and_answers_have_a_bound_and_every_wait_ends() {
+    let two = Sunk::new();
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let question = |question| PeerQuestion {
+        question: Some(question),
+    };
+    let patience = Duration::from_secs(30);
+    // The answer is too long.
+    let join = question(Question::Join(PeerJoin::default()));
+    let error = ask_broker(&address, join, patience).await.unwrap_err();
+    assert!(matches!(error, AskError::Refused { .. }), "{error}");
+    // The question is.
+    let who = PeerWho {
+        node_id: 1,
+        directory_id: Bytes::from(vec![1; ASK_BYTES_MAX]),
+    };
+    let who = question(Question::Who(who));
+    let error = ask_broker(&address, who.clone(), patience).await;
+    let error = error.unwrap_err();
+    assert!(
+        error.to_string().contains("more than a question"),
+        "{error}"
+    );
+    // Nobody is there, or says anything, or it is no address.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = silent.local_addr().unwrap().to_string();
+    let waited = ask_broker(&at, who.clone(), Duration::from_millis(20)).await;
+    assert_eq!(waited.unwrap_err(), AskError::Silent);
+    drop(silent);
+    let error = ask_broker(&at, who.clone(), patience).await.unwrap_err();
+    assert!(matches!(error, AskError::Unreachable { .. }), "{error}");
+    let error = ask_broker("not an address", who, patience).await;
+    assert!(matches!(error.unwrap_err(), AskError::Address { .. }));
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use crate::cluster::Waits;
 use crate::paced::Paced;
 
 /// How long the head of a request may take, and how long a connection may idle.
@@ -43,6 +44,7 @@ pub(crate) struct Watched {
     stopping: CancellationToken,
     metrics: Paced<Bytes>,
     health: Paced<Health>,
+    waits: Waits,
 }
 
 impl Watched {
@@ -52,7 +54,13 @@ impl Watched {
             stopping,
             metrics: Paced::new(),
             health: Paced::new(),
+            waits: Waits::default(),
         }
+    }
+
+    /// Whom the broker waits for before it can be opened.
+    pub(crate) fn waits(&self) -> Waits {
+        self.waits.clone()
     }
 
     /// The broker is open.
@@ -253,8 +261,10 @@ async fn live() -> Response {
 }
 
 async fn ready(State(watched): State<Watched>) -> Response {
+    let mut waiting_for = watched.waits.get();
     let (state, faults) = match watched.broker.get() {
         _ if watched.stopping.is_cancelled() => ("stopping", Vec::new()),
+        None if !waiting_for.is_empty() => ("founding", Vec::new()),
         None => ("starting", Vec::new()),
         Some(broker) => {
             let asked = broker.clone();
@@ -262,8 +272,10 @@ async fn ready(State(watched): State<Watched>) -> Response {
             let state = match health.ready {
                 true => "ready",
                 false if broker.is_stopping() => "stopping",
+                false if health.waits_for.is_some() && !health.faulted => "joining",
                 false => "faulted",
             };
+            waiting_for.extend(health.waits_for);
             (state, health.faults)
         }
     };
@@ -273,10 +285,11 @@ async fn ready(State(watched): State<Watched>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    json_response(
-        code,
-        &json!({"ready": is_ready, "state": state, "faults": faults}),
-    )
+    let mut body = json!({"ready": is_ready, "state": state, "faults": faults});
+    if matches!(state, "founding" | "joining") {
+        body["waiting_for"] = waiting_for.into();
+    }
+    json_response(code, &body)
 }
 
 async fn not_found(request: Request) -> Result<Response, Infallible> {

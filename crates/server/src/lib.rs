@@ -5,8 +5,10 @@
 //! # How data flows
 //!
 //! `tidelog serve` resolves a [`Config`] (`config/`) and calls [`run`] (`process.rs`), which binds
-//! the ports, opens the broker, starts a [`Server`] (`server.rs`), says where it listens
+//! the ports, opens the broker behind a [`Server`] (`opening.rs`, `server.rs`), says where it listens
 //! (`ready.rs`), and stops it all in order when it is told to.
+//!
+//! A broker that has others (`cluster/`) asks them first to which cluster it belongs, and has links to them.
 //!
 //! A gRPC connection is accepted by `transport.rs`, which bounds their number and what one may
 //! have in flight; a call goes through `grpc/`. HTTP (metrics, health) is `http.rs`.
@@ -14,6 +16,7 @@
 //! Programs and tests that want a broker inside of themselves open a
 //! [`Broker`](tidelog_broker::Broker) and give it to [`Server::start`].
 
+pub mod cluster;
 pub mod config;
 mod grpc;
 mod http;
@@ -21,6 +24,7 @@ mod listen;
 mod logging;
 mod metrics;
 mod opened;
+mod opening;
 mod paced;
 mod process;
 mod ready;
@@ -30,6 +34,7 @@ mod transport;
 
 pub use config::{Config, ConfigError, Limits, LogFormat, ServeArgs};
 pub use listen::{BindError, Listeners};
+pub use opening::OpenError;
 pub use process::{Exit, run};
 pub use ready::Ready;
 pub use server::{Server, ServerError};

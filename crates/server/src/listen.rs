@@ -16,6 +16,7 @@ const BACKLOG: u32 = 1024;
 pub struct Listeners {
     pub(crate) grpc: TcpListener,
     pub(crate) http: TcpListener,
+    pub(crate) cluster: Option<(TcpListener, SocketAddr)>,
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
 }
@@ -58,9 +59,12 @@ impl Listeners {
     pub fn bind(config: &Config) -> Result<Self, BindError> {
         let (grpc, grpc_addr) = bind("grpc_addr", config.grpc_addr)?;
         let (http, http_addr) = bind("http_addr", config.http_addr)?;
+        let cluster = config.cluster_listen_addr();
+        let cluster = cluster.map(|addr| bind("cluster_addr", addr)).transpose()?;
         Ok(Self {
             grpc,
             http,
+            cluster,
             grpc_addr,
             http_addr,
         })
@@ -74,6 +78,11 @@ impl Listeners {
     /// Where HTTP listens, with the port that was really taken.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Where the cluster port listens, if there is one, with the port that was really taken.
+    pub fn cluster_addr(&self) -> Option<SocketAddr> {
+        self.cluster.as_ref().map(|(_, addr)| *addr)
     }
 }
 

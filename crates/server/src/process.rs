@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tidelog_broker::{Broker, BrokerConfig, Seams, StartError};
+use tidelog_broker::{Seams, StartError};
 use tidelog_disk::{Disk, DiskOp};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Resolved;
 use crate::listen::{BindError, Listeners};
+use crate::opening::{OpenError, absolute};
 use crate::ready::Ready;
-use crate::server::{Server, ServerError, Waiting};
+use crate::server::{Server, ServerError};
 use crate::{Config, LogFormat, logging};
 
 /// How long the listeners of a forced stop, and tasks that block, get to end.
@@ -55,6 +56,8 @@ enum RunError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("{0}")]
+    Refused(String),
     #[error("the thread that opened the data directory panicked")]
     OpenPanicked,
     #[error("cannot tell where the broker listens: {0}")]
@@ -65,6 +68,16 @@ enum RunError {
     Forced,
     #[error("stopped before the start was complete")]
     StoppedEarly,
+}
+
+impl From<OpenError> for RunError {
+    fn from(e: OpenError) -> Self {
+        match e {
+            OpenError::Start(e) => Self::Start(e),
+            OpenError::Refused(why) => Self::Refused(why),
+            OpenError::Panicked => Self::OpenPanicked,
+        }
+    }
 }
 
 impl RunError {
@@ -161,19 +174,16 @@ async fn serve_async(config: &Config) -> Result<(), RunError> {
         );
     }
     let listeners = Listeners::bind(config)?;
-    let waiting = Waiting::start(config, listeners);
     let seams = Seams::os();
     let disk = seams.disk.clone();
-    let broker_config = broker_config(config);
-    let opening = tokio::task::spawn_blocking(move || Broker::open(broker_config, seams));
-    let broker = tokio::select! {
-        opened = opening => opened.map_err(|_| RunError::OpenPanicked)??,
+    let server = tokio::select! {
+        opened = Box::pin(Server::open(config, listeners, seams)) => opened?,
         () = signals.next() => return Err(RunError::StoppedEarly),
     };
-    let server = waiting.serve(broker).await;
     let ready = Ready {
         grpc_addr: server.grpc_addr(),
         http_addr: server.http_addr(),
+        cluster_addr: server.cluster_addr(),
         data_dir: absolute(&config.data_dir),
     };
     if let Err(error) = say_ready(&ready, disk.clone()).await {
@@ -235,35 +245,6 @@ async fn say_ready(ready: &Ready, disk: Arc<dyn Disk>) -> Result<(), tidelog_dis
     Ok(())
 }
 
-fn broker_config(config: &Config) -> BrokerConfig {
-    let mut broker = BrokerConfig {
-        // So that what is said about files helps those who do not know where the broker was started.
-        data_dir: absolute(&config.data_dir),
-        in_flight_bytes_max: config.limits.in_flight_bytes_max,
-        topics_max: config.limits.topics_max,
-        partitions_max: config.limits.partitions_max,
-        producer_id_expiration: config.limits.producer_id_expiration,
-        retention_check_interval: config.limits.retention_check_interval,
-        removal_bytes_per_second: config.limits.removal_bytes_per_second as u64,
-        compaction_check_interval: config.limits.compaction_check_interval,
-        compaction_bytes_per_second: config.limits.compaction_bytes_per_second as u64,
-        compaction_key_bytes_max: config.limits.compaction_key_bytes_max,
-        ..BrokerConfig::default()
-    };
-    if config.shards > 0 {
-        broker.shards = config.shards;
-    }
-    if config.sync_threads > 0 {
-        broker.sync_threads = config.sync_threads;
-    }
-    broker
-}
-
-/// The path for others to use, who may be in another directory.
-fn absolute(path: &Path) -> std::path::PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
 /// Lets the process have as many files as it may: each segment and each connection is one.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -305,20 +286,5 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_broker_names_files_by_their_whole_path() {
-        let config = Config {
-            data_dir: "./d".into(),
-            ..Config::default()
-        };
-        let dir = broker_config(&config).data_dir;
-        assert!(dir.is_absolute() && dir.ends_with("d"), "{dir:?}");
     }
 }

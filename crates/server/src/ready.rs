@@ -17,6 +17,8 @@ pub struct Ready {
     pub grpc_addr: SocketAddr,
     /// Where HTTP listens.
     pub http_addr: SocketAddr,
+    /// Where others are told that the cluster port is, if there is one.
+    pub cluster_addr: Option<String>,
     /// Where the data is, as an absolute path if it can be told.
     pub data_dir: PathBuf,
 }
@@ -24,13 +26,16 @@ pub struct Ready {
 impl Ready {
     /// One line of JSON, with the line's end.
     pub fn line(&self) -> String {
-        let line = json!({
+        let mut line = json!({
             "grpc_addr": self.grpc_addr.to_string(),
             "http_addr": self.http_addr.to_string(),
             "data_dir": self.data_dir.display().to_string(),
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
         });
+        if let Some(addr) = &self.cluster_addr {
+            line["cluster_addr"] = addr.as_str().into();
+        }
         format!("{line}\n")
     }
 
@@ -99,6 +104,7 @@ mod tests {
         let ready = Ready {
             grpc_addr: "127.0.0.1:1".parse().unwrap(),
             http_addr: "[::1]:2".parse().unwrap(),
+            cluster_addr: Some("127.0.0.1:3".to_owned()),
             data_dir: dir.path().to_owned(),
         };
         ready.write(&OsDisk).unwrap();
@@ -108,6 +114,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["grpc_addr"], "127.0.0.1:1");
         assert_eq!(json["http_addr"], "[::1]:2");
+        assert_eq!(json["cluster_addr"], "127.0.0.1:3");
         assert_eq!(json["pid"], std::process::id());
         ready.remove(&OsDisk).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -121,6 +128,7 @@ mod tests {
         let ready = |port| Ready {
             grpc_addr: SocketAddr::from(([127, 0, 0, 1], port)),
             http_addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            cluster_addr: None,
             data_dir: data_dir.clone(),
         };
         ready(1).write(&disk).unwrap();

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::Config;
-use crate::grpc::{self, Shared};
+use crate::cluster::{Links, Node, Settled, Waits};
+use crate::grpc::{self, Elsewhere, Shared};
 use crate::http::{self, Watched};
 use crate::listen::Listeners;
 use crate::metrics::ListenerMetrics;
@@ -51,6 +52,8 @@ pub struct Server {
     connections: Connections,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     http: JoinHandle<()>,
+    /// Where there are others.
+    node: Option<Node>,
 }
 
 /// Why a stop was not clean.
@@ -99,8 +102,13 @@ impl Waiting {
         }
     }
 
+    /// Whom the broker waits for before it can be opened, as HTTP tells it.
+    pub(crate) fn waits(&self) -> Waits {
+        self.watched.waits()
+    }
+
     /// Starts everything else for a broker that is open.
-    pub(crate) async fn serve(self, broker: Broker) -> Server {
+    pub(crate) async fn serve(self, broker: Broker, node: Option<Node>) -> Server {
         let limits = &self.config.limits;
         let metrics = ListenerMetrics::new(broker.metrics().registry());
         let unsent = Total::new(limits.unsent_bytes_max, metrics.unsent_bytes.clone());
@@ -113,6 +121,7 @@ impl Waiting {
             unsent: unsent.clone(),
             asked: asked.clone(),
             opened: OpenedBatches::new(),
+            elsewhere: Elsewhere::default(),
         });
         let (services, health) = grpc::services(shared).await;
         let incoming = Incoming::new(self.listeners, limits, metrics, unsent, asked);
@@ -139,6 +148,7 @@ impl Waiting {
             connections,
             grpc,
             http: self.http,
+            node,
         }
     }
 }
@@ -148,7 +158,7 @@ impl Server {
     ///
     /// A broker is served once: its metrics hold those of its listeners.
     pub async fn start(config: &Config, listeners: Listeners, broker: Broker) -> Self {
-        Waiting::start(config, listeners).serve(broker).await
+        Waiting::start(config, listeners).serve(broker, None).await
     }
 
     /// Where gRPC listens.
@@ -159,6 +169,23 @@ impl Server {
     /// Where HTTP listens.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
+    }
+
+    /// Where others are told that the cluster port is, if there is one.
+    pub fn cluster_addr(&self) -> Option<String> {
+        let node = self.node.as_ref();
+        node.map(|node| node.addresses().cluster.clone())
+    }
+
+    /// The broker.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// The links to other brokers, and the cluster to which the broker belongs; `None` where it is alone.
+    pub fn cluster(&self) -> Option<(&Links, &Settled)> {
+        let node = self.node.as_ref()?;
+        Some((node.links(), node.settled()))
     }
 
     /// Stops gracefully: accepts no more connections and calls, ends readers with `GoingAway`,
@@ -180,6 +207,10 @@ impl Server {
             }
         }
         let stopped = self.broker.stop().await;
+        // Until then the others were needed: appends that were under way wait for them.
+        if let Some(node) = self.node {
+            node.stop().await;
+        }
         self.end.cancel();
         // HTTP bounds its own end; a panic in it is no fault of the stop.
         drop(self.http.await);

@@ -23,7 +23,7 @@ use crate::metrics::{Counted, ListenerMetrics};
 use crate::room::{Alone, Budget, Room, Total};
 
 /// How long no connection is accepted after the system had no more files to give.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes with which HTTP/2 begins: the preface and the header of the first frame. A connection
 /// that sent them is kept alive, or not, by HTTP/2's own pings.
@@ -126,10 +126,7 @@ impl Incoming {
             io,
             _open: self.open.add(self.next, peer.clone()),
             peer,
-            handshake: Some(Handshake {
-                left: HANDSHAKE_LEN,
-                deadline: Box::pin(tokio::time::sleep(self.limits.handshake_timeout)),
-            }),
+            handshake: Some(Handshake::new(self.limits.handshake_timeout)),
             _place: place,
             _counted: Counted::new(self.metrics.connections.clone()),
         })
@@ -162,7 +159,7 @@ impl Stream for Incoming {
     }
 }
 
-fn is_about_one_connection(error: &io::Error) -> bool {
+pub(crate) fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(
         error.kind(),
@@ -261,11 +258,42 @@ pub(crate) struct Connection {
     _counted: Counted,
 }
 
+/// The beginning of a connection, for which it has a deadline.
 #[derive(Debug)]
-struct Handshake {
+pub(crate) struct Handshake {
     /// Bytes still to come.
     left: usize,
     deadline: Pin<Box<Sleep>>,
+}
+
+impl Handshake {
+    pub(crate) fn new(within: Duration) -> Self {
+        Self {
+            left: HANDSHAKE_LEN,
+            deadline: Box::pin(tokio::time::sleep(within)),
+        }
+    }
+
+    /// What becomes of a read of so many bytes: it fails where the handshake takes too long.
+    pub(crate) fn after_read(
+        of: &mut Option<Self>,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<()>>,
+        read: usize,
+    ) -> Poll<io::Result<()>> {
+        let Some(handshake) = of else {
+            return polled;
+        };
+        if polled.is_pending() {
+            ready!(handshake.deadline.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        handshake.left = handshake.left.saturating_sub(read);
+        if handshake.left == 0 {
+            *of = None;
+        }
+        polled
+    }
 }
 
 impl Connected for Connection {
@@ -289,23 +317,8 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        let Some(handshake) = &mut self.handshake else {
-            return polled;
-        };
-        match polled {
-            Poll::Ready(result) => {
-                let read = buf.filled().len() - before;
-                handshake.left = handshake.left.saturating_sub(read);
-                if handshake.left == 0 {
-                    self.handshake = None;
-                }
-                Poll::Ready(result)
-            }
-            Poll::Pending => {
-                ready!(handshake.deadline.as_mut().poll(cx));
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
-        }
+        let read = buf.filled().len() - before;
+        Handshake::after_read(&mut self.handshake, cx, polled, read)
     }
 }
 

@@ -174,6 +174,28 @@ fn it_starts_again_after_it_was_killed() {
 }
 
 #[test]
+fn it_waits_for_other_brokers_until_it_is_told_to_stop() {
+    // Nobody ever answers there.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peers = format!("1@localhost:1,2@{}", other.local_addr().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let more = ["--peers", &peers, "--cluster-addr", "127.0.0.1:0"];
+    let mut process = Process::start(dir.path(), &more);
+    let mut logs = BufReader::new(process.child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waiting for other brokers") {
+        line.clear();
+        assert!(logs.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    assert!(line.contains("2@127.0.0.1"), "{line}");
+    process.signal(Signal::TERM);
+    let mut rest = String::new();
+    logs.read_to_string(&mut rest).unwrap();
+    assert_eq!(process.child.wait().unwrap().code(), Some(1));
+    assert!(rest.contains("stopped before the start"), "{rest}");
+}
+
+#[test]
 fn a_second_broker_on_the_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Process::start(dir.path(), &[]);

@@ -284,6 +284,16 @@ pub(super) fn registration_to_wire(
     }
 }
 
+impl Registration {
+    /// What a broker says of itself, as it comes from another one.
+    ///
+    /// # Errors
+    /// [`CommandError`] when it says something that cannot be.
+    pub fn from_wire(register: wire::RegisterBroker) -> Result<Self, CommandError> {
+        registration_of_wire(register).map(|(registration, _)| registration)
+    }
+}
+
 pub(super) fn registration_of_wire(
     register: wire::RegisterBroker,
 ) -> Result<(Registration, u64), CommandError> {

@@ -128,6 +128,14 @@ impl StateFile {
         Ok(Self::begin_generation(disk, dir, state, newest + 1)?)
     }
 
+    /// Whose directory it is, by the state file in `dir`. Changes nothing.
+    ///
+    /// # Errors
+    /// As for [`StateFile::open`].
+    pub fn identity_in(disk: &dyn Disk, dir: &Path) -> Result<DirectoryIdentity, StateError> {
+        super::look(disk, dir).map(|looked| looked.state.identity)
+    }
+
     fn begin_generation(
         disk: Arc<dyn Disk>,
         dir: &Path,

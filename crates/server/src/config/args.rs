@@ -18,6 +18,31 @@ pub struct ServeArgs {
     /// Address of HTTP (metrics, health); port 0 takes any free one [default: 127.0.0.1:9401]
     #[arg(long, value_name = "ADDR")]
     pub http_addr: Option<String>,
+    /// Number of this broker in its cluster [default: 1]
+    #[arg(long, value_name = "ID", help_heading = "Cluster")]
+    pub node_id: Option<String>,
+    /// Address of the cluster port; empty: as peers has it, or none [default: ]
+    #[arg(long, value_name = "ADDR", help_heading = "Cluster")]
+    pub cluster_addr: Option<String>,
+    /// Brokers that found a cluster together, the same at each: 1@host:port,2@host:port,...
+    /// [default: ]
+    #[arg(long, value_name = "PEERS", help_heading = "Cluster")]
+    pub peers: Option<String>,
+    /// Cluster port of any broker of a cluster that is to be joined [default: ]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    pub join: Option<String>,
+    /// Where this broker stands: replicas are spread over racks [default: ]
+    #[arg(long, value_name = "RACK", help_heading = "Cluster")]
+    pub rack: Option<String>,
+    /// Where others reach gRPC; empty: where it listens [default: ]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    pub advertised_grpc_addr: Option<String>,
+    /// Where others reach HTTP; empty: where it listens [default: ]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    pub advertised_http_addr: Option<String>,
+    /// Where others reach the cluster port; empty: where it listens [default: ]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Cluster")]
+    pub advertised_cluster_addr: Option<String>,
     /// Form of the logs on stderr: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -115,6 +140,14 @@ impl ServeArgs {
             "data_dir" => &self.data_dir,
             "grpc_addr" => &self.grpc_addr,
             "http_addr" => &self.http_addr,
+            "node_id" => &self.node_id,
+            "cluster_addr" => &self.cluster_addr,
+            "peers" => &self.peers,
+            "join" => &self.join,
+            "rack" => &self.rack,
+            "advertised_grpc_addr" => &self.advertised_grpc_addr,
+            "advertised_http_addr" => &self.advertised_http_addr,
+            "advertised_cluster_addr" => &self.advertised_cluster_addr,
             "log_format" => &self.log_format,
             "log_level" => &self.log_level,
             "threads" => &self.threads,

@@ -6,6 +6,7 @@
 
 mod args;
 mod explain;
+mod peers;
 mod resolve;
 mod settings;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use args::ServeArgs;
 pub use explain::{explain_json, explain_table};
+pub use peers::{AdvertisedAddresses, PeerAddress};
 pub use resolve::{ConfigError, Explained, Resolved, Source, resolve};
 
 /// The name of the configuration file that is read when none is named and it is there.
@@ -29,6 +31,24 @@ pub struct Config {
     pub grpc_addr: SocketAddr,
     /// Where HTTP (metrics, health) listens; port 0 takes any free one.
     pub http_addr: SocketAddr,
+    /// The number of this broker in its cluster. A data directory keeps the number it was made with.
+    pub node_id: u32,
+    /// Where the cluster port listens; `None` where `peers` says so, or there is none.
+    pub cluster_addr: Option<SocketAddr>,
+    /// The brokers that found a cluster together, this one among them; the same at each. Empty where
+    /// there are none.
+    pub peers: Vec<PeerAddress>,
+    /// The cluster port of any broker of a cluster that this one joins.
+    pub join: Option<String>,
+    /// Where the broker stands: replicas of a partition are spread over racks. Empty where that is all
+    /// the same.
+    pub rack: String,
+    /// Where others are told that gRPC is, as host:port; `None` for where it listens.
+    pub advertised_grpc_addr: Option<String>,
+    /// The same for HTTP.
+    pub advertised_http_addr: Option<String>,
+    /// The same for the cluster port.
+    pub advertised_cluster_addr: Option<String>,
     /// In which form logs go to stderr.
     pub log_format: LogFormat,
     /// Which events are logged: a level, or levels by module, such as `info,tidelog_log=debug`.
@@ -119,6 +139,14 @@ impl Default for Config {
             data_dir: PathBuf::new(),
             grpc_addr: SocketAddr::new(loopback, 0),
             http_addr: SocketAddr::new(loopback, 0),
+            node_id: 0,
+            cluster_addr: None,
+            peers: Vec::new(),
+            join: None,
+            rack: String::new(),
+            advertised_grpc_addr: None,
+            advertised_http_addr: None,
+            advertised_cluster_addr: None,
             log_format: LogFormat::Text,
             log_level: String::new(),
             threads: 0,
@@ -160,11 +188,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks what no single value shows: limits that do not go together.
+    /// Checks what no single value shows: settings that do not go together.
     ///
     /// # Errors
-    /// [`ConfigError::TooSmall`] when a limit that must hold one request, or one fetch, cannot.
+    /// [`ConfigError::TooSmall`] when a limit that must hold one request, or one fetch, cannot;
+    /// [`ConfigError::Apart`] for what is said about other brokers.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_cluster()?;
         let limits = &self.limits;
         let request = ("request_bytes_max", limits.request_bytes_max);
         let fetch = ("fetch_bytes_max", limits.fetch_bytes_max);
@@ -202,8 +232,10 @@ impl Config {
 
     /// The addresses that others than this machine can reach, with the name of the setting.
     pub fn open_to_network(&self) -> Vec<(&'static str, SocketAddr)> {
+        let cluster = self.cluster_listen_addr();
         [("grpc_addr", self.grpc_addr), ("http_addr", self.http_addr)]
             .into_iter()
+            .chain(cluster.map(|addr| ("cluster_addr", addr)))
             .filter(|(_, addr)| !addr.ip().is_loopback())
             .collect()
     }

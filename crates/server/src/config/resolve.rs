@@ -143,6 +143,16 @@ pub enum ConfigError {
         /// That setting's value.
         least: usize,
     },
+    /// Two settings do not go together.
+    #[error("{key} does not go with {with}: allowed is {allowed}")]
+    Apart {
+        /// The setting that is wrong, or is missing.
+        key: &'static str,
+        /// The other, and its value where that says more.
+        with: String,
+        /// What would be right.
+        allowed: &'static str,
+    },
 }
 
 fn known_keys() -> String {

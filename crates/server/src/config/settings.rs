@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing_subscriber::filter::Targets;
 
-use super::{Config, LogFormat};
+use super::{Config, LogFormat, peers};
 
 /// One setting.
 pub(super) struct Setting {
@@ -46,6 +46,8 @@ const GIB: usize = 1024 * MIB;
 
 const ADDRESS: &str = "an IP address or localhost, a colon and a port, such as 127.0.0.1:9400 or \
                        [::1]:9400; port 0 takes any free one";
+const HOST_PORT: &str = "a host, a colon and a port, such as broker-1.example.org:9402, 10.0.0.1:9402 \
+                         or [::1]:9402, or nothing";
 const THREADS: &str = "a number from 0 (chosen by the program) to 1024";
 const BYTES_TO_1_GIB: &str = "a number of bytes from 64KiB to 1GiB, such as 1048576 or 16MiB";
 const BYTES_TO_4_GIB: &str = "a number of bytes from 64KiB to 4095MiB, such as 67108864 or 64MiB";
@@ -80,6 +82,24 @@ macro_rules! millis {
                 Some(())
             },
             show: |config| config.limits.$field.as_millis().to_string(),
+        }
+    };
+}
+
+macro_rules! host_port {
+    ($key:literal, $field:ident) => {
+        Setting {
+            key: $key,
+            default: "",
+            allowed: HOST_PORT,
+            read: |text, config| {
+                config.$field = match text {
+                    "" => None,
+                    text => Some(peers::host_port(text)?),
+                };
+                Some(())
+            },
+            show: |config| config.$field.clone().unwrap_or_default(),
         }
     };
 }
@@ -131,6 +151,60 @@ pub(super) static SETTINGS: &[Setting] = &[
         },
         show: |config| config.http_addr.to_string(),
     },
+    Setting {
+        key: "node_id",
+        default: "1",
+        allowed: "a number from 1 to 4294967295, another one for each broker of a cluster",
+        read: |text, config| {
+            config.node_id = u32::try_from(number(text, 1, u32::MAX.into())?).ok()?;
+            Some(())
+        },
+        show: |config| config.node_id.to_string(),
+    },
+    Setting {
+        key: "cluster_addr",
+        default: "",
+        allowed: "an IP address or localhost, a colon and a port, such as 127.0.0.1:9402, or nothing",
+        read: |text, config| {
+            config.cluster_addr = match text {
+                "" => None,
+                text => Some(address(text)?),
+            };
+            Some(())
+        },
+        show: |config| {
+            config
+                .cluster_addr
+                .map_or_else(String::new, |addr| addr.to_string())
+        },
+    },
+    Setting {
+        key: "peers",
+        default: "",
+        allowed: "up to 9 brokers, each a node id, @, a host, a colon and a port, with commas \
+                  between, such as 1@10.0.0.1:9402,2@10.0.0.2:9402,3@10.0.0.3:9402; or nothing",
+        read: |text, config| {
+            config.peers = peers::read(text)?;
+            Some(())
+        },
+        show: |config| peers::show(&config.peers),
+    },
+    host_port!("join", join),
+    Setting {
+        key: "rack",
+        default: "",
+        allowed: "up to 255 letters, digits, dots, underscores and hyphens, or nothing",
+        read: |text, config| {
+            let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let is_rack = text.len() <= 255 && text.chars().all(is_allowed);
+            config.rack = is_rack.then(|| text.to_owned())?;
+            Some(())
+        },
+        show: |config| config.rack.clone(),
+    },
+    host_port!("advertised_grpc_addr", advertised_grpc_addr),
+    host_port!("advertised_http_addr", advertised_http_addr),
+    host_port!("advertised_cluster_addr", advertised_cluster_addr),
     Setting {
         key: "log_format",
         default: "text",

@@ -223,11 +223,13 @@ pub(super) fn topic_summary(summary: broker::TopicSummary) -> v1::TopicSummary {
         partitions: summary.partitions,
         settings: summary.settings.into_iter().collect(),
         internal: summary.internal,
+        replication_factor: summary.replication_factor,
     }
 }
 
 pub(super) fn topic_description(
     description: broker::TopicDescription,
+    known: &[broker::KnownBroker],
 ) -> v1::DescribeTopicResponse {
     let setting = |setting: broker::EffectiveSetting| v1::Setting {
         name: setting.name.to_owned(),
@@ -241,6 +243,14 @@ pub(super) fn topic_description(
             .partitions
             .into_iter()
             .map(partition_description)
+            .collect(),
+        brokers: known
+            .iter()
+            .filter(|broker| !broker.grpc_address.is_empty())
+            .map(|broker| v1::BrokerAddress {
+                node_id: broker.node_id,
+                grpc_address: broker.grpc_address.clone(),
+            })
             .collect(),
     }
 }
@@ -267,5 +277,9 @@ fn partition_description(partition: broker::PartitionDescription) -> v1::Partiti
         segment_count: u32::try_from(partition.segment_count).unwrap_or(u32::MAX),
         segments: partition.segments.into_iter().map(segment).collect(),
         fault: partition.fault.unwrap_or_default(),
+        leader: partition.leader,
+        replicas: partition.replicas,
+        in_sync: partition.in_sync,
+        is_elsewhere: partition.is_elsewhere,
     }
 }

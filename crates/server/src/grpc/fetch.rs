@@ -60,6 +60,7 @@ pub(super) async fn fetch(
                 .min(bytes_max),
             bytes_max,
             wait_max: Duration::from_millis(u64::from(request.max_wait_ms)),
+            from_replica: request.read_replica,
         };
         // Answers wait here while the client has not taken earlier ones. There is room for this one
         // before anything is read for it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
 use tidelog_broker::{Acks, OffsetSpec};
+use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::log_server::Log;
 use tidelog_proto::v1::{
     AppendRequest, AppendResponse, DeleteRecordsRequest, DeleteRecordsResponse, DeletedRecords,
@@ -18,7 +19,7 @@ use super::convert;
 use super::sending::Outgoing;
 use super::status::{Failure, RequestError, failure};
 use super::task::TaskStream;
-use super::{Shared, fetch, produce, read};
+use super::{Shared, elsewhere, fetch, produce, read};
 use crate::room::{Alone, Room};
 use crate::transport::{Peer, held};
 
@@ -237,14 +238,22 @@ impl Log for LogService {
 
     async fn init_producer(
         &self,
-        _request: Request<InitProducerRequest>,
+        request: Request<InitProducerRequest>,
     ) -> Result<Response<InitProducerResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
         let shared = &self.shared;
-        let given = shared.broker.init_producer().await;
-        Ok(Response::new(InitProducerResponse {
-            producer_id: given.map_err(|e| shared.refuse(&e))?,
-            producer_epoch: 0,
-        }))
+        let give = || async {
+            Ok(InitProducerResponse {
+                producer_id: shared.broker.init_producer().await?,
+                producer_epoch: 0,
+            })
+        };
+        let passed_on = |channel, request| async move {
+            LogClient::new(channel).init_producer(request).await
+        };
+        let given = shared.decided(is_passed_on, None, &request, give, passed_on);
+        given.await.map(Response::new)
     }
 
     async fn delete_records(

@@ -1,12 +1,14 @@
-//! gRPC: services `tidelog.v1.Topics` and `tidelog.v1.Log`, health and reflection.
+//! gRPC: services `tidelog.v1.Topics`, `tidelog.v1.Log` and `tidelog.v1.Cluster`, health and reflection.
 //!
 //! A call comes in through `call.rs` (budget for its bytes, deadline), is translated by
 //! `convert.rs` into a call of the [`Broker`], and the answer back. The streaming calls are
-//! `produce.rs` and `read/`; `records.rs` decodes batches for those that want records. Every error
+//! `produce.rs` and `read/`; what another broker decides is passed on to it by `elsewhere.rs`; `records.rs` decodes batches for those that want records. Every error
 //! leaves through `status.rs`; what answers hold until they are sent goes through `sending.rs`.
 
 mod call;
+mod cluster;
 mod convert;
+mod elsewhere;
 mod fetch;
 mod log;
 mod produce;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use http::{Request as HttpRequest, Response as HttpResponse};
 use tidelog_broker::{Broker, Facts};
 use tidelog_proto::FILE_DESCRIPTOR_SET;
+use tidelog_proto::v1::cluster_server::ClusterServer;
 use tidelog_proto::v1::log_server::LogServer;
 use tidelog_proto::v1::topics_server::TopicsServer;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +36,7 @@ use tonic_health::pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET;
 use tonic_health::server::HealthReporter;
 
 pub(crate) use self::call::HeldBytes;
+pub(crate) use self::elsewhere::Elsewhere;
 use self::call::{Around, Meter};
 use self::status::{Failure, RequestError, failure, sort_foreign};
 use crate::config::Limits;
@@ -58,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) asked: Arc<Total>,
     /// What decompressed batches take.
     pub(crate) opened: OpenedBatches,
+    /// Connections to the brokers that decide.
+    pub(crate) elsewhere: Elsewhere,
 }
 
 impl Shared {
@@ -136,10 +142,16 @@ pub(crate) async fn services(
     let topics = TopicsServer::new(topics::TopicsService::new(shared.clone()))
         .max_decoding_message_size(request_max)
         .max_encoding_message_size(usize::MAX);
+    let cluster = ClusterServer::new(cluster::ClusterService::new(shared.clone()))
+        .max_decoding_message_size(request_max)
+        .max_encoding_message_size(usize::MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<LogServer<log::LogService>>().await;
     health
         .set_serving::<TopicsServer<topics::TopicsService>>()
+        .await;
+    health
+        .set_serving::<ClusterServer<cluster::ClusterService>>()
         .await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -160,6 +172,7 @@ pub(crate) async fn services(
     );
     let routes = Routes::new(log)
         .add_service(topics)
+        .add_service(cluster)
         .add_service(health_service)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha)
@@ -172,6 +185,9 @@ pub(crate) async fn not_serving(health: &HealthReporter) {
     health.set_not_serving::<LogServer<log::LogService>>().await;
     health
         .set_not_serving::<TopicsServer<topics::TopicsService>>()
+        .await;
+    health
+        .set_not_serving::<ClusterServer<cluster::ClusterService>>()
         .await;
     health
         .set_service_status("", tonic_health::ServingStatus::NotServing)

@@ -2,21 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidelog_broker::{NewTopic, setting_specs};
+use tidelog_broker::{Broker, NewTopic, Replication, setting_specs};
+use tidelog_proto::v1::topics_client::TopicsClient;
 use tidelog_proto::v1::topics_server::Topics;
 use tidelog_proto::v1::{
     AddPartitionsRequest, AddPartitionsResponse, AlterTopicRequest, AlterTopicResponse,
     CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse,
     DescribeTopicRequest, DescribeTopicResponse, ListTopicsRequest, ListTopicsResponse,
+    ReplicaAssignment,
 };
 use tidelog_record::TopicName;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::Shared;
+use super::{Shared, elsewhere};
 use super::convert::{topic_description, topic_summary};
-use super::status::{RequestError, failure};
+use super::status::RequestError;
 use crate::room::Alone;
 use crate::transport::held;
 
@@ -48,7 +51,19 @@ impl TopicsService {
             describing: Semaphore::new(DESCRIBING_MAX),
         }
     }
+
+    /// Waits for a moment until what another broker has decided is seen here too.
+    async fn carried_out(&self, is_so: impl Fn(&Broker) -> bool) {
+        let broker = &self.shared.broker;
+        let mut changes = broker.metadata_changes();
+        let seen = changes.wait_for(|_| is_so(broker));
+        // Whoever asks later than that finds it.
+        drop(tokio::time::timeout(CARRIED_OUT_MAX, seen).await);
+    }
 }
+
+/// How long a change that was made elsewhere is waited for here.
+const CARRIED_OUT_MAX: Duration = Duration::from_secs(2);
 
 #[tonic::async_trait]
 impl Topics for TopicsService {
@@ -56,18 +71,41 @@ impl Topics for TopicsService {
         &self,
         request: Request<CreateTopicRequest>,
     ) -> Result<Response<CreateTopicResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
         let request = request.into_inner();
-        let new = NewTopic {
-            name: request.name,
-            partitions: request.partitions.max(1),
-            settings: request.settings.into_iter().collect(),
-            validate_only: request.validate_only,
+        let broker = &self.shared.broker;
+        let create = || async {
+            let request = request.clone();
+            let assignment = assignment(&request.assignment);
+            let new = NewTopic {
+                name: request.name,
+                // As many as are assigned, where that is said instead.
+                partitions: match assignment.len() {
+                    0 => request.partitions.max(1),
+                    _ => request.partitions,
+                },
+                settings: request.settings.into_iter().collect(),
+                validate_only: request.validate_only,
+            };
+            let factor = Some(request.replication_factor).filter(|factor| *factor > 0);
+            let replication = Replication { factor, assignment };
+            let topic = broker.create_replicated(new, replication).await?;
+            Ok(CreateTopicResponse {
+                topic: Some(topic_summary(topic)),
+            })
         };
-        let topic = self.shared.broker.create_topic(new).await;
-        let topic = topic.map_err(|e| self.shared.refuse(&e))?;
-        Ok(Response::new(CreateTopicResponse {
-            topic: Some(topic_summary(topic)),
-        }))
+        let passed_on = |channel, request| async move {
+            TopicsClient::new(channel).create_topic(request).await
+        };
+        let created = self
+            .shared
+            .decided(is_passed_on, None, &request, create, passed_on)
+            .await?;
+        if !request.validate_only {
+            self.carried_out(|broker| broker.partitions_of(&request.name).is_ok())
+                .await;
+        }
+        Ok(Response::new(created))
     }
 
     async fn list_topics(
@@ -140,15 +178,17 @@ impl Topics for TopicsService {
         }
         let room = peer.unsent_whole(len, Alone::Goes).await;
         let description = describe(request.include_segments).await?;
-        Ok(held(topic_description(description), room))
+        let known = self.shared.broker.known_brokers();
+        Ok(held(topic_description(description, &known), room))
     }
 
     async fn alter_topic(
         &self,
         request: Request<AlterTopicRequest>,
     ) -> Result<Response<AlterTopicResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
         let request = request.into_inner();
-        let set: BTreeMap<_, _> = request.set.into_iter().collect();
+        let set: BTreeMap<_, _> = request.set.clone().into_iter().collect();
         // Resets are looked at first, and nothing is wrong with a known one but what it leaves.
         let unknown = |name: &String| setting_specs().iter().all(|spec| spec.name != name);
         let field = if set.is_empty() || request.reset.iter().any(unknown) {
@@ -156,48 +196,77 @@ impl Topics for TopicsService {
         } else {
             "set"
         };
+        let broker = &self.shared.broker;
+        let alter = || async {
+            let (set, reset) = (set.clone(), request.reset.clone());
+            let altered = broker.alter_topic(&request.name, set, reset, request.validate_only);
+            Ok(AlterTopicResponse {
+                topic: Some(topic_summary(altered.await?)),
+            })
+        };
+        let passed_on = |channel, request| async move {
+            TopicsClient::new(channel).alter_topic(request).await
+        };
         let altered = self
             .shared
-            .broker
-            .alter_topic(&request.name, set, request.reset, request.validate_only)
-            .await;
-        let topic = altered.map_err(|e| {
-            failure(&e)
-                .in_field(field)
-                .status(self.shared.broker.metrics())
-        })?;
-        Ok(Response::new(AlterTopicResponse {
-            topic: Some(topic_summary(topic)),
-        }))
+            .decided(is_passed_on, Some(field), &request, alter, passed_on)
+            .await?;
+        Ok(Response::new(altered))
     }
 
     async fn add_partitions(
         &self,
         request: Request<AddPartitionsRequest>,
     ) -> Result<Response<AddPartitionsResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
         let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let add = || async {
+            let assignment = assignment(&request.assignment);
+            let added = broker.add_assigned(&request.name, request.total, assignment);
+            Ok(AddPartitionsResponse {
+                topic: Some(topic_summary(added.await?)),
+            })
+        };
+        let passed_on = |channel, request| async move {
+            TopicsClient::new(channel).add_partitions(request).await
+        };
         let added = self
             .shared
-            .broker
-            .add_partitions(&request.name, request.total)
-            .await;
-        let topic = added.map_err(|e| {
-            failure(&e)
-                .in_field("total")
-                .status(self.shared.broker.metrics())
-        })?;
-        Ok(Response::new(AddPartitionsResponse {
-            topic: Some(topic_summary(topic)),
-        }))
+            .decided(is_passed_on, Some("total"), &request, add, passed_on)
+            .await?;
+        self.carried_out(|broker| {
+            let count = broker.partitions_of(&request.name);
+            count.is_ok_and(|count| count >= request.total)
+        })
+        .await;
+        Ok(Response::new(added))
     }
 
     async fn delete_topic(
         &self,
         request: Request<DeleteTopicRequest>,
     ) -> Result<Response<DeleteTopicResponse>, Status> {
-        let name = request.into_inner().name;
-        let deleted = self.shared.broker.delete_topic(&name).await;
-        deleted.map_err(|e| self.shared.refuse(&e))?;
-        Ok(Response::new(DeleteTopicResponse {}))
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let delete = || async {
+            broker.delete_topic(&request.name).await?;
+            Ok(DeleteTopicResponse {})
+        };
+        let passed_on = |channel, request| async move {
+            TopicsClient::new(channel).delete_topic(request).await
+        };
+        let deleted = self
+            .shared
+            .decided(is_passed_on, None, &request, delete, passed_on)
+            .await?;
+        self.carried_out(|broker| broker.partitions_of(&request.name).is_err())
+            .await;
+        Ok(Response::new(deleted))
     }
+}
+
+fn assignment(assignment: &[ReplicaAssignment]) -> Vec<Vec<u32>> {
+    assignment.iter().map(|one| one.node_ids.clone()).collect()
 }

@@ -96,6 +96,7 @@ impl Fixture {
             partitions,
             settings,
             validate_only: false,
+            ..v1::CreateTopicRequest::default()
         };
         self.topics.create_topic(request).await.unwrap();
     }

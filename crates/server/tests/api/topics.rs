@@ -16,6 +16,7 @@ fn create(name: &str, partitions: u32, settings: &[(&str, &str)]) -> v1::CreateT
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
             .collect(),
         validate_only: false,
+        ..v1::CreateTopicRequest::default()
     }
 }
 
@@ -103,6 +104,7 @@ async fn a_topics_life() {
         .add_partitions(v1::AddPartitionsRequest {
             name: "a".to_owned(),
             total: 5,
+            ..v1::AddPartitionsRequest::default()
         })
         .await
         .unwrap();
@@ -237,6 +239,7 @@ async fn what_is_not_allowed_is_refused_with_what_is() {
     let fewer = v1::AddPartitionsRequest {
         name: "there".to_owned(),
         total: 2,
+        ..v1::AddPartitionsRequest::default()
     };
     let fewer = f.topics.add_partitions(fewer).await.unwrap_err();
     told(fewer, invalid, "INVALID_PARTITIONS")
@@ -245,6 +248,7 @@ async fn what_is_not_allowed_is_refused_with_what_is() {
     let unknown = v1::AddPartitionsRequest {
         name: "t".to_owned(),
         total: 2,
+        ..v1::AddPartitionsRequest::default()
     };
     let unknown = f.topics.add_partitions(unknown).await.unwrap_err();
     told(unknown, Code::NotFound, "TOPIC_NOT_FOUND");

@@ -189,6 +189,7 @@ mod tests {
                 }],
                 ..PartitionDescription::default()
             }],
+            brokers: Vec::new(),
         }
     }
 

@@ -320,6 +320,7 @@ mod tests {
             partitions: 6,
             settings: [pair("b", "2"), pair("a", "1")].into(),
             internal: false,
+            replication_factor: 1,
         };
         assert_eq!(settings(&topic), "a=1 b=2");
         assert_eq!(

@@ -89,7 +89,7 @@ pub(super) async fn plan(
     let tracks = stream::iter(wanted)
         .map(|wanted| {
             let partition = wanted.partition;
-            let track = track(shared, &start.topic, wanted, start.follow);
+            let track = track(shared, &start, wanted);
             async move { (partition, track.await) }
         })
         .buffered(LOOKUPS_MAX)
@@ -174,14 +174,15 @@ fn wanted(start: &ReadStart, count: u32) -> Result<Vec<Wanted>, Failure> {
 /// Looks up one partition. With an error comes the offset at which reading stopped.
 async fn track(
     shared: &Shared,
-    topic: &str,
+    start: &ReadStart,
     wanted: Wanted,
-    follow: bool,
 ) -> Result<Track, (u64, Failure)> {
+    let follow = start.follow;
     let handle = shared
         .broker
-        .partition(topic, wanted.partition)
-        .map_err(|e| (0, failure(&e)))?;
+        .partition(&start.topic, wanted.partition)
+        .map_err(|e| (0, failure(&e)))?
+        .from_replica(start.read_replica);
     let place = async |at| match at {
         OffsetSpec::Offset(offset) => Ok(offset),
         at => handle.resolve(at).await.map(|resolved| resolved.offset),
@@ -194,8 +195,9 @@ async fn track(
         None => None,
     };
     let next = place(wanted.from).await.map_err(unknown)?;
-    let ends = handle.ends();
-    if next < ends.log_start || next > ends.high_watermark {
+    let ends = handle.confirmed_ends().await.map_err(unknown)?;
+    let is_above = next > ends.high_watermark && !handle.is_to_come(next);
+    if next < ends.log_start || is_above {
         let out_of_range = ReadError::OutOfRange {
             requested: next.get(),
             log_start: ends.log_start,
@@ -207,8 +209,8 @@ async fn track(
     // A read that does not follow ends at what there is now, even when it was asked for more.
     let to = match to {
         _ if follow => to,
-        Some(to) => Some(to.min(ends.high_watermark)),
-        None => Some(ends.high_watermark),
+        Some(to) => Some(to.min(ends.high_watermark.max(next))),
+        None => Some(ends.high_watermark.max(next)),
     };
     Ok(Track {
         handle,

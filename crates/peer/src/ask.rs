@@ -1,0 +1,145 @@
+//! Questions to a broker to which there is no link yet.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use bytes::Buf;
+use prost::Message;
+use thiserror::Error;
+use tidelog_proto::internal::v1::{PeerAnswer, PeerQuestion};
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::Endpoint;
+
+use crate::generated::peer_client::PeerClient;
+
+/// The longest question, and the longest answer.
+pub const ASK_BYTES_MAX: usize = 256 << 10;
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum AskError {
+    /// It is no address.
+    #[error("{address:?} is no host and port")]
+    Address {
+        /// What it was.
+        address: String,
+    },
+    /// Nobody answers there.
+    #[error("it cannot be reached: {why}")]
+    Unreachable {
+        /// What the system says.
+        why: String,
+    },
+    /// Nothing came in time.
+    #[error("it does not answer")]
+    Silent,
+    /// What answers is no broker, or one that does not know the question.
+    #[error("it refuses to answer: {why}")]
+    Refused {
+        /// What it says.
+        why: String,
+    },
+}
+
+/// Asks the broker at `address`, a host and a port, over a connection of its own.
+///
+/// # Errors
+/// [`AskError`], after `within` at the latest.
+pub async fn ask(
+    address: &str,
+    question: PeerQuestion,
+    within: Duration,
+) -> Result<PeerAnswer, AskError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.map_err(|_| AskError::Address {
+        address: address.to_owned(),
+    })?;
+    let asked = async {
+        let channel = endpoint.tcp_nodelay(true).connect().await;
+        let channel = channel.map_err(|e| AskError::Unreachable { why: root(&e) })?;
+        let mut client = PeerClient::new(channel).max_decoding_message_size(ASK_BYTES_MAX);
+        match client.ask(question).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(AskError::Refused {
+                why: status.message().chars().take(300).collect(),
+            }),
+        }
+    };
+    timeout(within, asked)
+        .await
+        .unwrap_or(Err(AskError::Silent))
+}
+
+/// What is at the bottom of an error: the rest says that there is one.
+fn root(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Messages of protobuf, none longer than [`ASK_BYTES_MAX`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AskCodec<E, D>(PhantomData<(E, D)>);
+
+impl<E, D> Default for AskCodec<E, D> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<E, D> Codec for AskCodec<E, D>
+where
+    E: Message + 'static,
+    D: Message + Default + 'static,
+{
+    type Encode = E;
+    type Decode = D;
+    type Encoder = AskEncoder<E>;
+    type Decoder = AskDecoder<D>;
+
+    fn encoder(&mut self) -> AskEncoder<E> {
+        AskEncoder(PhantomData)
+    }
+
+    fn decoder(&mut self) -> AskDecoder<D> {
+        AskDecoder(PhantomData)
+    }
+}
+
+/// Writes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AskEncoder<E>(PhantomData<E>);
+
+impl<E: Message> Encoder for AskEncoder<E> {
+    type Item = E;
+    type Error = Status;
+
+    fn encode(&mut self, message: E, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let encoded = message.encode(out);
+        encoded.map_err(|e| Status::internal(e.to_string()))
+    }
+}
+
+/// Reads one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AskDecoder<D>(PhantomData<D>);
+
+impl<D: Message + Default> Decoder for AskDecoder<D> {
+    type Item = D;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
+        let len = bytes.remaining();
+        if len > ASK_BYTES_MAX {
+            let what = format!("{len} bytes are more than a question or answer has");
+            return Err(Status::out_of_range(what));
+        }
+        let message = D::decode(bytes);
+        let message = message.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Some(message))
+    }
+}

@@ -1,0 +1,136 @@
+//! The port and the links, once there is a cluster.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tidelog_peer::ask;
+use tidelog_proto::internal::v1::{
+    PeerJoin, PeerQuestion, peer_answer::Answer, peer_question::Question,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+
+#[tokio::test]
+async fn garbage_on_the_port_harms_nobody() {
+    let mut seats = seats(1);
+    let node = seats[0].started().await;
+    let address = seats[0].address();
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 5000],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+    ] {
+        let mut socket = TcpStream::connect(&address).await.unwrap();
+        socket.write_all(garbage).await.unwrap();
+        socket.shutdown().await.unwrap();
+        // It is closed, whatever it says first.
+        let mut said = Vec::new();
+        soon(socket.read_to_end(&mut said)).await.ok();
+    }
+    let own = Own {
+        node_id: 2,
+        directory_id: [2; 16],
+    };
+    let answer = ask(&address, wire::who(&own), Duration::from_secs(30)).await;
+    let Some(Answer::Here(here)) = answer.unwrap().answer else {
+        panic!("another answer");
+    };
+    assert_eq!(here.node_id, 1);
+    // What is meant for another cluster, or says nothing of a broker, is refused.
+    let join = |cluster_id: &[u8]| PeerJoin {
+        cluster_id: cluster_id.to_vec().into(),
+        registration: None,
+    };
+    for (join, expected) in [
+        (join(b"short"), "another cluster"),
+        (join(&[9; 16]), "another cluster"),
+        (join(&node.settled().cluster_id), "makes no sense"),
+    ] {
+        let question = PeerQuestion {
+            question: Some(Question::Join(join)),
+        };
+        let answer = ask(&address, question, Duration::from_secs(30)).await;
+        let Some(Answer::Refused(refused)) = answer.unwrap().answer else {
+            panic!("another answer");
+        };
+        assert!(refused.cause.contains(expected), "{}", refused.cause);
+    }
+    assert_eq!(wire::here(here).unwrap().founders, node.settled().founders);
+}
+
+async fn until_connected(links: &Links, to: u32) {
+    let mut state = links.state(to).expect("there is a link");
+    soon(state.wait_for(|state| state.is_connected))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn links_follow_what_is_known_and_those_who_are_not_are_refused() {
+    let mut seats = seats(2);
+    let nodes = all_started(&mut seats).await;
+    let mut brokers = Vec::new();
+    for (seat, node) in seats.iter().zip(&nodes) {
+        let broker = seat.open(node);
+        let data_dir = Path::new("/srv/data");
+        node.opened(&seat.config, broker.clone(), &seat.seams(), data_dir)
+            .await
+            .unwrap();
+        brokers.push(broker);
+    }
+    let links = nodes[0].links();
+    assert_eq!(links.nodes(), [2]);
+    until_connected(links, 2).await;
+    until_connected(nodes[1].links(), 1).await;
+    let metric = "tidelog_peer_connected{peer=\"2\"} 1";
+    assert!(brokers[0].metrics_text().contains(metric));
+
+    let known = |address: &str, directory_id| KnownBroker {
+        node_id: 2,
+        directory_id,
+        cluster_address: address.to_owned(),
+        ..KnownBroker::default()
+    };
+    let directory_id = nodes[1].settled().directory_id;
+    // Where nobody is, and back: a link of its own each time.
+    let nowhere = std::net::TcpListener::bind(any()).unwrap();
+    let nowhere_address = nowhere.local_addr().unwrap().to_string();
+    links.update(&[known(&nowhere_address, directory_id)]);
+    assert!(!links.state(2).unwrap().borrow().is_connected);
+    links.update(&[known(&seats[1].address(), directory_id)]);
+    until_connected(links, 2).await;
+    let before = links.state(2).unwrap().borrow().connections;
+    links.update(&[known(&seats[1].address(), directory_id)]);
+    assert_eq!(
+        links.state(2).unwrap().borrow().connections,
+        before,
+        "it stays"
+    );
+
+    // With another directory the other is not listened to any more, once it comes anew.
+    links.update(&[known(&seats[1].address(), [9; 16])]);
+    let own = |address: &str| KnownBroker {
+        node_id: 1,
+        directory_id: nodes[0].settled().directory_id,
+        cluster_address: address.to_owned(),
+        ..KnownBroker::default()
+    };
+    nodes[1].links().update(&[own(&nowhere_address)]);
+    nodes[1].links().update(&[own(&seats[0].address())]);
+    let mut state = nodes[1].links().state(1).unwrap();
+    let refused = soon(state.wait_for(|state| state.failures > 1))
+        .await
+        .unwrap();
+    assert_eq!(refused.connections, 0);
+    drop(refused);
+
+    links.update(&[]);
+    assert_eq!(links.nodes(), [0_u32; 0]);
+    assert!(!brokers[0].metrics_text().contains("peer=\"2\""));
+    for (node, broker) in nodes.into_iter().zip(brokers) {
+        broker.stop().await.unwrap();
+        node.stop().await;
+    }
+}

@@ -1,0 +1,322 @@
+//! Service `tidelog.v1.Cluster`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidelog_broker::{self as broker, BrokerState, PartitionPlace, ProblemKind};
+use tidelog_controller::{Change, Phase, node_of};
+use tidelog_proto::v1;
+use tidelog_proto::v1::cluster_client::ClusterClient;
+use tidelog_proto::v1::cluster_server::Cluster;
+use tonic::{Request, Response, Status};
+
+use super::status::RequestError;
+use super::{Shared, elsewhere};
+use crate::room::Alone;
+use crate::transport::held;
+
+/// How many partitions a page of the list has at most.
+const PAGE_SIZE_MAX: u32 = 1000;
+/// What a broker, a partition or a problem takes in an answer, about.
+const ENTRY: usize = 512;
+
+#[derive(Debug)]
+pub(crate) struct ClusterService {
+    shared: Arc<Shared>,
+}
+
+impl ClusterService {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Asks the broker on a thread that may be busy: it looks at every partition.
+    async fn looked<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&broker::Broker) -> T + Send + 'static,
+    ) -> T {
+        let broker = self.shared.broker.clone();
+        tokio::task::spawn_blocking(move || look(&broker))
+            .await
+            .expect("it does not panic, and is not cancelled")
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn describe_cluster(
+        &self,
+        request: Request<v1::DescribeClusterRequest>,
+    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
+        let peer = self.shared.peer(&request);
+        let described = self.looked(broker::Broker::describe_cluster).await;
+        let len = (described.brokers.len() + described.problems.len() + 1) * ENTRY;
+        let room = peer.unsent_whole(len, Alone::Goes).await;
+        Ok(held(description(described), room))
+    }
+
+    async fn list_partitions(
+        &self,
+        request: Request<v1::ListPartitionsRequest>,
+    ) -> Result<Response<v1::ListPartitionsResponse>, Status> {
+        let peer = self.shared.peer(&request);
+        let request = request.into_inner();
+        let page_size = match request.page_size {
+            0 => PAGE_SIZE_MAX,
+            size => size.min(PAGE_SIZE_MAX),
+        } as usize;
+        // A token is the last partition of the page before: its number, and its topic.
+        let after = match request.page_token.split_once(' ') {
+            None if request.page_token.is_empty() => None,
+            Some((number, topic)) if number.parse::<u32>().is_ok() => {
+                Some((topic.to_owned(), number.parse::<u32>().unwrap_or(u32::MAX)))
+            }
+            _ => {
+                return Err(self.shared.reject(RequestError::Value {
+                    field: "page_token",
+                    value: format!("{:?}", request.page_token.chars().take(32).collect::<String>()),
+                    allowed: "the next_page_token of the page before, or nothing",
+                }));
+            }
+        };
+        if !request.topic.is_empty() {
+            let known = self.shared.broker.partitions_of(&request.topic);
+            known.map_err(|e| self.shared.refuse(&e))?;
+        }
+        let room = peer.unsent_whole(page_size * ENTRY, Alone::Goes).await;
+        let topic = Some(request.topic).filter(|topic| !topic.is_empty());
+        let mut places = self
+            .looked(move |broker| broker.partition_places(topic.as_deref()))
+            .await
+            .into_iter()
+            .filter(|place| match &after {
+                None => true,
+                Some((topic, number)) => {
+                    (place.topic.as_str(), place.partition) > (topic.as_str(), *number)
+                }
+            });
+        let partitions: Vec<_> = places.by_ref().take(page_size).map(place).collect();
+        let next_page_token = match (places.next(), partitions.last()) {
+            (Some(_), Some(last)) => format!("{} {}", last.partition, last.topic),
+            _ => String::new(),
+        };
+        let response = v1::ListPartitionsResponse {
+            partitions,
+            next_page_token,
+        };
+        Ok(held(response, room))
+    }
+
+    async fn reassign_partition(
+        &self,
+        request: Request<v1::ReassignPartitionRequest>,
+    ) -> Result<Response<v1::ReassignPartitionResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let reassign = || async {
+            let nodes = request.node_ids.clone();
+            broker.reassign(&request.topic, request.partition, nodes).await?;
+            Ok(v1::ReassignPartitionResponse {})
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).reassign_partition(request).await
+        };
+        let field = Some("node_ids");
+        let done = self.shared.decided(is_passed_on, field, &request, reassign, passed_on);
+        done.await.map(Response::new)
+    }
+
+    async fn cancel_reassignment(
+        &self,
+        request: Request<v1::CancelReassignmentRequest>,
+    ) -> Result<Response<v1::CancelReassignmentResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let cancel = || async {
+            broker.cancel_reassignment(&request.topic, request.partition).await?;
+            Ok(v1::CancelReassignmentResponse {})
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).cancel_reassignment(request).await
+        };
+        let done = self.shared.decided(is_passed_on, None, &request, cancel, passed_on);
+        done.await.map(Response::new)
+    }
+
+    async fn set_leader(
+        &self,
+        request: Request<v1::SetLeaderRequest>,
+    ) -> Result<Response<v1::SetLeaderResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let set = || async {
+            broker.set_leader(&request.topic, request.partition, request.node_id).await?;
+            Ok(v1::SetLeaderResponse {})
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).set_leader(request).await
+        };
+        let done = self.shared.decided(is_passed_on, None, &request, set, passed_on);
+        done.await.map(Response::new)
+    }
+
+    async fn drain_broker(
+        &self,
+        request: Request<v1::DrainBrokerRequest>,
+    ) -> Result<Response<v1::DrainBrokerResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let drain = || async {
+            let replicas = count(broker.drain(request.node_id).await?);
+            Ok(v1::DrainBrokerResponse { replicas })
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).drain_broker(request).await
+        };
+        let done = self.shared.decided(is_passed_on, None, &request, drain, passed_on);
+        done.await.map(Response::new)
+    }
+
+    async fn add_broker(
+        &self,
+        request: Request<v1::AddBrokerRequest>,
+    ) -> Result<Response<v1::AddBrokerResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let add = || async {
+            broker.undrain(request.node_id).await?;
+            Ok(v1::AddBrokerResponse {})
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).add_broker(request).await
+        };
+        let done = self.shared.decided(is_passed_on, None, &request, add, passed_on);
+        done.await.map(Response::new)
+    }
+
+    async fn remove_broker(
+        &self,
+        request: Request<v1::RemoveBrokerRequest>,
+    ) -> Result<Response<v1::RemoveBrokerResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let remove = || async {
+            broker.remove_broker(request.node_id).await?;
+            Ok(v1::RemoveBrokerResponse {})
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).remove_broker(request).await
+        };
+        let done = self.shared.decided(is_passed_on, None, &request, remove, passed_on);
+        done.await.map(Response::new)
+    }
+
+    async fn replace_broker(
+        &self,
+        request: Request<v1::ReplaceBrokerRequest>,
+    ) -> Result<Response<v1::ReplaceBrokerResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let directory: Result<[u8; 16], _> = request.directory_id.as_ref().try_into();
+        let directory = directory.map_err(|_| {
+            self.shared.reject(RequestError::Value {
+                field: "directory_id",
+                value: format!("{} bytes", request.directory_id.len()),
+                allowed: "the 16 bytes that the broker with the new disk names",
+            })
+        })?;
+        let broker = &self.shared.broker;
+        let replace = || async {
+            let replicas = count(broker.replace_broker(request.node_id, directory).await?);
+            Ok(v1::ReplaceBrokerResponse { replicas })
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).replace_broker(request).await
+        };
+        let done = self.shared.decided(is_passed_on, None, &request, replace, passed_on);
+        done.await.map(Response::new)
+    }
+}
+
+fn description(described: broker::ClusterDescription) -> v1::DescribeClusterResponse {
+    v1::DescribeClusterResponse {
+        cluster_id: Bytes::copy_from_slice(&described.cluster_id),
+        answered_by: described.answered_by,
+        metadata_leader: described.metadata_leader,
+        metadata_voters: described.metadata_voters,
+        feature_level: described.feature_level,
+        brokers: described.brokers.into_iter().map(one_broker).collect(),
+        problems: described.problems.into_iter().map(problem).collect(),
+        partitions: count(described.partitions),
+        problem_count: count(described.problem_count),
+    }
+}
+
+fn one_broker(described: broker::BrokerDescription) -> v1::BrokerDescription {
+    let state = match described.state {
+        BrokerState::Alive => v1::BrokerState::Alive,
+        BrokerState::Silent => v1::BrokerState::Silent,
+        BrokerState::Fenced => v1::BrokerState::Fenced,
+    };
+    v1::BrokerDescription {
+        node_id: described.known.node_id,
+        grpc_address: described.known.grpc_address,
+        http_address: described.http_address,
+        cluster_address: described.known.cluster_address,
+        rack: described.rack.unwrap_or_default(),
+        version: described.version,
+        state: state.into(),
+        draining: described.is_draining,
+        replicas: count(described.replicas),
+        leaders: count(described.leaders),
+        directory_id: Bytes::copy_from_slice(&described.known.directory_id),
+        silent_ms: described.silent_ms.unwrap_or(u64::MAX),
+    }
+}
+
+fn problem(problem: broker::PartitionProblem) -> v1::PartitionProblem {
+    let kind = match problem.kind {
+        ProblemKind::Leaderless => v1::ProblemKind::Leaderless,
+        ProblemKind::UnderReplicated => v1::ProblemKind::UnderReplicated,
+        ProblemKind::Faulted => v1::ProblemKind::Faulted,
+    };
+    v1::PartitionProblem {
+        topic: problem.topic,
+        partition: problem.partition,
+        kind: kind.into(),
+        cause: problem.cause,
+    }
+}
+
+fn place(place: PartitionPlace) -> v1::PartitionPlace {
+    let state = |change: &Change| match (change.is_cancelling, change.phase) {
+        (true, _) => v1::ReassignmentState::Cancelling,
+        (false, Phase::Adding) => v1::ReassignmentState::Adding,
+        (false, Phase::Joint) => v1::ReassignmentState::Joint,
+        (false, Phase::Leaving) => v1::ReassignmentState::Leaving,
+    };
+    let change = place.change.as_ref();
+    v1::PartitionPlace {
+        topic: place.topic,
+        partition: place.partition,
+        leader: place.leader,
+        leader_epoch: place.leader_epoch,
+        replicas: place.replicas,
+        in_sync: place.in_sync,
+        target: change.map_or(Vec::new(), |change| {
+            change.target.iter().copied().map(node_of).collect()
+        }),
+        reassignment: change.map_or(v1::ReassignmentState::None, state).into(),
+        lag: place.lag.into_iter().collect(),
+    }
+}

@@ -1,0 +1,133 @@
+//! Changes that another broker decides: they are passed on to it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidelog_broker::{AppendError, LookupError, NotLeader, TopicError};
+use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::Shared;
+use super::status::failure;
+
+/// Stands in a call that another broker has passed on: it is not passed on again.
+const PASSED_ON: &str = "tidelog-passed-on";
+/// For how long it is tried to find the broker that decides, while none is known.
+const SEARCH_MAX: Duration = Duration::from_secs(5);
+/// How long to wait before that is tried again.
+const SEARCH_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection to another broker may take.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// How long the other broker may take.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+/// Connections that are kept.
+const CHANNELS_MAX: usize = 64;
+
+/// Connections to the other brokers, by address.
+#[derive(Debug, Default)]
+pub(crate) struct Elsewhere {
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl Elsewhere {
+    fn channel(&self, address: &str) -> Option<Channel> {
+        let mut channels = self.channels.lock();
+        if let Some(channel) = channels.get(address) {
+            return Some(channel.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+        let endpoint = endpoint.connect_timeout(CONNECT_MAX).timeout(ANSWER_MAX);
+        let channel = endpoint.tcp_nodelay(true).connect_lazy();
+        if channels.len() >= CHANNELS_MAX {
+            channels.clear();
+        }
+        channels.insert(address.to_owned(), channel.clone());
+        Some(channel)
+    }
+}
+
+/// Whether another broker has passed a call on.
+pub(crate) fn is_passed_on<T>(request: &Request<T>) -> bool {
+    request.metadata().contains_key(PASSED_ON)
+}
+
+/// That another broker decides.
+fn other_leader(error: &TopicError) -> Option<&NotLeader> {
+    match error {
+        TopicError::Append(AppendError::Lookup(LookupError::NotLeader(e))) => Some(e),
+        _ => None,
+    }
+}
+
+/// Whether surely nothing was done, and it may be done elsewhere.
+fn is_to_be_tried_again(status: &Status) -> bool {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    match (status.code(), reason) {
+        (Code::Unavailable, Some(reason)) => reason == "NOT_LEADER" || reason == "SHUTTING_DOWN",
+        // The transport's own words about a connection that could not be made.
+        (Code::Unavailable, None) => status.message().contains("connect"),
+        _ => false,
+    }
+}
+
+impl Shared {
+    /// Makes a change here, or at the broker that decides. `field` is the one of the request that an error
+    /// is about, where it is about one.
+    pub(crate) async fn decided<T, Q, L, R>(
+        &self,
+        is_passed_on: bool,
+        field: Option<&str>,
+        request: &Q,
+        here: impl Fn() -> L,
+        there: impl Fn(Channel, Request<Q>) -> R,
+    ) -> Result<T, Status>
+    where
+        Q: Clone,
+        L: Future<Output = Result<T, TopicError>>,
+        R: Future<Output = Result<Response<T>, Status>>,
+    {
+        let until = Instant::now() + SEARCH_MAX;
+        loop {
+            let error = match here().await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let refused = || {
+                let failure = failure(&error);
+                let failure = match field {
+                    Some(field) => failure.in_field(field),
+                    None => failure,
+                };
+                failure.status(self.broker.metrics())
+            };
+            let Some(leader) = other_leader(&error).filter(|_| !is_passed_on) else {
+                return Err(refused());
+            };
+            let channel = leader.address.as_deref();
+            if let Some(channel) = channel.and_then(|address| self.elsewhere.channel(address)) {
+                let mut passed_on = Request::new(request.clone());
+                let key = MetadataKey::<Ascii>::from_static(PASSED_ON);
+                let value = MetadataValue::from_static("1");
+                passed_on.metadata_mut().insert(key, value);
+                match there(channel, passed_on).await {
+                    Ok(done) => return Ok(done.into_inner()),
+                    Err(status) if is_to_be_tried_again(&status) => {
+                        tracing::debug!(%status, "a change is tried again elsewhere");
+                    }
+                    Err(status) => return Err(status),
+                }
+            }
+            if Instant::now() >= until {
+                return Err(refused());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(SEARCH_PAUSE) => {}
+                () = self.stopping.cancelled() => return Err(refused()),
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Three servers in one process found a cluster over loopback and replicate what is appended.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tidelog_broker::Seams;
+use tidelog_proto::v1;
+use tidelog_proto::v1::log_client::LogClient;
+use tidelog_proto::v1::topics_client::TopicsClient;
+use tidelog_server::config::PeerAddress;
+use tidelog_server::{Config, Listeners, OpenError, Server};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+async fn soon<T>(what: &str, action: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), action)
+        .await
+        .unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+fn config(node_id: u32, dir: &TempDir) -> Config {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    Config {
+        node_id,
+        data_dir: dir.path().to_owned(),
+        grpc_addr: any,
+        http_addr: any,
+        cluster_addr: Some(any),
+        shards: 2,
+        ..Config::default()
+    }
+}
+
+fn open(config: &Config, listeners: Listeners) -> JoinHandle<Result<Server, OpenError>> {
+    let config = config.clone();
+    tokio::spawn(async move { Box::pin(Server::open(&config, listeners, Seams::os())).await })
+}
+
+/// Three brokers that know of each other, and their bound ports.
+fn three(dirs: &[TempDir]) -> Vec<(Config, Listeners)> {
+    let ids = 1..;
+    let bound: Vec<_> = ids
+        .zip(dirs)
+        .map(|(id, dir)| {
+            let config = config(id, dir);
+            let listeners = Listeners::bind(&config).unwrap();
+            (config, listeners)
+        })
+        .collect();
+    let peers: Vec<_> = bound
+        .iter()
+        .map(|(config, listeners)| PeerAddress {
+            node_id: config.node_id,
+            address: listeners.cluster_addr().unwrap().to_string(),
+        })
+        .collect();
+    let with_peers = |(config, listeners): (Config, Listeners)| {
+        let config = Config {
+            cluster_addr: listeners.cluster_addr(),
+            peers: peers.clone(),
+            ..config
+        };
+        (config, listeners)
+    };
+    bound.into_iter().map(with_peers).collect()
+}
+
+/// Whether another broker, or a later moment, may say something else.
+fn is_passing(status: &Status) -> bool {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str());
+    let passing = [
+        "NOT_LEADER",
+        "TOPIC_NOT_FOUND",
+        "OUTCOME_UNKNOWN",
+        "TOPIC_ALREADY_EXISTS",
+    ];
+    reason.is_some_and(|reason| passing.contains(&reason))
+}
+
+async fn create_anywhere(servers: &[&Server], name: &str) {
+    loop {
+        for server in servers {
+            let to = format!("http://{}", server.grpc_addr());
+            let mut topics = TopicsClient::connect(to).await.unwrap();
+            let request = v1::CreateTopicRequest {
+                name: name.to_owned(),
+                partitions: 1,
+                ..Default::default()
+            };
+            match topics.create_topic(request).await {
+                Ok(_) => return,
+                Err(status) => assert!(is_passing(&status), "{status:?}"),
+            }
+        }
+    }
+}
+
+/// Appends to the partition, until it is acknowledged; gives where.
+async fn append_anywhere(servers: &[&Server], topic: &str, value: &str) -> u64 {
+    loop {
+        for server in servers {
+            let to = format!("http://{}", server.grpc_addr());
+            let mut log = LogClient::connect(to).await.unwrap();
+            let record = v1::NewRecord {
+                value: Some(Bytes::copy_from_slice(value.as_bytes())),
+                ..v1::NewRecord::default()
+            };
+            let records = v1::NewRecords {
+                records: vec![record],
+                compression: v1::Compression::None.into(),
+                ..v1::NewRecords::default()
+            };
+            let request = v1::AppendRequest {
+                topic: topic.to_owned(),
+                partition: Some(0),
+                acks: v1::Acks::All.into(),
+                payload: Some(v1::append_request::Payload::Records(records)),
+            };
+            match log.append(request).await {
+                Ok(response) => {
+                    let results = response.into_inner().results;
+                    if let Some(offset) = results[0].base_offset {
+                        return offset;
+                    }
+                }
+                Err(status) => assert!(is_passing(&status), "{status:?}"),
+            }
+        }
+    }
+}
+
+/// Waits until a server has everything before an offset, by what it tells its readers.
+async fn has_until(server: &Server, topic: &str, end: u64) {
+    loop {
+        let partition = server.broker().partition(topic, 0);
+        if partition.is_ok_and(|partition| partition.ends().high_watermark.get() >= end) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What HTTP says of whether a server is ready.
+async fn readiness(addr: SocketAddr) -> String {
+    let mut socket = TcpStream::connect(addr).await.unwrap();
+    let request = "GET /health/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_servers_elect_replicate_and_survive_the_loss_of_one() {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let mut brokers = three(&dirs);
+    let configs: Vec<_> = brokers.iter().map(|(config, _)| config.clone()).collect();
+    let (last_config, last_listeners) = brokers.pop().unwrap();
+    let waiting_http = brokers[0].1.http_addr();
+    let mut opening: Vec<_> = brokers
+        .into_iter()
+        .map(|(config, listeners)| open(&config, listeners))
+        .collect();
+    let waits = async {
+        loop {
+            let said = readiness(waiting_http).await;
+            assert!(said.starts_with("HTTP/1.1 503"), "{said}");
+            if said.contains("\"founding\"") && said.contains("3@") && !said.contains("2@") {
+                return;
+            }
+        }
+    };
+    soon("waiting for the third", waits).await;
+    opening.push(open(&last_config, last_listeners));
+    let mut servers = Vec::new();
+    for one in opening {
+        servers.push(soon("the founding", one).await.unwrap().unwrap());
+    }
+    let all: Vec<_> = servers.iter().collect();
+    let cluster_ids: Vec<_> = all
+        .iter()
+        .map(|server| server.cluster().unwrap().1.cluster_id)
+        .collect();
+    assert!(cluster_ids.iter().all(|id| *id == cluster_ids[0]));
+    soon("a topic", create_anywhere(&all, "t")).await;
+    let mut end = 0;
+    for number in 0..20 {
+        let value = number.to_string();
+        let offset = soon("an append", append_anywhere(&all, "t", &value)).await;
+        end = end.max(offset + 1);
+    }
+    for server in &all {
+        soon("replication", has_until(server, "t", end)).await;
+    }
+    let said = readiness(all[0].http_addr()).await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+
+    // Each goes once, and comes back with what was appended meanwhile.
+    for config in configs {
+        let gone = servers.remove(0);
+        soon("a stop", gone.stop(Duration::from_secs(10)))
+            .await
+            .unwrap();
+        let left: Vec<_> = servers.iter().collect();
+        let offset = soon("an append", append_anywhere(&left, "t", "more")).await;
+        end = end.max(offset + 1);
+        let listeners = Listeners::bind(&config).unwrap();
+        let back = soon("coming back", open(&config, listeners)).await;
+        let back = back.unwrap().unwrap();
+        soon("catching up", has_until(&back, "t", end)).await;
+        servers.push(back);
+    }
+    for server in servers {
+        soon("a stop", server.stop(Duration::from_secs(10)))
+            .await
+            .unwrap();
+    }
+}
