@@ -140,11 +140,13 @@ pub fn serve(data_dir: &Path, args: &[&str]) -> Command {
     if !args.contains(&"--grpc-addr") {
         command.env("TIDELOG_GRPC_ADDR", "127.0.0.1:0");
     }
+    if !args.contains(&"--http-addr") {
+        command.env("TIDELOG_HTTP_ADDR", "127.0.0.1:0");
+    }
     command
         .arg("serve")
         .arg("--data-dir")
         .arg(data_dir)
-        .args(["--http-addr", "127.0.0.1:0"])
         .args(args)
         .current_dir(data_dir.parent().unwrap())
         .stdin(Stdio::null())

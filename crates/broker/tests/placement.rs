@@ -90,7 +90,7 @@ async fn a_partition_moves_with_all_it_has_and_takes_more_meanwhile() {
     append_some(&cluster, "t", &mut values, 10).await;
     cluster
         .until("the preferred one leads", |broker| {
-            place(broker, "t", 0).leader == Some(3)
+            place(broker, "t", 0).is_some_and(|place| place.leader == Some(3))
         })
         .await;
     cluster
@@ -119,7 +119,7 @@ async fn the_leadership_goes_where_it_is_wanted() {
         cluster.anywhere("another leader", set).await;
         cluster
             .until("it leads", |broker| {
-                place(broker, "t", 0).leader == Some(node)
+                place(broker, "t", 0).is_some_and(|place| place.leader == Some(node))
             })
             .await;
         assert_eq!(cluster.append("t", "v").await.0, node);
@@ -184,8 +184,8 @@ async fn a_disk_that_is_lost_comes_back_as_another_replica() {
     cluster.replace(2).await;
     cluster
         .until("it has a replica again", |broker| {
-            let place = place(broker, "t", 0);
-            place.change.is_none() && place.in_sync.len() == 3
+            place(broker, "t", 0)
+                .is_some_and(|place| place.change.is_none() && place.in_sync.len() == 3)
         })
         .await;
     append_some(&cluster, "t", &mut values, 5).await;

@@ -156,8 +156,12 @@ impl EpochTable {
         };
         for chunk in entries.as_chunks::<ENTRY_LEN>().0 {
             let Some(entry) = decode(chunk) else { break };
+            // The first may be known by a segment's header alone: its beginning is gone, and the next one
+            // may begin with that segment.
+            let is_second = table.entries.len() == 1;
             let grows = table.last().is_none_or(|last| {
-                last.epoch < entry.epoch && last.offset <= entry.offset && last.index < entry.index
+                let follows = last.index < entry.index || is_second && last.index == entry.index;
+                last.epoch < entry.epoch && last.offset <= entry.offset && follows
             });
             if !grows {
                 break;
@@ -210,4 +214,40 @@ fn decode(bytes: &[u8; ENTRY_LEN]) -> Option<EpochStart> {
         index: RaftIndex::new(fields.u64()?),
     };
     (fields.u32()? == crc32fast::hash(&bytes[..20])).then_some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(epoch: u32, offset: u64, index: u64) -> EpochStart {
+        EpochStart {
+            epoch: LeaderEpoch::new(epoch).unwrap(),
+            offset: Offset::new(offset).unwrap(),
+            index: RaftIndex::new(index),
+        }
+    }
+
+    /// The oldest segment's header tells of an epoch whose beginning was trimmed, and the next epoch begins
+    /// with that segment: both are there after the file was read, and so in a copy of it.
+    #[test]
+    fn an_epoch_may_begin_where_the_oldest_known_one_is_told_of() {
+        let mut table = EpochTable::default();
+        for one in [
+            start(7, 1846, 640),
+            start(8, 1846, 640),
+            start(10, 1873, 651),
+        ] {
+            table.push(one);
+        }
+        let read = EpochTable::parse(&table.file_before(RaftIndex::new(700)));
+        assert_eq!(read.entries(), table.entries());
+        let epoch = |epoch| LeaderEpoch::new(epoch).unwrap();
+        assert!(read.knows(RaftIndex::new(640), epoch(7)));
+        assert!(read.knows(RaftIndex::new(641), epoch(8)));
+        // Later ones each have an entry of their own.
+        table.push(start(11, 1873, 651));
+        let read = EpochTable::parse(&table.file_before(RaftIndex::new(700)));
+        assert_eq!(read.entries().len(), 3);
+    }
 }

@@ -6,7 +6,7 @@ use tidelog_proto::internal::v1 as wire;
 use tidelog_record::{PartitionId, TopicId};
 use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::eraftpb::{Entry, EntryType, Message};
-use tidelog_replica::{Delivery, Letter, NodeId, Payload, Received, node_of, stub_of};
+use tidelog_replica::{Delivery, Letter, NodeId, Payload, Post, Received, node_of, stub_of};
 use wire::files_letter::What;
 
 use crate::frame::{Frame, FrameError, NOTE_BYTES_MAX, NOTES_MAX, payload_len};
@@ -34,6 +34,32 @@ pub(crate) fn hello(own: &Identity, to: NodeId) -> Frame {
         },
         payloads: Vec::new(),
     }
+}
+
+impl Frame {
+    /// Puts a post behind what is in the frame.
+    pub(crate) fn push(&mut self, post: Post) {
+        for letter in post.raft {
+            push_raft(self, letter);
+        }
+        for letter in post.files {
+            push_files(self, letter);
+        }
+        self.meta.notes.extend(post.notes);
+    }
+}
+
+/// What arrives of a post at the broker `to`: as a link sends it and the other side reads it, for those
+/// who have a network of their own.
+///
+/// # Errors
+/// [`FrameError`]: the other side would end the connection.
+pub fn carried(post: Post, from: NodeId, to: NodeId) -> Result<Delivery, FrameError> {
+    let mut frame = Frame::default();
+    frame.push(post);
+    let mut bytes = Vec::with_capacity(frame.len_bytes());
+    frame.encode_to(&mut bytes);
+    delivery(Frame::decode(bytes.into())?, from, to)
 }
 
 /// Who says so; `None` where it makes no sense.
@@ -64,7 +90,7 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
             } else {
                 0
             },
-            change: if is_change { entry.data } else { Bytes::new() },
+            change: is_change.then_some(entry.data),
         }
     });
     let entries = entries.collect();
@@ -198,7 +224,7 @@ fn received(
     let mut index = letter.index;
     for entry in letter.entries {
         index = index.saturating_add(1);
-        let is_change = !entry.change.is_empty();
+        let is_change = entry.change.is_some();
         if is_change && entry.payload_len > 0 {
             return Err(FrameError::Senseless("an entry is a batch and a change"));
         }
@@ -209,7 +235,7 @@ fn received(
             batches.push(batch);
             stub
         } else {
-            entry.change
+            entry.change.unwrap_or_default()
         };
         let kind = if is_change {
             EntryType::EntryConfChangeV2

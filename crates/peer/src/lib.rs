@@ -30,6 +30,7 @@ mod service;
 mod tests;
 
 pub use ask::{ASK_BYTES_MAX, AskError, ask};
+pub use convert::carried;
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError, NOTE_BYTES_MAX};
 pub use generated::peer_server::PeerServer;
 pub use link::{Link, LinkConfig, LinkState, LinkStats};

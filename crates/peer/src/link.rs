@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
-use crate::convert::{hello, identity_of, push_files, push_raft};
+use crate::convert::{hello, identity_of};
 use crate::frame::{
     FRAME_BYTES_MAX, Frame, NOTE_BYTES_MAX, NOTES_MAX, POST_NOTE_BYTES_MAX, POST_NOTES_MAX,
     payload_len,
@@ -340,14 +340,9 @@ impl Run {
         while let Some(post) = next {
             self.taken(&post);
             bytes += usize::try_from(bytes_of(&post)).unwrap_or(usize::MAX);
-            for letter in post.raft {
-                push_raft(&mut frame, letter);
-            }
-            for letter in post.files {
-                push_files(&mut frame, letter);
-            }
-            frame.meta.notes.extend(post.notes);
-            let is_room = frame.meta.notes.len() < NOTES_MAX - POST_NOTES_MAX;
+            frame.push(post);
+            let is_room = frame.meta.notes.len() < NOTES_MAX - POST_NOTES_MAX
+                && frame.meta.raft.len() < LETTERS_MAX;
             next = if is_room && bytes < self.config.frame_bytes {
                 self.queue.try_recv().ok()
             } else {
@@ -358,6 +353,8 @@ impl Run {
     }
 }
 
+/// With so many letters of replicas no more posts join a frame: what it says of each is bounded together.
+const LETTERS_MAX: usize = 8192;
 /// What is on its way without having been read.
 const WINDOW_BYTES: u32 = 16 << 20;
 /// Answers are hellos and pongs.

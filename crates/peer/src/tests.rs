@@ -95,6 +95,24 @@ fn sent(raft: Vec<Letter>, about_files: Vec<CatchUpLetter>) -> (Vec<Received>, V
     (delivery.raft, delivery.files)
 }
 
+/// The change that leaves a joint configuration has no content.
+#[test]
+fn an_empty_change_of_members_stays_one() {
+    let entries = vec![
+        entry(11, EntryType::EntryConfChangeV2, Bytes::new()),
+        entry(12, EntryType::EntryNormal, Bytes::new()),
+    ];
+    let message = Message {
+        msg_type: 3,
+        term: 7,
+        index: 10,
+        entries: entries.clone(),
+        ..Message::default()
+    };
+    let (raft, _) = sent(vec![letter(message, &[])], Vec::new());
+    assert_eq!(raft[0].message.entries, entries);
+}
+
 #[test]
 fn what_is_said_arrives_as_it_was() {
     let batch = Bytes::from_static(b"not really a batch");
@@ -250,7 +268,7 @@ fn frames_whose_payloads_do_not_fit_what_they_say_are_refused() {
     }
     // An entry cannot be two things, and ids have their length.
     let change: [fn(&mut Frame); 3] = [
-        |frame| frame.meta.raft[0].entries[1].change = Bytes::from_static(b"x"),
+        |frame| frame.meta.raft[0].entries[1].change = Some(Bytes::from_static(b"x")),
         |frame| frame.meta.raft[0].topic_id = Bytes::from_static(b"short"),
         |frame| frame.meta.files[0].what = None,
     ];

@@ -13,7 +13,6 @@ use tidelog_broker::{
     LookupError, NodeId, NotLeader, PartitionPlace, Peers, Post, Seams,
 };
 use tidelog_record::Offset;
-use tidelog_replica::Received;
 use tidelog_sim::SimDisk;
 use tokio::sync::{Notify, mpsc};
 
@@ -50,12 +49,8 @@ impl Peers for Wire {
         let Some(place) = place else {
             return Err(post);
         };
-        place.send(Delivery {
-            from: self.own,
-            raft: post.raft.into_iter().map(Received::from).collect(),
-            files: post.files,
-            notes: post.notes,
-        });
+        // Through the bytes that a link would send.
+        place.send(tidelog_peer::carried(post, self.own, to).unwrap());
         Ok(())
     }
 }
@@ -273,7 +268,9 @@ impl Cluster {
     /// Waits until a partition is at these brokers, and nothing is changed about that any more.
     pub(crate) async fn placed(&self, topic: &str, partition: u32, nodes: &[NodeId]) {
         self.until(&format!("{topic}-{partition} is at {nodes:?}"), |broker| {
-            let place = place(broker, topic, partition);
+            let Some(place) = place(broker, topic, partition) else {
+                return false;
+            };
             let mut found = place.replicas.clone();
             found.sort_unstable();
             let mut wanted = nodes.to_vec();
@@ -291,9 +288,9 @@ impl Cluster {
     }
 }
 
-/// Where a partition is, as a broker sees it.
-pub(crate) fn place(broker: &Broker, topic: &str, partition: u32) -> PartitionPlace {
+/// Where a partition is, as a broker sees it; `None` where it has not heard of it yet.
+pub(crate) fn place(broker: &Broker, topic: &str, partition: u32) -> Option<PartitionPlace> {
     let places = broker.partition_places(Some(topic));
     let mut places = places.into_iter();
-    places.find(|place| place.partition == partition).unwrap()
+    places.find(|place| place.partition == partition)
 }

@@ -78,7 +78,10 @@ impl Cluster for ClusterService {
             _ => {
                 return Err(self.shared.reject(RequestError::Value {
                     field: "page_token",
-                    value: format!("{:?}", request.page_token.chars().take(32).collect::<String>()),
+                    value: format!(
+                        "{:?}",
+                        request.page_token.chars().take(32).collect::<String>()
+                    ),
                     allowed: "the next_page_token of the page before, or nothing",
                 }));
             }
@@ -120,14 +123,20 @@ impl Cluster for ClusterService {
         let broker = &self.shared.broker;
         let reassign = || async {
             let nodes = request.node_ids.clone();
-            broker.reassign(&request.topic, request.partition, nodes).await?;
+            broker
+                .reassign(&request.topic, request.partition, nodes)
+                .await?;
             Ok(v1::ReassignPartitionResponse {})
         };
         let passed_on = |channel, request| async move {
-            ClusterClient::new(channel).reassign_partition(request).await
+            ClusterClient::new(channel)
+                .reassign_partition(request)
+                .await
         };
         let field = Some("node_ids");
-        let done = self.shared.decided(is_passed_on, field, &request, reassign, passed_on);
+        let done = self
+            .shared
+            .decided(is_passed_on, field, &request, reassign, passed_on);
         done.await.map(Response::new)
     }
 
@@ -139,13 +148,19 @@ impl Cluster for ClusterService {
         let request = request.into_inner();
         let broker = &self.shared.broker;
         let cancel = || async {
-            broker.cancel_reassignment(&request.topic, request.partition).await?;
+            broker
+                .cancel_reassignment(&request.topic, request.partition)
+                .await?;
             Ok(v1::CancelReassignmentResponse {})
         };
         let passed_on = |channel, request| async move {
-            ClusterClient::new(channel).cancel_reassignment(request).await
+            ClusterClient::new(channel)
+                .cancel_reassignment(request)
+                .await
         };
-        let done = self.shared.decided(is_passed_on, None, &request, cancel, passed_on);
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &request, cancel, passed_on);
         done.await.map(Response::new)
     }
 
@@ -157,13 +172,16 @@ impl Cluster for ClusterService {
         let request = request.into_inner();
         let broker = &self.shared.broker;
         let set = || async {
-            broker.set_leader(&request.topic, request.partition, request.node_id).await?;
+            broker
+                .set_leader(&request.topic, request.partition, request.node_id)
+                .await?;
             Ok(v1::SetLeaderResponse {})
         };
-        let passed_on = |channel, request| async move {
-            ClusterClient::new(channel).set_leader(request).await
-        };
-        let done = self.shared.decided(is_passed_on, None, &request, set, passed_on);
+        let passed_on =
+            |channel, request| async move { ClusterClient::new(channel).set_leader(request).await };
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &request, set, passed_on);
         done.await.map(Response::new)
     }
 
@@ -181,7 +199,9 @@ impl Cluster for ClusterService {
         let passed_on = |channel, request| async move {
             ClusterClient::new(channel).drain_broker(request).await
         };
-        let done = self.shared.decided(is_passed_on, None, &request, drain, passed_on);
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &request, drain, passed_on);
         done.await.map(Response::new)
     }
 
@@ -196,10 +216,11 @@ impl Cluster for ClusterService {
             broker.undrain(request.node_id).await?;
             Ok(v1::AddBrokerResponse {})
         };
-        let passed_on = |channel, request| async move {
-            ClusterClient::new(channel).add_broker(request).await
-        };
-        let done = self.shared.decided(is_passed_on, None, &request, add, passed_on);
+        let passed_on =
+            |channel, request| async move { ClusterClient::new(channel).add_broker(request).await };
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &request, add, passed_on);
         done.await.map(Response::new)
     }
 
@@ -217,7 +238,9 @@ impl Cluster for ClusterService {
         let passed_on = |channel, request| async move {
             ClusterClient::new(channel).remove_broker(request).await
         };
-        let done = self.shared.decided(is_passed_on, None, &request, remove, passed_on);
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &request, remove, passed_on);
         done.await.map(Response::new)
     }
 
@@ -243,7 +266,9 @@ impl Cluster for ClusterService {
         let passed_on = |channel, request| async move {
             ClusterClient::new(channel).replace_broker(request).await
         };
-        let done = self.shared.decided(is_passed_on, None, &request, replace, passed_on);
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &request, replace, passed_on);
         done.await.map(Response::new)
     }
 }

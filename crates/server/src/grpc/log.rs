@@ -249,9 +249,8 @@ impl Log for LogService {
                 producer_epoch: 0,
             })
         };
-        let passed_on = |channel, request| async move {
-            LogClient::new(channel).init_producer(request).await
-        };
+        let passed_on =
+            |channel, request| async move { LogClient::new(channel).init_producer(request).await };
         let given = shared.decided(is_passed_on, None, &request, give, passed_on);
         given.await.map(Response::new)
     }

@@ -36,8 +36,8 @@ use tonic_health::pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET;
 use tonic_health::server::HealthReporter;
 
 pub(crate) use self::call::HeldBytes;
-pub(crate) use self::elsewhere::Elsewhere;
 use self::call::{Around, Meter};
+pub(crate) use self::elsewhere::Elsewhere;
 use self::status::{Failure, RequestError, failure, sort_foreign};
 use crate::config::Limits;
 use crate::metrics::ListenerMetrics;

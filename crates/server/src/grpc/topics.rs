@@ -17,9 +17,9 @@ use tidelog_record::TopicName;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, elsewhere};
 use super::convert::{topic_description, topic_summary};
 use super::status::RequestError;
+use super::{Shared, elsewhere};
 use crate::room::Alone;
 use crate::transport::held;
 
@@ -204,9 +204,8 @@ impl Topics for TopicsService {
                 topic: Some(topic_summary(altered.await?)),
             })
         };
-        let passed_on = |channel, request| async move {
-            TopicsClient::new(channel).alter_topic(request).await
-        };
+        let passed_on =
+            |channel, request| async move { TopicsClient::new(channel).alter_topic(request).await };
         let altered = self
             .shared
             .decided(is_passed_on, Some(field), &request, alter, passed_on)

@@ -1,7 +1,7 @@
 //! What nodes send to each other: all that one has for another after a turn goes as one frame, which is
 //! delayed, lost, repeated and damaged as a whole.
 
-use tidelog_replica::{Letter, NodeId, Received, StepError};
+use tidelog_replica::{Letter, NodeId, Post, Received, StepError};
 
 use crate::SimRng;
 
@@ -24,9 +24,16 @@ pub(super) struct Frame {
 const CHECKED_FROM: usize = 21;
 
 impl Frame {
-    pub(super) fn new(from: NodeId, letters: Vec<Letter>) -> Self {
-        let mail = letters.into_iter().map(|letter| Mail {
-            received: letter.into(),
+    /// The bytes that a link would send, as the other side reads them.
+    pub(super) fn new(from: NodeId, to: NodeId, raft: Vec<Letter>) -> Self {
+        let post = Post {
+            raft,
+            ..Post::default()
+        };
+        let delivery = tidelog_peer::carried(post, from, to);
+        let delivery = delivery.expect("what one node says another understands");
+        let mail = delivery.raft.into_iter().map(|received| Mail {
+            received,
             is_damaged: false,
         });
         Self {

@@ -36,7 +36,7 @@ impl Cluster {
         let life = self.node(id).life();
         for (to, post) in effects.posts {
             if !post.raft.is_empty() {
-                self.post(id, to, Frame::new(id, post.raft));
+                self.post(id, to, Frame::new(id, to, post.raft));
             }
             self.post_files(id, post.files);
         }
