@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidelog_controller::{
-    Change, ClusterCommand, DirectoryId, NodeId, PartitionKey, Phase, Placement, node_of,
+    Change, ClusterCommand, DirectoryId, NodeId, PartitionKey, Phase, Placement, ReplicaId, node_of,
 };
 use tidelog_record::{TopicId, TopicName};
 
@@ -177,19 +177,21 @@ impl Inner {
                 .is_some_and(|silent| silent < SILENT_AFTER_MS)
     }
 
-    /// Those of `replicas` that are caught up, as the leader last said, and are heard.
-    pub(crate) fn in_sync(&self, key: PartitionKey, replicas: &[NodeId]) -> Vec<NodeId> {
+    /// The brokers whose replicas, of these, are caught up, as the leader last said, and which are heard.
+    /// One that was lost with its disk is not, even where its broker has another one by now.
+    pub(crate) fn in_sync(&self, key: PartitionKey, replicas: &[ReplicaId]) -> Vec<NodeId> {
+        let nodes = replicas.iter().copied().map(node_of);
         if self.config.is_alone() {
-            return replicas.to_vec();
+            return nodes.collect();
         }
         let Some(report) = self.seen.report(key) else {
             return Vec::new();
         };
-        let caught_up: Vec<NodeId> = report.caught_up.iter().copied().map(node_of).collect();
-        let replicas = replicas.iter().copied();
-        replicas
-            .filter(|node| caught_up.contains(node) && self.is_heard(*node))
-            .collect()
+        let caught_up = replicas
+            .iter()
+            .filter(|replica| report.caught_up.contains(replica));
+        let caught_up = caught_up.copied().map(node_of);
+        caught_up.filter(|node| self.is_heard(*node)).collect()
     }
 
     pub(crate) fn not_leader(&self, partition: &Partition) -> LookupError {
@@ -415,7 +417,7 @@ impl Broker {
                     partition,
                     leader: led.map(|(node, _)| node),
                     leader_epoch: led.map_or(0, |(_, epoch)| epoch),
-                    in_sync: inner.in_sync(key, &replicas),
+                    in_sync: inner.in_sync(key, &placement.replicas),
                     replicas,
                     change: placement.change,
                     lag,

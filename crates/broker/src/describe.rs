@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tidelog_controller::{
-    Cluster, EffectiveSetting, NodeId, PartitionKey, Placement, Topic, node_of,
+    Cluster, EffectiveSetting, NodeId, PartitionKey, Placement, ReplicaId, Topic, node_of,
 };
 use tidelog_log::SegmentInfo;
 use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicId, TopicName};
@@ -160,7 +160,9 @@ impl Broker {
             let metadata = self.inner.metadata.clone();
             let settings = metadata.settings().effective();
             let replicas = self.metadata_places();
-            let place = Place::of(&self.inner, &metadata.topic, METADATA_KEY, &replicas);
+            let voters = self.inner.seen.report(METADATA_KEY);
+            let voters = voters.map_or(vec![metadata.replica], |report| report.members.voters);
+            let place = Place::of(&self.inner, &metadata.topic, METADATA_KEY, &voters);
             let slot = Slot::Serving(metadata);
             return Ok(TopicDescription {
                 summary: metadata_summary(replicas.len()),
@@ -171,14 +173,12 @@ impl Broker {
         let route = self.inner.routes.read().get(name).cloned();
         let route = route.ok_or_else(|| not_found(name))?;
         let id = route.topic.id;
-        let (summary, placements) = {
+        let (summary, placements): (_, Vec<Vec<ReplicaId>>) = {
             let cluster = self.inner.cluster.read();
             let placed = cluster.topic_placement(id);
             let placements = placed.map_or(Vec::new(), |placed| {
-                let nodes = |placement: &Placement| -> Vec<NodeId> {
-                    placement.replicas.iter().copied().map(node_of).collect()
-                };
-                placed.partitions.iter().map(nodes).collect()
+                let replicas = |placement: &Placement| placement.replicas.clone();
+                placed.partitions.iter().map(replicas).collect()
             });
             (self.inner.summary(&cluster, &route.topic), placements)
         };
@@ -207,11 +207,11 @@ struct Place {
 }
 
 impl Place {
-    fn of(inner: &Inner, topic: &TopicName, key: PartitionKey, replicas: &[NodeId]) -> Self {
+    fn of(inner: &Inner, topic: &TopicName, key: PartitionKey, replicas: &[ReplicaId]) -> Self {
         let leader = inner.leader_of(topic, key).map(|(node, _)| node);
         Self {
             leader,
-            replicas: replicas.to_vec(),
+            replicas: replicas.iter().copied().map(node_of).collect(),
             in_sync: inner.in_sync(key, replicas),
         }
     }
