@@ -4,11 +4,13 @@
 //! builds and calls it. A figure (`figure.rs`) is made by one of the modules: `append.rs` and
 //! `read.rs` drive a log, `concurrent.rs` and `cold.rs` a broker inside this process, `reopen.rs`
 //! and `restart.rs` open what was written, `grpc.rs` a broker of its own process beside a bare
-//! server (`bare.rs`) that gets the same messages from the same client.
+//! server (`bare.rs`) that gets the same messages from the same client, and `cluster.rs` three brokers
+//! beside one.
 
 mod append;
 mod bare;
 mod broker;
+mod cluster;
 mod cold;
 mod concurrent;
 mod figure;
@@ -77,6 +79,9 @@ const GROUPS: &[(&str, Measure)] = &[
     ("unary", grpc::unary),
     ("produce-stream", grpc::produce_stream),
     ("read-stream", grpc::read_stream),
+    ("cluster", cluster::load),
+    ("failover", cluster::failover),
+    ("replicated-partitions", cluster::partitions),
 ];
 
 fn main() -> anyhow::Result<()> {

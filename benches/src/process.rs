@@ -31,6 +31,37 @@ impl Server {
         Ok(Self { child, addr })
     }
 
+    /// A broker of a cluster. It is waited for with [`Server::ready`], since none serves before all are
+    /// there.
+    pub(crate) fn of_cluster(
+        data_dir: &Path,
+        id: u32,
+        ports: [u16; 3],
+        peers: &str,
+    ) -> anyhow::Result<Self> {
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        let mut command = Command::new(beside("tidelog")?);
+        command
+            .args(["serve", "--node-id", &id.to_string(), "--peers", peers])
+            .args(["--grpc-addr", &at(ports[0]), "--http-addr", &at(ports[1])])
+            .args(["--cluster-addr", &at(ports[2]), "--data-dir"])
+            .arg(data_dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let child = command.spawn().with_context(|| format!("{command:?}"))?;
+        let addr = at(ports[0]);
+        Ok(Self { child, addr })
+    }
+
+    /// Waits until a broker of a cluster serves.
+    pub(crate) fn ready(&mut self) -> anyhow::Result<()> {
+        let stdout = self.child.stdout.take().context("its output is piped")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        anyhow::ensure!(!line.is_empty(), "a broker ended before it was ready");
+        Ok(())
+    }
+
     /// The bare server, with its file in `dir`.
     pub(crate) fn bare(dir: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::GroupKey;
-use tidelog_replica::catch_up::{CatchUpLetter, Copies, Logs, PullConfig, PullTarget, Pulled};
+use tidelog_replica::catch_up::{
+    CatchUp, CatchUpLetter, Copies, Logs, PullConfig, PullTarget, Pulled,
+};
 use tidelog_replica::{Delivery, NodeId, Post, node_of};
 use tokio::sync::{mpsc, watch};
 
 use crate::Broker;
 use crate::mailbox::{Command, ShardHandle};
+use crate::metrics::Metrics;
 use crate::seams::{Clock, Peers, Seams};
 use crate::start::shard_number;
 
@@ -65,6 +68,7 @@ pub(crate) fn start(
     seams: &Seams,
     shards: Vec<ShardHandle>,
     stopping: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
 ) -> io::Result<(Letters, JoinHandle<()>)> {
     let (letters, mailbox) = mpsc::channel(MAILBOX_LEN);
     let run = Run {
@@ -73,6 +77,7 @@ pub(crate) fn start(
         peers: seams.peers.clone(),
         clock: seams.clock.clone(),
         stopping,
+        metrics,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -83,7 +88,16 @@ pub(crate) fn start(
     Ok((letters, thread))
 }
 
+/// The bytes of files that a letter has.
+fn part_len(letter: &CatchUpLetter) -> u64 {
+    match &letter.what {
+        CatchUp::Part { bytes, .. } => bytes.len() as u64,
+        _ => 0,
+    }
+}
+
 struct Run {
+    metrics: Arc<Metrics>,
     copies: Copies,
     shards: Shards,
     peers: Arc<dyn Peers>,
@@ -118,13 +132,18 @@ impl Run {
             });
             let now = u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX);
             let mut letters = match next {
-                Ok(Some(letter)) => self.copies.take(letter, &mut self.shards, now),
+                Ok(Some(letter)) => {
+                    let len = part_len(&letter);
+                    self.metrics.catch_up_received_bytes.inc_by(len);
+                    self.copies.take(letter, &mut self.shards, now)
+                }
                 Ok(None) => return,
                 Err(_elapsed) => Vec::new(),
             };
             letters.extend(self.copies.tick(&mut self.shards, now));
             for letter in letters {
                 let to = node_of(letter.to);
+                self.metrics.catch_up_sent_bytes.inc_by(part_len(&letter));
                 let post = Post {
                     files: vec![letter],
                     ..Post::default()

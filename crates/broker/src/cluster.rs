@@ -381,6 +381,33 @@ impl Broker {
         }
     }
 
+    /// Sets the gauges that tell of replicas.
+    pub(crate) fn count_replicas(&self) {
+        let inner = self.inner();
+        let own = inner.identity.node_id;
+        let places = self.partition_places(None);
+        let is_here = |place: &&PartitionPlace| place.replicas.contains(&own);
+        let led: Vec<_> = places
+            .iter()
+            .filter(|place| place.leader == Some(own))
+            .collect();
+        let lacking = led
+            .iter()
+            .filter(|place| place.in_sync.len() < place.replicas.len());
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let metrics = &inner.metrics;
+        metrics.under_replicated.set(number(lacking.count()));
+        metrics.leaders.set(number(led.len()));
+        metrics
+            .replicas
+            .set(number(places.iter().filter(is_here).count()));
+        let leaderless = places.iter().filter(|place| place.leader.is_none());
+        metrics.leaderless.set(number(leaderless.count()));
+        metrics
+            .leads_metadata
+            .set(i64::from(inner.metadata.leads()));
+    }
+
     /// Where all partitions are, or those of one topic, by topic and number.
     pub fn partition_places(&self, topic: Option<&str>) -> Vec<PartitionPlace> {
         let inner = self.inner();

@@ -90,6 +90,8 @@ pub(crate) fn numbers(partition: &Partition, now: Timestamp) -> PartitionNumbers
         size_bytes: segments.iter().map(|segment| segment.len).sum(),
         segments: segments.len(),
         dirty_bytes,
+        lag_entries: None,
+        lag_ms: None,
     }
 }
 

@@ -327,6 +327,8 @@ impl Broker {
     /// them it takes tens of milliseconds of a thread.
     pub fn metrics_text(&self) -> String {
         let now = self.inner.age_clock.now();
+        let seen_at = self.inner.now_ms();
+        self.count_replicas();
         let mut numbers = Vec::new();
         let mut faulted = 0;
         let routes = self.inner.routes.read().clone();
@@ -340,7 +342,12 @@ impl Broker {
             match slot {
                 Slot::Serving(partition) => {
                     faulted += usize::from(partition.fault().is_some());
-                    numbers.push(describe::numbers(&partition, now));
+                    let mut of_it = describe::numbers(&partition, now);
+                    if partition.leads() && partition.has_others() {
+                        let key = act::partition_key(partition.key);
+                        (of_it.lag_entries, of_it.lag_ms) = self.inner.seen.lag(key, seen_at);
+                    }
+                    numbers.push(of_it);
                 }
                 Slot::Faulted(_) | Slot::Unmade(_) => faulted += 1,
                 Slot::Elsewhere => {}

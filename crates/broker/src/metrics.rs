@@ -30,6 +30,16 @@ pub struct Metrics {
     pub(crate) compaction_pending_bytes: IntGauge,
     pub(crate) removed_bytes: IntCounter,
     pub(crate) removal_pending_bytes: IntGauge,
+    pub(crate) commit_seconds: Histogram,
+    pub(crate) elections: IntCounter,
+    pub(crate) leader_changes: IntCounter,
+    pub(crate) catch_up_received_bytes: IntCounter,
+    pub(crate) catch_up_sent_bytes: IntCounter,
+    pub(crate) replicas: IntGauge,
+    pub(crate) leaders: IntGauge,
+    pub(crate) under_replicated: IntGauge,
+    pub(crate) leaderless: IntGauge,
+    pub(crate) leads_metadata: IntGauge,
     errors: IntCounterVec,
     faulted: IntGauge,
 }
@@ -43,7 +53,7 @@ type PartitionGauge = (
 
 /// Written down by hand: in the registry each would be made, sorted and copied for each answer, which
 /// with 10,000 partitions takes most of a second.
-const PARTITION_GAUGES: [PartitionGauge; 6] = [
+const PARTITION_GAUGES: [PartitionGauge; 8] = [
     (
         "tidelog_log_start_offset",
         "The first readable offset.",
@@ -72,6 +82,16 @@ const PARTITION_GAUGES: [PartitionGauge; 6] = [
         "Bytes that may be compacted and were not yet, of compacted topics.",
         |numbers| numbers.dirty_bytes,
     ),
+    (
+        "tidelog_replication_lag_entries",
+        "Entries that the replica which is furthest behind lacks, of partitions that are led here.",
+        |numbers| numbers.lag_entries,
+    ),
+    (
+        "tidelog_replication_lag_ms",
+        "For how long not all replicas were caught up, of partitions that are led here.",
+        |numbers| numbers.lag_ms,
+    ),
 ];
 
 /// One partition's numbers, as they are when the metrics are asked for.
@@ -86,6 +106,9 @@ pub(crate) struct PartitionNumbers {
     pub(crate) segments: usize,
     /// Of a compacted topic.
     pub(crate) dirty_bytes: Option<u64>,
+    /// Of one that is led here and has other replicas.
+    pub(crate) lag_entries: Option<u64>,
+    pub(crate) lag_ms: Option<u64>,
 }
 
 impl Metrics {
@@ -160,6 +183,41 @@ impl Metrics {
                 "tidelog_removal_pending_bytes",
                 "Bytes of removed segments whose space was not given back yet.",
             ),
+            commit_seconds: histogram(
+                "tidelog_commit_seconds",
+                "From when a batch was proposed to when it was committed, with acks=all.",
+                latency_buckets(),
+            ),
+            elections: counter(
+                "tidelog_elections_total",
+                "Times that a replica here was elected leader.",
+            ),
+            leader_changes: counter(
+                "tidelog_leader_changes_total",
+                "Times that a replica here got another leader, or became it.",
+            ),
+            catch_up_received_bytes: counter(
+                "tidelog_catch_up_received_bytes_total",
+                "Bytes of files that replicas here have copied from other brokers.",
+            ),
+            catch_up_sent_bytes: counter(
+                "tidelog_catch_up_sent_bytes_total",
+                "Bytes of files that replicas of other brokers have copied from here.",
+            ),
+            replicas: gauge("tidelog_replicas", "Replicas that this broker has."),
+            leaders: gauge("tidelog_leaders", "Partitions that are led here."),
+            under_replicated: gauge(
+                "tidelog_under_replicated_partitions",
+                "Partitions that are led here, and of whose replicas not all are caught up and heard.",
+            ),
+            leaderless: gauge(
+                "tidelog_leaderless_partitions",
+                "Partitions of which no leader is known here, of all there are.",
+            ),
+            leads_metadata: gauge(
+                "tidelog_metadata_leader",
+                "1 where the metadata are decided.",
+            ),
             errors: IntCounterVec::new(
                 Opts::new("tidelog_errors_total", "Requests that failed, by reason."),
                 &["reason"],
@@ -176,7 +234,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let collectors: [Box<dyn prometheus::core::Collector>; 21] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 31] = [
             Box::new(self.append_batches.clone()),
             Box::new(self.append_duplicates.clone()),
             Box::new(self.append_records.clone()),
@@ -196,6 +254,16 @@ impl Metrics {
             Box::new(self.compaction_pending_bytes.clone()),
             Box::new(self.removed_bytes.clone()),
             Box::new(self.removal_pending_bytes.clone()),
+            Box::new(self.commit_seconds.clone()),
+            Box::new(self.elections.clone()),
+            Box::new(self.leader_changes.clone()),
+            Box::new(self.catch_up_received_bytes.clone()),
+            Box::new(self.catch_up_sent_bytes.clone()),
+            Box::new(self.replicas.clone()),
+            Box::new(self.leaders.clone()),
+            Box::new(self.under_replicated.clone()),
+            Box::new(self.leaderless.clone()),
+            Box::new(self.leads_metadata.clone()),
             Box::new(self.errors.clone()),
             Box::new(self.faulted.clone()),
         ];

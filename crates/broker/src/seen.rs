@@ -17,6 +17,8 @@ struct Inner {
     faults: HashMap<NodeId, Vec<ReplicaFault>>,
     /// When a broker was heard, with whatever registration.
     heard_ms: HashMap<NodeId, u64>,
+    /// Since when partitions have replicas that are not caught up.
+    behind_since: HashMap<PartitionKey, u64>,
 }
 
 impl Seen {
@@ -39,6 +41,13 @@ impl Seen {
                 continue;
             }
             report.at_ms = now_ms;
+            let members = &report.members;
+            let mut all = members.voters.iter().chain(&members.learners);
+            if all.all(|id| report.caught_up.contains(id)) {
+                inner.behind_since.remove(&key);
+            } else {
+                inner.behind_since.entry(key).or_insert(now_ms);
+            }
             let known = inner.observed.partitions.get(&key);
             if known.is_none_or(|known| known.epoch <= report.epoch) {
                 inner.observed.partitions.insert(key, report);
@@ -57,6 +66,17 @@ impl Seen {
     /// The newest report on a partition.
     pub(crate) fn report(&self, key: PartitionKey) -> Option<Report> {
         self.inner.lock().observed.partitions.get(&key).cloned()
+    }
+
+    /// How many entries the replica of a partition lacks that is furthest behind, and for how long not all
+    /// were caught up, in milliseconds.
+    pub(crate) fn lag(&self, key: PartitionKey, now_ms: u64) -> (Option<u64>, Option<u64>) {
+        let inner = self.inner.lock();
+        let report = inner.observed.partitions.get(&key);
+        let entries = report.and_then(|report| report.lag.values().max().copied());
+        let since = inner.behind_since.get(&key);
+        let behind = since.map_or(0, |since| now_ms.saturating_sub(*since));
+        (entries, report.map(|_| behind))
     }
 
     /// All newest reports.
@@ -90,6 +110,7 @@ impl Seen {
             *key == metadata || cluster.placement(key.topic, key.partition).is_some()
         };
         inner.observed.partitions.retain(|key, _| is_there(key));
+        inner.behind_since.retain(|key, _| is_there(key));
         inner
             .observed
             .transfers_asked

@@ -252,7 +252,13 @@ impl Shard {
         } = append;
         let len = batch.total_len();
         self.bytes_taken += len;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "measured for people, decides nothing"
+        )]
+        let proposed = (acks == Acks::All).then(std::time::Instant::now);
         let waiter = AppendWaiter {
+            proposed,
             partition: partition.clone(),
             records: batch.record_count(),
             bytes: len,
@@ -354,6 +360,11 @@ impl Shard {
             if let Some(epoch) = epoch.and_then(tidelog_record::LeaderEpoch::new)
                 && let Some(partition) = self.partition(key)
             {
+                let metrics = &self.around.metrics;
+                if role.leader.is_some() && role.leader != partition.leader() {
+                    metrics.leader_changes.inc();
+                    metrics.elections.inc_by(u64::from(role.is_leader));
+                }
                 partition.set_leader(epoch, role.leader);
             }
         }

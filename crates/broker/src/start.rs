@@ -181,7 +181,12 @@ impl Broker {
         };
         let catch_up = if !start.config.is_alone() {
             let shards = start.shards.clone();
-            let started = catch_up::start(&start.seams, shards, stopping.subscribe());
+            let started = catch_up::start(
+                &start.seams,
+                shards,
+                stopping.subscribe(),
+                start.metrics.clone(),
+            );
             let (letters, thread) = started.map_err(StartError::Thread)?;
             threads.push(thread);
             Some(letters)

@@ -42,6 +42,8 @@ pub(crate) struct AppendWaiter {
     pub(crate) records: u32,
     pub(crate) bytes: usize,
     pub(crate) since: Instant,
+    /// When it was proposed, where it is answered once it is committed.
+    pub(crate) proposed: Option<Instant>,
     /// The request's bytes of the broker's budget, given back before the answer, even by a panic:
     /// whoever is answered finds room for the next request.
     pub(crate) room: Arc<OwnedSemaphorePermit>,
@@ -65,6 +67,9 @@ impl AppendWaiter {
                     metrics.append_bytes.inc_by(self.bytes as u64);
                 }
                 Metrics::observe(&metrics.append_seconds, self.since.elapsed());
+                if let Some(proposed) = self.proposed {
+                    Metrics::observe(&metrics.commit_seconds, proposed.elapsed());
+                }
                 drop(self.room);
                 // Nobody may be listening any more: the records are stored all the same.
                 drop(self.reply.send(Ok(Appended {
