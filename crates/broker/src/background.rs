@@ -91,7 +91,7 @@ fn tick(shards: &[ShardHandle], waits: &mut Waits) -> Result<(), BrokerStops> {
 }
 
 /// What replicas count time in.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 
 /// Lets at most so many bytes a second pass, by pausing for as long as those that passed take at
 /// that rate: the time that the work itself takes comes on top.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -51,10 +52,18 @@ pub(crate) struct Asked {
     registrations: Mutex<BTreeMap<NodeId, (ClusterId, Registration, u64)>>,
     /// Why this broker may not register, as it was told.
     refused: Mutex<Option<String>>,
+    /// This broker is about to stop.
+    is_leaving: AtomicBool,
     wake: Notify,
 }
 
 impl Asked {
+    /// From now on others are told that this broker is about to stop.
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
     /// Has the thread take a turn soon.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
@@ -109,9 +118,11 @@ impl Broker {
                 epoch,
                 reports,
                 faults,
+                is_stopping,
             } => {
                 let is_current = inner.cluster.read().is_current(from, epoch);
                 let now = inner.now_ms();
+                inner.seen.stops(from, is_stopping);
                 inner.seen.heartbeat(from, is_current, reports, faults, now);
             }
             Note::Act {
@@ -305,6 +316,8 @@ impl Controller {
             .cloned()
             .collect();
         self.told = reports.into_iter().collect();
+        let is_stopping = inner.asked.is_leaving.load(Ordering::SeqCst);
+        inner.seen.stops(inner.identity.node_id, is_stopping);
         let mut faults = Some(faults);
         let mut notes = Vec::new();
         loop {
@@ -318,6 +331,7 @@ impl Controller {
                 } else {
                     Vec::new()
                 },
+                is_stopping,
             };
             notes.push(Bytes::from(note.encode()));
             if news.is_empty() {

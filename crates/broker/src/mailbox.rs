@@ -119,6 +119,10 @@ pub(crate) enum Command {
     Reports {
         reply: oneshot::Sender<Vec<(PartitionKey, Report)>>,
     },
+    /// Hand over all leaderships that others can take; says how many are left here.
+    HandOver {
+        reply: oneshot::Sender<usize>,
+    },
     /// What the controller asks the leader of a partition for.
     Act(Order),
     /// Record, durably, how far a log is committed; says whether that is so.
@@ -151,6 +155,7 @@ impl Command {
             Self::ReadIndex { key, .. } | Self::RecordCommit { key, .. } => Some(*key),
             Self::Act(order) => Some(order.key),
             Self::Reports { .. }
+            | Self::HandOver { .. }
             | Self::Add { .. }
             | Self::Received(_)
             | Self::Unreachable(_)

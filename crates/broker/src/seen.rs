@@ -56,6 +56,16 @@ impl Seen {
         inner.faults.insert(from, faults);
     }
 
+    /// Whether a broker is about to stop.
+    pub(crate) fn stops(&self, node: NodeId, is_stopping: bool) {
+        let stopping = &mut self.inner.lock().observed.stopping;
+        if is_stopping {
+            stopping.insert(node);
+        } else {
+            stopping.remove(&node);
+        }
+    }
+
     /// The leader of a partition: which replica, and since which epoch.
     pub(crate) fn leader(&self, key: PartitionKey) -> Option<(u64, u32)> {
         let inner = self.inner.lock();

@@ -190,6 +190,10 @@ impl Shard {
                 // Whoever asked may have given up waiting.
                 let _gone = reply.send(self.reports());
             }
+            Command::HandOver { reply } => {
+                // Whoever asked may have given up waiting.
+                let _gone = reply.send(self.groups.hand_over());
+            }
             Command::Act(order) => {
                 let acted = self.groups.with(order.key, |group| order.carry_out(group));
                 if let Some(Err(e)) = acted {
@@ -504,6 +508,7 @@ impl Shard {
             | Command::Unreachable(_)
             | Command::ReadIndex { .. }
             | Command::Reports { .. }
+            | Command::HandOver { .. }
             | Command::Act(_)
             | Command::Add { .. }
             | Command::Wake

@@ -1,5 +1,7 @@
 //! Stopping so that the next start has nothing to recover.
 
+use std::time::Duration;
+
 use thiserror::Error;
 use tidelog_log::Poisoned;
 use tidelog_log::state::StateRecord;
@@ -22,6 +24,11 @@ pub enum StopError {
     #[error("a thread that writes logs ended before the stop")]
     ThreadEnded,
 }
+
+/// How long a stop waits for other brokers to take over what is led here.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+/// How often it is looked at what is left.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(20);
 
 impl Broker {
     /// Refuses new work, finishes what was submitted, closes every log and marks the directory as
@@ -46,6 +53,29 @@ impl Broker {
             .ok()
             .and_then(|result| result.clone())
             .unwrap_or(Err(StopError::ThreadEnded))
+    }
+
+    /// Hands over the leaderships of all partitions that other brokers can lead, so that nobody has to
+    /// notice that this one is gone. Takes a few seconds at most; clients are answered meanwhile.
+    pub async fn hand_over_leaderships(&self) {
+        self.inner.asked.leave();
+        let all = async {
+            loop {
+                let mut left = 0;
+                for shard in &self.inner.shards {
+                    let (reply, replied) = oneshot::channel();
+                    if shard.send(Command::HandOver { reply }).await.is_ok() {
+                        left += replied.await.unwrap_or(0);
+                    }
+                }
+                if left == 0 {
+                    return;
+                }
+                tokio::time::sleep(HAND_OVER_LOOK).await;
+            }
+        };
+        // What is led here still then, others take over when they notice.
+        drop(tokio::time::timeout(HAND_OVER_MAX, all).await);
     }
 
     async fn stop_now(&self) -> Result<(), StopError> {

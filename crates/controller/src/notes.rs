@@ -15,6 +15,8 @@ pub enum Note {
         reports: Vec<(PartitionKey, Report)>,
         /// Replicas of its own that do not serve.
         faults: Vec<ReplicaFault>,
+        /// It is about to stop, and is to lead nothing.
+        is_stopping: bool,
     },
     /// The leader of a partition is to do something: see [`Step::Act`](crate::Step::Act).
     Act {

@@ -376,6 +376,41 @@ impl Group {
         self.node.report_unreachable(id);
     }
 
+    /// The leader is known to be gone, as by a broken connection: this replica stands for election after
+    /// `delay` ticks if it hears nothing of a leader, and votes for another that does at once.
+    pub fn leader_lost(&mut self, delay: u32) {
+        let raft = &mut self.node.raft;
+        if raft.state != StateRole::Follower {
+            return;
+        }
+        let least = raft.election_timeout();
+        let timeout = (least + delay as usize).min(2 * least - 1);
+        raft.set_randomized_election_timeout(timeout);
+        raft.election_elapsed = raft.election_elapsed.max(least);
+    }
+
+    /// Hands the leadership over to whoever lacks the least, if anybody is caught up. Says whether this
+    /// replica leads others still.
+    pub fn hand_over(&mut self) -> bool {
+        let id = self.config.id;
+        if !self.role().is_leader || !self.has_others() {
+            return false;
+        }
+        let voters = self.members().state.voters.clone();
+        let progress = self.progress();
+        let able = progress
+            .iter()
+            .filter(|member| member.is_caught_up && member.id != id)
+            .filter(|member| voters.contains(&member.id));
+        let Some(heir) = able.min_by_key(|member| member.lag).map(|member| member.id) else {
+            return false;
+        };
+        if self.node.raft.lead_transferee.is_none() {
+            self.transfer_leader(heir);
+        }
+        true
+    }
+
     /// How many votes and terms were recorded: to be asked before a sync of the state begins.
     pub fn recorded(&self) -> u64 {
         self.states

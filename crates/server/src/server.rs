@@ -196,6 +196,7 @@ impl Server {
     /// [`ServerError`]: nothing acknowledged is lost, but it was not a clean stop.
     pub async fn stop(self, deadline: Duration) -> Result<(), ServerError> {
         grpc::not_serving(&self.health).await;
+        self.broker.hand_over_leaderships().await;
         self.stopping.cancel();
         let mut grpc = self.grpc;
         let drained = tokio::time::timeout(deadline, &mut grpc).await.is_ok();

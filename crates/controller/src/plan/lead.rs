@@ -48,6 +48,11 @@ impl Planner<'_> {
             && report.caught_up.contains(&replica)
             && self.cluster.is_live(replica)
             && self.is_undraining(replica)
+            && !self.is_stopping(replica)
+    }
+
+    fn is_stopping(&self, replica: ReplicaId) -> bool {
+        self.observed.stopping.contains(&node_of(replica))
     }
 
     fn is_undraining(&self, replica: ReplicaId) -> bool {
@@ -61,7 +66,8 @@ impl Planner<'_> {
         let able = replicas
             .iter()
             .copied()
-            .filter(|replica| report.caught_up.contains(replica) && self.cluster.is_live(*replica));
+            .filter(|replica| report.caught_up.contains(replica) && self.cluster.is_live(*replica))
+            .filter(|replica| !self.is_stopping(*replica));
         able.min_by_key(|replica| {
             let lag = report.lag.get(replica).copied().unwrap_or(u64::MAX);
             (!self.is_undraining(*replica), lag)

@@ -153,6 +153,13 @@ fn notes_are_read_as_they_were_said() {
                 key,
                 cause: "no disk".to_owned(),
             }],
+            is_stopping: false,
+        },
+        Note::Heartbeat {
+            epoch: 6,
+            reports: Vec::new(),
+            faults: Vec::new(),
+            is_stopping: true,
         },
         act(Action::AddLearner(5)),
         act(Action::RemoveLearner(5)),

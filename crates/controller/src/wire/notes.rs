@@ -22,7 +22,9 @@ impl Note {
                 epoch,
                 reports,
                 faults,
+                is_stopping,
             } => Kind::Heartbeat(wire::Heartbeat {
+                stopping: *is_stopping,
                 epoch: *epoch,
                 reports: reports.iter().map(report_to_wire).collect(),
                 faults: faults.iter().map(fault_to_wire).collect(),
@@ -68,6 +70,7 @@ impl Note {
                 epoch: heartbeat.epoch,
                 reports: all(heartbeat.reports, report_of_wire)?,
                 faults: all(heartbeat.faults, fault_of_wire)?,
+                is_stopping: heartbeat.stopping,
             },
             Kind::Act(act) => Self::Act {
                 key: key(&act.topic_id, act.partition)?,

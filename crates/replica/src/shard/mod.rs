@@ -241,10 +241,28 @@ impl<W> Shard<W> {
             let members = &hosted.group.members().state;
             let ids = members.voters.iter().chain(&members.learners);
             let ids: Vec<ReplicaId> = ids.copied().filter(is_there).collect();
+            let delay = succession(hosted, node);
             hosted.guarded(&mut self.effects, |hosted, _| {
                 ids.into_iter().for_each(|id| hosted.group.unreachable(id));
+                if let Some(delay) = delay {
+                    hosted.group.leader_lost(delay);
+                }
             });
         }
+    }
+
+    /// Hands over the leaderships of all groups that have others who can take them. Says how many are
+    /// led here still.
+    pub fn hand_over(&mut self) -> usize {
+        let mut left = 0;
+        for (key, hosted) in &mut self.groups {
+            let leads = hosted.guarded(&mut self.effects, |hosted, _| hosted.group.hand_over());
+            if leads == Some(true) {
+                left += 1;
+                self.due.insert(*key);
+            }
+        }
+        left
     }
 
     /// These were not sent, or may not arrive: their groups ask where the other replica's log ends before
@@ -412,6 +430,24 @@ impl<W> Shard<W> {
         failed.map_or(Refusal::Gone, Refusal::Down)
     }
 }
+
+/// After how many ticks a replica stands for election when the broker of its leader is gone: one after the
+/// other, so that they do not get in each other's way, and another one first in each group. `None` where
+/// the leader was elsewhere.
+fn succession<W>(hosted: &Hosted<W>, gone: NodeId) -> Option<u32> {
+    let group = &hosted.group;
+    let is_gone = |id: &ReplicaId| node_of(*id) == gone;
+    group.role().leader.filter(is_gone)?;
+    let voters = &group.members().state.voters;
+    let rest: Vec<ReplicaId> = voters.iter().copied().filter(|id| !is_gone(id)).collect();
+    let at = rest.iter().position(|id| *id == group.id())?;
+    let first = hosted.key.partition.get() as usize % rest.len();
+    let rank = (at + rest.len() - first) % rest.len();
+    u32::try_from(1 + rank * SUCCESSION_TICKS).ok()
+}
+
+/// So many ticks lie between one replica and the next.
+const SUCCESSION_TICKS: usize = 3;
 
 fn is_settled<W>(hosted: &Hosted<W>) -> bool {
     let group = &hosted.group;
