@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::args::{OutputArgs, OutputForm};
-use crate::brokers::plan::{Plan, plans};
+use crate::brokers::plan::{Plan, Ports, plans};
 use crate::brokers::process::{Broker, last_lines};
 use crate::brokers::{ports, together};
 use crate::connect;
@@ -21,6 +21,9 @@ use crate::output::table::Table;
 
 /// Brokers where neither the command line nor the directory says how many.
 const BROKERS: u8 = 3;
+
+/// The first port where neither says another one.
+const BASE_PORT: u16 = 9400;
 
 /// So many can found a cluster.
 const BROKERS_MAX: u8 = 9;
@@ -34,9 +37,9 @@ pub(crate) struct DevArgs {
     #[arg(long, value_name = "DIR", default_value = "./tidelog-dev")]
     data_dir: PathBuf,
     /// The port of the first one's gRPC; HTTP and the cluster port come behind, and the next broker
-    /// ten further. 0: any that are free.
-    #[arg(long, value_name = "PORT", default_value_t = 9400)]
-    base_port: u16,
+    /// ten further. 0: any that are free [default: the ports that the directory has, or 9400].
+    #[arg(long, value_name = "PORT")]
+    base_port: Option<u16>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -56,14 +59,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
         std::path::absolute(&args.data_dir).map_err(|error| cannot_use(&args.data_dir, &error))?;
     std::fs::create_dir_all(&dir).map_err(|error| cannot_use(&dir, &error))?;
     let count = how_many(&dir, args.brokers)?.into();
-    let ports = if args.base_port == 0 {
-        ports::free(count)?
-    } else {
-        ports::from_base(args.base_port, count).ok_or_else(|| {
-            let what = format!("there are not so many ports from {} on", args.base_port);
-            Failure::new(Exit::Usage, what).hint("take a smaller --base-port, or 0 for any")
-        })?
-    };
+    let ports = which_ports(&dir, args.base_port, count)?;
     let plans = plans(&dir, &ports);
     connect::run(async {
         let cannot = |error| Failure::failed(format!("cannot wait for signals: {error}"));
@@ -80,6 +76,7 @@ pub(crate) fn run(args: &DevArgs) -> Result<(), Failure> {
                 "is a broker running there already? Other ports: --base-port; others data: --data-dir",
             ),
         })?;
+        remember(&dir, &ports)?;
         tell(&brokers, &plans, args.output)?;
         supervise(brokers, &mut interrupts, &mut terminations).await
     })
@@ -111,6 +108,70 @@ fn how_many(dir: &Path, asked: Option<u8>) -> Result<u8, Failure> {
         None if there > 0 => Ok(there),
         None => Ok(BROKERS),
     }
+}
+
+/// The ports that the brokers had, or those asked for. Brokers of a cluster find each other where they
+/// were: all of them somewhere else would not.
+fn which_ports(dir: &Path, base: Option<u16>, count: usize) -> Result<Vec<Ports>, Failure> {
+    let had = remembered(dir)?.filter(|had| had.len() == count);
+    let asked = base.filter(|&base| base > 0);
+    let from = |base| {
+        ports::from_base(base, count).ok_or_else(|| {
+            let what = format!("there are not so many ports from {base} on");
+            Failure::new(Exit::Usage, what).hint("take a smaller --base-port, or 0 for any")
+        })
+    };
+    match (had, asked) {
+        (Some(had), None) => Ok(had),
+        (Some(had), Some(base)) => {
+            let wanted = from(base)?;
+            if count > 1 && wanted != had {
+                let at = had[0].grpc;
+                let what = format!(
+                    "the brokers of {} know each other at ports from {at} on",
+                    dir.display()
+                );
+                return Err(Failure::new(Exit::Usage, what)
+                    .hint("leave --base-port out, or name another directory with --data-dir"));
+            }
+            Ok(wanted)
+        }
+        (None, Some(base)) => from(base),
+        (None, None) if base.is_some() => ports::free(count),
+        (None, None) => from(BASE_PORT),
+    }
+}
+
+/// The file in the directory that says which ports the brokers have: a list of `[gRPC, HTTP, cluster]`.
+const PORTS_FILE: &str = "ports.json";
+
+fn remembered(dir: &Path) -> Result<Option<Vec<Ports>>, Failure> {
+    let path = dir.join(PORTS_FILE);
+    match std::fs::read(&path) {
+        Ok(text) => {
+            let ports: Vec<(u16, u16, u16)> = serde_json::from_slice(&text).map_err(|error| {
+                Failure::failed(format!("{} cannot be read: {error}", path.display()))
+            })?;
+            let ports = ports.into_iter().map(|(grpc, http, cluster)| Ports {
+                grpc,
+                http,
+                cluster,
+            });
+            Ok(Some(ports.collect()))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(cannot_use(&path, &error)),
+    }
+}
+
+fn remember(dir: &Path, ports: &[Ports]) -> Result<(), Failure> {
+    let path = dir.join(PORTS_FILE);
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|ports| (ports.grpc, ports.http, ports.cluster))
+        .collect();
+    let text = json!(ports).to_string();
+    std::fs::write(&path, text).map_err(|error| cannot_use(&path, &error))
 }
 
 /// Says where the brokers are.
@@ -285,6 +346,23 @@ mod tests {
             refused
                 .message
                 .ends_with("has the data of 2 brokers, not 3"),
+            "{}",
+            refused.message
+        );
+    }
+
+    #[test]
+    fn brokers_keep_their_ports() {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = |base, count| which_ports(dir.path(), base, count);
+        assert_eq!(ports(None, 3).unwrap(), ports(Some(9400), 3).unwrap());
+        let any = ports(Some(0), 3).unwrap();
+        remember(dir.path(), &any).unwrap();
+        assert_eq!(ports(Some(0), 3), Ok(any.clone()));
+        assert_eq!(ports(None, 3), Ok(any));
+        let refused = ports(Some(9400), 3).unwrap_err();
+        assert!(
+            refused.message.contains("know each other at ports"),
             "{}",
             refused.message
         );

@@ -157,8 +157,8 @@ async fn drained(client: &Client, node: u32, replicas: u32) -> Result<u32, Failu
             moved_at = Instant::now();
             bar.suspend(|| {
                 say!(
-                    "still {} for {STUCK_AFTER:?}; see where they go with: tidelog cluster \
-                     partitions",
+                    "still {} for {STUCK_AFTER:?}; see why with: tidelog cluster health, and \
+                     where they go with: tidelog cluster partitions",
                     replicas_of(now)
                 );
             });
