@@ -254,7 +254,11 @@ fn what_cannot_be_is_refused_with_the_next_step() {
         .remove(0);
     assert_eq!(dry_run["replaced"], false);
     assert_eq!(dry_run["replicas"], 1);
-    dev.ends(&[&replace[..], &["--yes"]].concat(), 3, "BROKER_REFUSED");
+    dev.ends(
+        &[&replace[..], &["--yes"]].concat(),
+        3,
+        "until it is fenced",
+    );
 }
 
 #[test]

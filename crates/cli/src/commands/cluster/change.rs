@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tidelog_client::proto::{BrokerDescription, DescribeClusterResponse};
+use tidelog_client::proto::{BrokerDescription, BrokerState, DescribeClusterResponse};
 use tidelog_client::{Client, ClientError};
 use tokio::time::{Instant, sleep};
 
@@ -255,7 +255,8 @@ pub(super) async fn replace(client: &Client, args: &ReplaceArgs) -> Result<(), F
             replicas_of(lost)
         );
         confirm(&what, &node.to_string(), args.yes)?;
-        lost = client.replace_broker(node, args.directory).await?;
+        let replaced = client.replace_broker(node, args.directory).await;
+        lost = replaced.map_err(|error| not_replaced(error, &broker))?;
         say!(
             "{} of broker {node} lost with its disk, made anew from the others",
             replicas_of(lost)
@@ -271,6 +272,18 @@ pub(super) async fn replace(client: &Client, args: &ReplaceArgs) -> Result<(), F
             "replaced": !args.dry_run,
         }),
     )
+}
+
+/// A broker that has just gone counts as running for a while.
+fn not_replaced(error: ClientError, broker: &BrokerDescription) -> Failure {
+    let failure = Failure::from(error);
+    if failure.exit == Exit::Refused && broker.state() != BrokerState::Fenced {
+        return failure.hint(
+            "it counts as running until it is fenced, some seconds after it was heard last: tidelog \
+             cluster brokers",
+        );
+    }
+    failure
 }
 
 /// The cluster, and a broker in it.
