@@ -436,13 +436,13 @@ fn only_commands_that_talk_to_a_broker_take_its_address() {
     assert!(said.contains("http://not/an/address"), "{said}");
 
     let help = |args: &[&str]| String::from_utf8(run(args, &[], b"").stdout).unwrap();
-    for command in ["topic", "produce", "consume", "offsets", "bench"] {
+    for command in ["cluster", "topic", "produce", "consume", "offsets", "bench"] {
         let help = help(&[command, "--help"]);
-        assert!(help.contains("--broker"), "{command}: {help}");
+        assert!(help.contains("--broker <"), "{command}: {help}");
     }
-    for command in ["serve", "demo", "config", "completion", "version"] {
+    for command in ["serve", "dev", "demo", "config", "completion", "version"] {
         let help = help(&[command, "--help"]);
-        assert!(!help.contains("--broker"), "{command}: {help}");
+        assert!(!help.contains("--broker <"), "{command}: {help}");
     }
     assert!(help(&["topic", "list", "--help"]).contains("--broker"));
     assert!(!help(&["--help"]).contains("--broker"));
@@ -480,4 +480,5 @@ fn the_demo_passes() {
     assert_eq!(code(&output), 0, "{said}");
     assert!(said.contains("1707") || said.contains("1,707"), "{said}");
     assert!(said.contains("777"), "{said}");
+    assert!(said.contains("all replicas are the same"), "{said}");
 }

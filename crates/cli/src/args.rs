@@ -6,7 +6,7 @@ use tidelog_client::BrokerAddresses;
 use tidelog_controller::PARTITIONS_MAX;
 use tidelog_server::ServeArgs;
 
-use crate::commands::{bench, config, consume, log, offsets, produce, topic};
+use crate::commands::{bench, cluster, config, consume, dev, log, offsets, produce, topic};
 
 /// An append-only event log and broker in one binary.
 ///
@@ -26,12 +26,19 @@ pub(crate) enum Command {
     /// Once it is ready, it prints one line of JSON with its addresses to stdout and writes the same
     /// to addresses.json in its data directory, unless the disk is full. Logs go to stderr.
     Serve(Box<ServeArgs>),
-    /// Show what it does: a broker, real events, kill -9, and everything is still there.
+    /// Run a cluster on this machine, to develop against: several brokers with one command.
     ///
-    /// Needs nothing but this binary. Runs a broker in a temporary directory, streams 1,707
-    /// earthquakes into it, kills it, starts it again, replays from an offset and from a point in
-    /// time, and checks that nothing is missing.
+    /// Prints where they are once all serve. Ctrl-C or SIGTERM stops them all.
+    Dev(dev::DevArgs),
+    /// Show what it does: three brokers, real events, kill -9, and everything is still there.
+    ///
+    /// Needs nothing but this binary. Runs three brokers in a temporary directory, streams 1,707
+    /// earthquakes into them, kills the one that leads most partitions on the way, starts it again,
+    /// replays from an offset and from a point in time, and checks that nothing is missing and that
+    /// all replicas are the same.
     Demo,
+    /// Look at the cluster, and drain, add, remove and replace its brokers.
+    Cluster(WithBroker<cluster::ClusterCommand>),
     /// Create, look at, change and delete topics.
     Topic(WithBroker<topic::TopicCommand>),
     /// Send records, one a line.
@@ -117,8 +124,7 @@ pub(crate) struct OutputArgs {
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AcksArg {
-    /// Synced to the disk before the answer (of a majority of the replicas, once there are
-    /// several).
+    /// Synced to the disks of a majority of the replicas before the answer.
     #[default]
     // Kafka's number for it.
     #[value(name = "all", alias = "-1")]
@@ -176,6 +182,21 @@ mod tests {
         for line in [
             "tidelog serve --config f --data-dir d --grpc-addr 127.0.0.1:0 --http-addr 127.0.0.1:0",
             "tidelog demo",
+            "tidelog dev",
+            "tidelog dev --brokers 1 --data-dir d --base-port 0 -o json",
+            "tidelog cluster status --broker a:1,b:2,c:3",
+            "tidelog cluster health -o json",
+            "tidelog cluster brokers",
+            "tidelog cluster partitions t",
+            "tidelog cluster drain 3 --wait",
+            "tidelog cluster add 3",
+            "tidelog cluster remove 3 --yes",
+            "tidelog cluster replace 3 --directory 000102030405060708090a0b0c0d0e0f --dry-run",
+            "tidelog topic create t --replicas 3",
+            "tidelog topic create t --assignment 1,2,3/2,3,1",
+            "tidelog topic reassign t --partition 0 --to 1,2,3 --wait",
+            "tidelog topic reassign t --partition 0 --cancel",
+            "tidelog topic set-leader t --partition 0 --node 2",
             "tidelog topic create t --partitions 6 -c retention.ms=-1 -c a=b",
             "tidelog topic list",
             "tidelog topic describe t -o json",
@@ -242,6 +263,18 @@ mod tests {
             "tidelog topic create a/b",
             "tidelog topic create t --partitions 0",
             "tidelog topic add-partitions t",
+            "tidelog topic create t --replicas 0",
+            "tidelog topic create t --partitions 2 --assignment 1,2/2,1",
+            "tidelog topic create t --replicas 2 --assignment 1,2/2,1",
+            "tidelog topic reassign t --partition 0",
+            "tidelog topic reassign t --partition 0 --to 1 --cancel",
+            "tidelog topic reassign t --to 1",
+            "tidelog topic set-leader t --partition 0",
+            "tidelog cluster drain",
+            "tidelog cluster replace 3",
+            "tidelog cluster replace 3 --directory 00",
+            "tidelog dev --brokers 0",
+            "tidelog dev --broker a:1",
             "tidelog topic trim t",
             "tidelog produce t --key a --key-field b",
             "tidelog produce t --acks 2",

@@ -114,7 +114,9 @@ impl From<ClientError> for Failure {
 fn next_step(error: &ClientError) -> Option<String> {
     if let ClientError::Unreachable { .. } = error {
         return Some(
-            "start one with: tidelog serve; or name another with --broker or TIDELOG_BROKER".into(),
+            "start one with: tidelog serve, three with: tidelog dev; or name others with --broker \
+             or TIDELOG_BROKER"
+                .into(),
         );
     }
     if let ClientError::NotGrpc { .. } = error {
@@ -165,6 +167,18 @@ fn next_step(error: &ClientError) -> Option<String> {
                 "delete topics that are not needed, or start the broker with a larger {limit}"
             ))
         }
+        "TOO_FEW_BROKERS" => Some(
+            "see which there are with: tidelog cluster brokers; or ask for fewer with --replicas N"
+                .into(),
+        ),
+        "BROKER_NOT_FOUND" | "BROKER_UNAVAILABLE" | "INVALID_REPLICAS" => {
+            Some("see which there are with: tidelog cluster brokers".into())
+        }
+        "BROKER_REFUSED" => Some("see how it is with: tidelog cluster status".into()),
+        "REASSIGNMENT_REFUSED" => Some(format!(
+            "see where it is with: tidelog cluster partitions {topic}"
+        )),
+        "NOT_LEADER" => Some("see what is wrong with: tidelog cluster status".into()),
         "INTERNAL_TOPIC" => Some("use another topic; if this one is there, it can be read".into()),
         "OFFSET_OUT_OF_RANGE" => Some(format!("see what there is with: tidelog offsets {topic}")),
         // One of several faults with this reason, and the only one that the command line can mend.
@@ -199,7 +213,7 @@ mod tests {
         assert_eq!(
             failure.text(),
             "error: no broker can be reached at 127.0.0.1:9400: refused\n  start one with: tidelog \
-             serve; or name another with --broker or TIDELOG_BROKER\n"
+             serve, three with: tidelog dev; or name others with --broker or TIDELOG_BROKER\n"
         );
         // A topic may be called like whatever a hint says.
         let failure = Failure::failed("it broke")

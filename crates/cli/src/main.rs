@@ -14,6 +14,7 @@ macro_rules! say {
 }
 
 mod args;
+mod brokers;
 mod clock;
 mod commands;
 mod connect;

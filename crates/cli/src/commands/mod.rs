@@ -1,11 +1,13 @@
 //! The commands, each in a module of its own.
 
 pub(crate) mod bench;
+pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod config;
 pub(crate) mod confirm;
 pub(crate) mod consume;
 pub(crate) mod demo;
+pub(crate) mod dev;
 pub(crate) mod log;
 pub(crate) mod offsets;
 pub(crate) mod partitions;
@@ -23,7 +25,9 @@ use crate::output::sink::print;
 pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Serve(args) => return serve::run(&args),
+        Command::Dev(args) => dev::run(&args)?,
         Command::Demo => demo::run()?,
+        Command::Cluster(on) => cluster::run(&on.broker.addresses, on.command)?,
         Command::Topic(on) => topic::run(&on.broker.addresses, on.command)?,
         Command::Produce(on) => produce::run(&on.broker.addresses, on.args)?,
         Command::Consume(on) => consume::run(&on.broker.addresses, on.args)?,

@@ -1,22 +1,29 @@
-//! `tidelog demo`: real events through a real broker, which is killed on the way.
+//! `tidelog demo`: real events through three brokers, of which one is killed on the way.
+//!
+//! `stream.rs` sends the events of `events.rs`, `replay.rs` reads them back.
 
-mod broker;
 mod events;
+mod replay;
+mod stream;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Duration;
 
+use tidelog_client::proto::{PartitionPlace, ReassignmentState};
 use tidelog_client::{
-    AdminOptions, Client, ConsumedRecord, Offset, OffsetSpec, PartitionId, Producer,
-    ProducerConfig, ReadRange, Reader, ReaderConfig, Timestamp, TopicName,
+    AdminOptions, Client, ConsumedRecord, NewTopic, Offset, OffsetSpec, PartitionId, Producer,
+    ProducerConfig, ReaderConfig, Timestamp, TopicName,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
-use self::broker::Broker;
 use self::events::{
     DISTRIBUTION, EVENTS_COUNT, Events, KEYS_COUNT, PARTITIONS, SINCE, SINCE_COUNT,
 };
+use self::replay::{Replay, compare};
+use self::stream::stream;
+use crate::brokers::plan::{Plan, plans};
+use crate::brokers::process::{Broker, Starting, last_lines};
+use crate::brokers::{ports, together};
 use crate::connect;
 use crate::failure::Failure;
 use crate::output::numbers::{counted, grouped, millis};
@@ -25,12 +32,24 @@ use crate::parse::time::show_time;
 
 const TOPIC: &str = "earthquakes";
 
+const BROKERS: usize = 3;
+const REPLICAS: u32 = 3;
+
+/// A broker is killed once so many events are acknowledged: a third.
+const KILL_AFTER: usize = EVENTS_COUNT / 3;
+
 /// Where the replay from an offset begins, in the partition that has the most events.
 const FROM_PARTITION: PartitionId = PartitionId::new(0);
 const FROM_OFFSET: u64 = 500;
 
 /// How long the whole may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long the broker that was killed may take to catch up.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) fn run() -> Result<(), Failure> {
     connect::run(async {
@@ -39,9 +58,9 @@ pub(crate) fn run() -> Result<(), Failure> {
                 std::future::pending::<()>().await;
             }
         };
-        // Dropping the demo ends the broker and removes the directory.
+        // Dropping the demo ends the brokers and removes the directory.
         tokio::select! {
-            result = tokio::time::timeout(PATIENCE, demo()) => result.unwrap_or_else(|_| {
+            result = timeout(PATIENCE, demo()) => result.unwrap_or_else(|_| {
                 Err(Failure::failed(format!("not done within {PATIENCE:?}")))
             }),
             () = interrupted => Err(Failure::failed("interrupted")),
@@ -54,86 +73,226 @@ async fn demo() -> Result<(), Failure> {
         .prefix("tidelog-demo-")
         .tempdir()
         .map_err(|error| Failure::failed(format!("cannot make a directory: {error}")))?;
-    let events = Events::read()?;
-    let topic = TopicName::new(TOPIC).expect("the name is allowed");
-    say("A week of earthquakes through a broker that gets killed.\n")?;
-
-    let broker = start(dir.path(), "Started a broker").await?;
-    let written = write(&broker, &topic, &events).await;
-    explained(&broker, written.map_err(|failure| failure.of_topic(&topic)))?;
-
-    let pid = broker.pid;
-    broker.kill().await?;
+    let plans = plans(dir.path(), &ports::free(BROKERS)?);
+    say("A week of earthquakes through three brokers, one of which gets killed.\n")?;
+    let began_at = Instant::now();
+    let mut brokers = together::start(&plans).await?;
+    let pids: Vec<_> = brokers
+        .iter()
+        .map(|broker| broker.pid.to_string())
+        .collect();
     say(&format!(
-        "Killed process {pid} with SIGKILL: nothing was closed or saved on the way."
+        "Started {} brokers: processes {}, gRPC on {}, data in {}; a cluster after {}.",
+        brokers.len(),
+        pids.join(", "),
+        together::addresses(&plans),
+        dir.path().display(),
+        millis(began_at.elapsed())
     ))?;
-
-    let broker = start(dir.path(), "Started it again on the same directory").await?;
-    let replayed = replay(&broker, &topic, &events).await;
-    explained(
-        &broker,
-        replayed.map_err(|failure| failure.of_topic(&topic)),
-    )?;
-    broker.kill().await?;
+    let topic = TopicName::new(TOPIC).expect("the name is allowed");
+    let shown = show(&plans, &mut brokers, &topic).await;
+    shown.map_err(|failure| explained(&plans, failure.of_topic(&topic)))?;
+    for broker in brokers {
+        broker.kill().await?;
+    }
     dir.close()
         .map_err(|error| Failure::failed(format!("cannot remove the data: {error}")))?;
-    say("\nNothing is missing, nothing came twice, every key kept its order.")
+    say(
+        "\nNothing is missing, nothing came twice, every key kept its order, and all replicas are the \
+         same.",
+    )
 }
 
-async fn start(dir: &Path, what: &str) -> Result<Broker, Failure> {
-    let broker = Broker::start(dir).await?;
-    say(&format!(
-        "{what}: process {}, gRPC on {}, data in {}, ready after {}.",
-        broker.pid,
-        broker.address,
-        dir.join("data").display(),
-        millis(broker.ready_after)
-    ))?;
-    Ok(broker)
-}
-
-/// Streams all events, and sees that each is acknowledged and where it went.
-async fn write(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(), Failure> {
-    let client = Client::connect(&broker.address).await?;
+/// All that is to be seen of the brokers. They are there again at the end.
+async fn show(plans: &[Plan], brokers: &mut Vec<Broker>, topic: &TopicName) -> Result<(), Failure> {
+    let events = Events::read()?;
+    let client = Client::connect_with(together::config(&together::addresses(plans))?).await?;
+    let new = NewTopic {
+        partitions: PARTITIONS,
+        settings: HashMap::new(),
+        replication_factor: REPLICAS,
+        assignment: Vec::new(),
+    };
+    let began_at = Instant::now();
     client
-        .create_topic(topic, PARTITIONS, HashMap::new(), AdminOptions::default())
+        .create_topic_as(topic, new, AdminOptions::default())
         .await?;
-    say(&format!("Made topic {topic} with {PARTITIONS} partitions."))?;
+    say(&format!(
+        "Made topic {topic} with {PARTITIONS} partitions, {REPLICAS} replicas each, in {}.",
+        millis(began_at.elapsed())
+    ))?;
+    let killed = write(&client, brokers, topic, &events).await?;
 
     let began_at = Instant::now();
-    let producer = Producer::new(client, ProducerConfig::default());
-    let mut futures = Vec::new();
-    for record in events.records(topic) {
-        futures.push(producer.send(record).await?);
-    }
-    producer.flush().await;
-    let mut counts = vec![0; DISTRIBUTION.len()];
-    for future in futures {
-        let delivered = future.await?;
-        let partition = usize::try_from(delivered.partition.get()).unwrap_or(usize::MAX);
-        *counts
-            .get_mut(partition)
-            .ok_or_else(|| Failure::failed(format!("there is no partition {partition}")))? += 1;
-    }
-    let elapsed = began_at.elapsed();
-    expect("events in the partitions", &counts, &events.distribution())?;
-    expect("events in the partitions", &counts, &DISTRIBUTION.to_vec())?;
+    let broker = Starting::spawn(&killed)?.ready().await?;
     say(&format!(
-        "Streamed {} of 2018 with key network and their own time; all are acknowledged as synced \
-         after {}.\n  By partition: {}.",
-        counted(EVENTS_COUNT as u64, "event"),
-        millis(elapsed),
-        listed(&counts)
+        "Started broker {} again on the same directory: process {}, ready after {}.",
+        killed.node_id,
+        broker.pid,
+        millis(broker.ready_after)
     ))?;
-    producer.close().await;
-    Ok(())
+    brokers.push(broker);
+    wait_until_in_sync(&client, topic, plans).await?;
+    say(&format!(
+        "It caught up: every partition has {REPLICAS} replicas in sync again, {} after its start.",
+        millis(began_at.elapsed())
+    ))?;
+
+    let all = replay(&client, topic, &events).await?;
+    compare_replicas(plans, topic, &all).await
 }
 
-/// Reads everything, then from an offset, then from a time.
-async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(), Failure> {
-    let client = Client::connect(&broker.address).await?;
+/// Streams all events, kills a broker on the way, and sees that each event is acknowledged and where
+/// it went. Gives the broker that was killed.
+async fn write(
+    client: &Client,
+    brokers: &mut Vec<Broker>,
+    topic: &TopicName,
+    events: &Events,
+) -> Result<Plan, Failure> {
+    let producer = Producer::new(client.clone(), ProducerConfig::default());
+    let mut killed = None;
+    let streamed = stream(
+        &producer,
+        events.records(topic),
+        DISTRIBUTION.len(),
+        KILL_AFTER,
+        async || {
+            let places = client.list_partitions(Some(topic)).await?;
+            let (at, led) = leads_most(&places, brokers);
+            let broker = brokers.remove(at);
+            let (plan, pid) = (broker.plan.clone(), broker.pid);
+            broker.kill().await?;
+            say(&format!(
+                "Killed broker {} (process {pid}), which led {led} of {PARTITIONS} partitions, with \
+                 SIGKILL once {} were acknowledged: nothing was closed or saved on the way.",
+                plan.node_id,
+                counted(KILL_AFTER as u64, "event"),
+            ))?;
+            killed = Some(plan);
+            Ok(())
+        },
+    )
+    .await?;
+    expect(
+        "events in the partitions",
+        &streamed.counts,
+        &events.distribution(),
+    )?;
+    expect(
+        "events in the partitions",
+        &streamed.counts,
+        &DISTRIBUTION.to_vec(),
+    )?;
+    say(&format!(
+        "Streamed {} of 2018 with key network and their own time; all are acknowledged as synced on \
+         a majority, after {}.\n  By partition: {}.\n  The longest pause between two acknowledgements \
+         was {}: then other brokers led.",
+        counted(EVENTS_COUNT as u64, "event"),
+        millis(streamed.elapsed),
+        listed(&streamed.counts),
+        millis(streamed.pause)
+    ))?;
+    producer.close().await;
+    killed.ok_or_else(|| Failure::failed("no broker was killed"))
+}
 
-    let all = Replay::read(&client, ReaderConfig::new(topic.clone())).await?;
+/// The place of the broker that leads most partitions, and how many these are.
+fn leads_most(places: &[PartitionPlace], brokers: &[Broker]) -> (usize, usize) {
+    let leads = |broker: &Broker| {
+        let places = places.iter();
+        places
+            .filter(|place| place.leader == Some(broker.plan.node_id))
+            .count()
+    };
+    let counts = brokers.iter().map(leads).enumerate();
+    counts.max_by_key(|&(_, led)| led).expect("there are some")
+}
+
+/// Waits until each partition has a leader and all replicas in sync, and all brokers hear each other.
+async fn wait_until_in_sync(
+    client: &Client,
+    topic: &TopicName,
+    plans: &[Plan],
+) -> Result<(), Failure> {
+    let in_sync = async {
+        loop {
+            match client.list_partitions(Some(topic)).await {
+                Ok(places) if places.iter().all(is_in_sync) => return Ok(()),
+                Ok(_) => {}
+                // An election may go on.
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(Failure::from(error)),
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    timeout(CATCH_UP_PATIENCE, in_sync).await.map_err(|_| {
+        Failure::failed(format!(
+            "not all replicas were in sync within {CATCH_UP_PATIENCE:?}"
+        ))
+    })??;
+    together::all_see_each_other(plans).await
+}
+
+fn is_in_sync(place: &PartitionPlace) -> bool {
+    place.leader.is_some()
+        && place.in_sync.len() == BROKERS
+        && place.reassignment() == ReassignmentState::None
+}
+
+/// Reads every partition from every broker, and compares the records one by one.
+async fn compare_replicas(
+    plans: &[Plan],
+    topic: &TopicName,
+    all: &[ConsumedRecord],
+) -> Result<(), Failure> {
+    let began_at = Instant::now();
+    for plan in plans {
+        let whose = format!("broker {}", plan.node_id);
+        // It knows no other broker, so it reads from this one's replicas.
+        let client = Client::connect_with(together::config(&plan.grpc_address())?).await?;
+        let config = ReaderConfig {
+            read_replica: true,
+            ..ReaderConfig::new(topic.clone())
+        };
+        let until = Instant::now() + CATCH_UP_PATIENCE;
+        loop {
+            let found = Replay::read(&client, config.clone()).await?.sorted();
+            // A follower learns a moment later than its leader up to where it may be read.
+            if found.len() >= all.len() || Instant::now() >= until {
+                compare(&whose, &found, all)?;
+                break;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+    say(&format!(
+        "Compared the replicas: {} of each of {} brokers, the same offsets, keys, values and times, in \
+         {}.",
+        counted(all.len() as u64, "record"),
+        plans.len(),
+        millis(began_at.elapsed())
+    ))
+}
+
+/// The failure, with what the brokers say about it.
+fn explained(plans: &[Plan], mut failure: Failure) -> Failure {
+    for plan in plans {
+        let log = last_lines(&plan.log);
+        let node = plan.node_id;
+        failure.message = format!("{}\nthe log of broker {node}:\n{log}", failure.message);
+    }
+    failure
+}
+
+/// Reads everything, then from an offset, then from a time. Gives everything.
+async fn replay(
+    client: &Client,
+    topic: &TopicName,
+    events: &Events,
+) -> Result<Vec<ConsumedRecord>, Failure> {
+    let all = Replay::read(client, ReaderConfig::new(topic.clone())).await?;
     expect(
         "events read from the beginning",
         &all.records.len(),
@@ -158,7 +317,7 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
         from: OffsetSpec::Offset(Offset::new(FROM_OFFSET).expect("it is small")),
         ..ReaderConfig::new(topic.clone())
     };
-    let tail = Replay::read(&client, config).await?;
+    let tail = Replay::read(client, config).await?;
     let wanted: Vec<_> = all
         .records
         .iter()
@@ -187,7 +346,7 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
         from: OffsetSpec::Time(SINCE),
         ..ReaderConfig::new(topic.clone())
     };
-    let since = Replay::read(&client, config).await?;
+    let since = Replay::read(client, config).await?;
     expect(
         "events read from a time",
         &since.records.len(),
@@ -199,67 +358,8 @@ async fn replay(broker: &Broker, topic: &TopicName, events: &Events) -> Result<(
         show_time(SINCE),
         counted(SINCE_COUNT as u64, "event"),
         millis(since.elapsed)
-    ))
-}
-
-/// What a reader gave.
-#[derive(Debug)]
-struct Replay {
-    ranges: Vec<ReadRange>,
-    records: Vec<ConsumedRecord>,
-    elapsed: Duration,
-}
-
-impl Replay {
-    async fn read(client: &Client, config: ReaderConfig) -> Result<Self, Failure> {
-        let began_at = Instant::now();
-        let mut reader = Reader::open(client.clone(), config).await?;
-        let ranges = reader.ranges();
-        let mut records = Vec::new();
-        while let Some(record) = reader.next().await {
-            records.push(record?);
-            if records.len() > 2 * EVENTS_COUNT {
-                return Err(Failure::failed("more events come back than were stored"));
-            }
-        }
-        Ok(Self {
-            ranges,
-            records,
-            elapsed: began_at.elapsed(),
-        })
-    }
-
-    fn by_partition(&self) -> Vec<usize> {
-        let in_partition = |partition| {
-            self.records
-                .iter()
-                .filter(|r| r.partition == partition)
-                .count()
-        };
-        self.ranges
-            .iter()
-            .map(|range| in_partition(range.partition))
-            .collect()
-    }
-
-    /// Offsets of each partition count up from 0 without a gap.
-    fn check_dense(&self) -> Result<(), Failure> {
-        for range in &self.ranges {
-            let of_partition = self
-                .records
-                .iter()
-                .filter(|r| r.partition == range.partition);
-            for (expected, record) in (0..).zip(of_partition) {
-                let partition = range.partition;
-                expect(
-                    &format!("the next offset of partition {partition}"),
-                    &record.offset.get(),
-                    &expected,
-                )?;
-            }
-        }
-        Ok(())
-    }
+    ))?;
+    Ok(all.sorted())
 }
 
 /// Fails when something is not as it must be.
@@ -270,11 +370,6 @@ fn expect<T: PartialEq + std::fmt::Debug>(what: &str, seen: &T, wanted: &T) -> R
     Err(Failure::failed(format!(
         "{what}: {seen:?}, but it must be {wanted:?}"
     )))
-}
-
-/// With what the broker says about it.
-fn explained(broker: &Broker, result: Result<(), Failure>) -> Result<(), Failure> {
-    result.map_err(|failure| broker.explain(failure))
 }
 
 fn listed(counts: &[usize]) -> String {

@@ -6,6 +6,7 @@ use tidelog_client::{Client, TopicName};
 
 use super::summary;
 use crate::args::{OutputArgs, OutputForm};
+use crate::commands::cluster::partitions::nodes;
 use crate::failure::Failure;
 use crate::output::numbers::{counted, grouped};
 use crate::output::sink::print;
@@ -34,16 +35,18 @@ pub(super) async fn run(client: &Client, args: &DescribeArgs) -> Result<(), Fail
 fn as_tables(described: &DescribeTopicResponse, with_segments: bool) -> String {
     let mut text = String::new();
     if let Some(topic) = &described.topic {
-        let partitions = counted(u64::from(topic.partitions), "partition");
+        let partitions = counted(topic.partitions.into(), "partition");
+        let replicas = counted(topic.replication_factor.into(), "replica");
         text.push_str(&format!(
-            "topic {}, {partitions}
-
-",
+            "topic {}, {partitions}, {replicas} each\n\n",
             topic.name
         ));
     }
     let mut table = Table::new(&[
         "PARTITION",
+        "LEADER",
+        "REPLICAS",
+        "IN SYNC",
         "START",
         "END",
         "OFFSETS",
@@ -52,22 +55,25 @@ fn as_tables(described: &DescribeTopicResponse, with_segments: bool) -> String {
         "FAULT",
     ]);
     for partition in &described.partitions {
+        let known = |text: String| {
+            if partition.is_elsewhere {
+                "-".into()
+            } else {
+                text
+            }
+        };
+        let (start, end) = (partition.log_start_offset, partition.high_watermark);
         table.row([
             partition.partition.to_string(),
-            partition.log_start_offset.to_string(),
-            partition.high_watermark.to_string(),
-            grouped(
-                partition
-                    .high_watermark
-                    .saturating_sub(partition.log_start_offset),
-            ),
-            grouped(partition.size_bytes),
-            partition.segment_count.to_string(),
-            if partition.fault.is_empty() {
-                String::new()
-            } else {
-                partition.fault.clone()
-            },
+            partition.leader.map_or("-".into(), |node| node.to_string()),
+            nodes(&partition.replicas),
+            nodes(&partition.in_sync),
+            known(start.to_string()),
+            known(end.to_string()),
+            known(grouped(end.saturating_sub(start))),
+            known(grouped(partition.size_bytes)),
+            known(partition.segment_count.to_string()),
+            partition.fault.clone(),
         ]);
     }
     text.push_str(&table.text());
@@ -128,14 +134,19 @@ fn as_json(described: &DescribeTopicResponse, with_segments: bool) -> Value {
 }
 
 fn partition_json(partition: &PartitionDescription, with_segments: bool) -> Value {
+    // What only a broker with a replica knows is null where none of these answered.
+    let known = |number: u64| (!partition.is_elsewhere).then_some(number);
     let mut json = json!({
         "partition": partition.partition,
-        "log_start_offset": partition.log_start_offset,
-        "high_watermark": partition.high_watermark,
-        "log_end_offset": partition.log_end_offset,
+        "leader": partition.leader,
+        "replicas": partition.replicas,
+        "in_sync": partition.in_sync,
+        "log_start_offset": known(partition.log_start_offset),
+        "high_watermark": known(partition.high_watermark),
+        "log_end_offset": known(partition.log_end_offset),
         "leader_epoch": partition.leader_epoch,
-        "size_bytes": partition.size_bytes,
-        "segment_count": partition.segment_count,
+        "size_bytes": known(partition.size_bytes),
+        "segment_count": known(partition.segment_count.into()),
         "fault": (!partition.fault.is_empty()).then_some(&partition.fault),
     });
     if with_segments {
@@ -167,6 +178,7 @@ mod tests {
             topic: Some(TopicSummary {
                 name: "t".to_owned(),
                 partitions: 1,
+                replication_factor: 3,
                 ..TopicSummary::default()
             }),
             settings: vec![Setting {
@@ -180,6 +192,9 @@ mod tests {
                 log_end_offset: 1005,
                 size_bytes: 123_456,
                 segment_count: 1,
+                leader: Some(2),
+                replicas: vec![2, 3, 1],
+                in_sync: vec![2, 1],
                 segments: vec![SegmentDescription {
                     file: "00000000000000000005.log".to_owned(),
                     base_offset: 5,
@@ -197,7 +212,8 @@ mod tests {
     fn tables_name_what_matters() {
         let text = as_tables(&described(), true);
         for part in [
-            "topic t, 1 partition\n",
+            "topic t, 1 partition, 3 replicas each\n",
+            "2,3,1      2,1",
             // Compaction leaves gaps: there may be fewer records.
             "OFFSETS",
             "1,000",
@@ -212,6 +228,21 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_knows_is_no_zero() {
+        let mut described = described();
+        let partition = &mut described.partitions[0];
+        partition.is_elsewhere = true;
+        partition.leader = None;
+        let json = as_json(&described, false);
+        let partition = &json["partition_details"][0];
+        for field in ["leader", "log_start_offset", "high_watermark", "size_bytes"] {
+            assert_eq!(partition[field], Value::Null, "{field}");
+        }
+        let text = as_tables(&described, false);
+        assert!(!text.contains("1,000"), "{text}");
+    }
+
+    #[test]
     fn json_is_one_object() {
         let json = as_json(&described(), true);
         assert_eq!(json["partitions"], 1);
@@ -222,6 +253,10 @@ mod tests {
         let partition = &json["partition_details"][0];
         assert_eq!(partition["high_watermark"], 1005);
         assert_eq!(partition["fault"], Value::Null);
+        assert_eq!(json["replication_factor"], 3);
+        assert_eq!(partition["leader"], 2);
+        assert_eq!(partition["replicas"], json!([2, 3, 1]));
+        assert_eq!(partition["in_sync"], json!([2, 1]));
         assert_eq!(partition["segments"][0]["sealed"], false);
         assert_eq!(
             as_json(&described(), false)["partition_details"][0].get("segments"),

@@ -1,11 +1,12 @@
 //! `tidelog topic`.
 
 mod describe;
+mod place;
 mod trim;
 
 use serde_json::{Map, Value, json};
 use tidelog_client::proto::TopicSummary;
-use tidelog_client::{AdminOptions, BrokerAddresses, Client, TopicName};
+use tidelog_client::{AdminOptions, BrokerAddresses, Client, NewTopic, TopicName};
 use tidelog_record::TopicId;
 
 use super::confirm::confirm;
@@ -15,6 +16,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::numbers::{counted, grouped};
 use crate::output::sink::print;
 use crate::output::table::Table;
+use crate::parse::nodes::{Assignment, parse_assignment};
 use crate::parse::pairs::{by_name, parse_pair};
 
 #[derive(Debug, clap::Subcommand)]
@@ -23,7 +25,7 @@ pub(crate) enum TopicCommand {
     Create(CreateArgs),
     /// List all topics.
     List(ListArgs),
-    /// Show a topic: settings, partitions, offsets, sizes.
+    /// Show a topic: settings, partitions, who leads and has them, offsets, sizes.
     Describe(describe::DescribeArgs),
     /// Change settings of a topic.
     Alter(AlterArgs),
@@ -31,6 +33,10 @@ pub(crate) enum TopicCommand {
     AddPartitions(AddPartitionsArgs),
     /// Drop all records before an offset, for good.
     Trim(trim::TrimArgs),
+    /// Have a partition on other brokers; it is copied there first.
+    Reassign(place::ReassignArgs),
+    /// Have a partition led by another one of the brokers that have it.
+    SetLeader(place::SetLeaderArgs),
     /// Delete a topic and all of its records, for good.
     Delete(DeleteArgs),
 }
@@ -45,6 +51,8 @@ impl TopicCommand {
             Self::Alter(args) => Some(&args.name),
             Self::AddPartitions(args) => Some(&args.name),
             Self::Trim(args) => Some(&args.name),
+            Self::Reassign(args) => Some(&args.name),
+            Self::SetLeader(args) => Some(&args.name),
             Self::Delete(args) => Some(&args.name),
         }
     }
@@ -56,8 +64,26 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "NAME")]
     name: TopicName,
     /// How many partitions it shall have.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = partition_count())]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = partition_count(),
+        conflicts_with = "assignment"
+    )]
     partitions: u32,
+    /// How many brokers shall have each partition [default: 3, or 1 where there are fewer brokers].
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..),
+        conflicts_with = "assignment"
+    )]
+    replicas: Option<u32>,
+    /// The brokers of each partition, the preferred leader first, with slashes between partitions:
+    /// 1,2,3/2,3,1.
+    #[arg(long, value_name = "NODES/...", value_parser = parse_assignment)]
+    assignment: Option<Assignment>,
     /// A setting, such as retention.ms=-1; can be given several times.
     #[arg(short = 'c', long = "config", value_name = "KEY=VALUE", value_parser = parse_pair)]
     settings: Vec<(String, String)>,
@@ -130,6 +156,8 @@ pub(crate) fn run(brokers: &BrokerAddresses, command: TopicCommand) -> Result<()
         TopicCommand::Alter(args) => alter(&client, args).await,
         TopicCommand::AddPartitions(args) => add_partitions(&client, &args).await,
         TopicCommand::Trim(args) => trim::run(&client, &args).await,
+        TopicCommand::Reassign(args) => place::reassign(&client, &args).await,
+        TopicCommand::SetLeader(args) => place::set_leader(&client, &args).await,
         TopicCommand::Delete(args) => delete(&client, &args).await,
     });
     done.map_err(|failure| match &topic {
@@ -143,9 +171,17 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
     let options = AdminOptions {
         validate_only: args.dry_run,
     };
-    let mut topic = client
-        .create_topic(&args.name, args.partitions, settings, options)
-        .await?;
+    let (partitions, assignment) = match args.assignment {
+        Some(Assignment(brokers)) => (0, brokers),
+        None => (args.partitions, Vec::new()),
+    };
+    let new = NewTopic {
+        partitions,
+        settings,
+        replication_factor: args.replicas.unwrap_or(0),
+        assignment,
+    };
+    let mut topic = client.create_topic_as(&args.name, new, options).await?;
     if args.dry_run {
         // It would get another one.
         topic.topic_id.clear();
@@ -155,9 +191,13 @@ async fn create(client: &Client, args: CreateArgs) -> Result<(), Failure> {
     } else {
         "created"
     };
-    let partitions = counted(u64::from(args.partitions), "partition");
+    let partitions = counted(topic.partitions.into(), "partition");
+    let replicas = counted(topic.replication_factor.into(), "replica");
     told(
-        &format!("topic {} {verb} with {partitions}", args.name),
+        &format!(
+            "topic {} {verb} with {partitions}, {replicas} each",
+            args.name
+        ),
         &topic,
         args.output,
     )
@@ -200,11 +240,12 @@ async fn list(client: &Client, args: &ListArgs) -> Result<(), Failure> {
             .map(|topic| format!("{}\n", summary(topic)))
             .collect(),
         OutputForm::Table => {
-            let mut table = Table::new(&["NAME", "PARTITIONS", "SETTINGS"]);
+            let mut table = Table::new(&["NAME", "PARTITIONS", "REPLICAS", "SETTINGS"]);
             for topic in &topics {
                 table.row([
                     topic.name.clone(),
                     topic.partitions.to_string(),
+                    topic.replication_factor.to_string(),
                     settings(topic),
                 ]);
             }
@@ -264,7 +305,7 @@ fn told(message: &str, topic: &TopicSummary, output: OutputArgs) -> Result<(), F
     }
 }
 
-/// `{"topic","id","partitions","internal","settings":{…}}`, the id as `log inspect` and the names of
+/// `{"topic","id","partitions","replication_factor","internal","settings":{…}}`, the id as `log inspect` and the names of
 /// deleted directories have it. A topic that was not made has none.
 fn summary(topic: &TopicSummary) -> Value {
     let id = <[u8; 16]>::try_from(&topic.topic_id[..]).ok();
@@ -278,6 +319,7 @@ fn summary(topic: &TopicSummary) -> Value {
         "topic": topic.name,
         "id": id.map(|id| TopicId::from_bytes(id).to_string()),
         "partitions": topic.partitions,
+        "replication_factor": topic.replication_factor,
         "internal": topic.internal,
         "settings": settings,
     })
@@ -320,12 +362,12 @@ mod tests {
             partitions: 6,
             settings: [pair("b", "2"), pair("a", "1")].into(),
             internal: false,
-            replication_factor: 1,
+            replication_factor: 3,
         };
         assert_eq!(settings(&topic), "a=1 b=2");
         assert_eq!(
             summary(&topic).to_string(),
-            r#"{"topic":"t","id":"00010203-0405-0607-0809-0a0b0c0d0e0f","partitions":6,"internal":false,"settings":{"a":"1","b":"2"}}"#
+            r#"{"topic":"t","id":"00010203-0405-0607-0809-0a0b0c0d0e0f","partitions":6,"replication_factor":3,"internal":false,"settings":{"a":"1","b":"2"}}"#
         );
     }
 }

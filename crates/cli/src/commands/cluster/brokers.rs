@@ -1,0 +1,125 @@
+//! `tidelog cluster brokers`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidelog_client::Client;
+use tidelog_client::proto::{BrokerDescription, BrokerState};
+
+use super::unanswered;
+use crate::args::{OutputArgs, OutputForm};
+use crate::failure::Failure;
+use crate::output::numbers::{grouped, millis};
+use crate::output::sink::print;
+use crate::output::table::Table;
+use crate::parse::nodes::hex;
+
+pub(super) async fn run(client: &Client, output: OutputArgs) -> Result<(), Failure> {
+    let cluster = client.describe_cluster().await.map_err(unanswered)?;
+    print(&match output.form {
+        OutputForm::Table => table(&cluster.brokers).text(),
+        OutputForm::Json => cluster
+            .brokers
+            .iter()
+            .map(|broker| format!("{}\n", as_json(broker)))
+            .collect(),
+    })
+}
+
+pub(super) fn table(brokers: &[BrokerDescription]) -> Table {
+    let mut table = Table::new(&[
+        "NODE", "STATE", "RACK", "GRPC", "REPLICAS", "LEADERS", "VERSION",
+    ]);
+    let or_dash = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+    for broker in brokers {
+        table.row([
+            broker.node_id.to_string(),
+            state(broker),
+            or_dash(&broker.rack),
+            or_dash(&broker.grpc_address),
+            grouped(broker.replicas.into()),
+            grouped(broker.leaders.into()),
+            or_dash(&broker.version),
+        ]);
+    }
+    table
+}
+
+/// `{"node_id","state","draining","silent_ms","rack",…}`.
+pub(super) fn as_json(broker: &BrokerDescription) -> Value {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    json!({
+        "node_id": broker.node_id,
+        "state": state_name(broker.state()),
+        "draining": broker.draining,
+        "silent_ms": silence(broker).map(|silence| silence.as_millis()),
+        "rack": text(&broker.rack),
+        "grpc_address": text(&broker.grpc_address),
+        "http_address": text(&broker.http_address),
+        "cluster_address": text(&broker.cluster_address),
+        "replicas": broker.replicas,
+        "leaders": broker.leaders,
+        "version": text(&broker.version),
+        "directory_id": hex(&broker.directory_id),
+    })
+}
+
+/// `alive`, `fenced for 12.5 s, draining`.
+pub(super) fn state(broker: &BrokerDescription) -> String {
+    let mut text = state_name(broker.state()).to_owned();
+    if broker.state() != BrokerState::Alive {
+        match silence(broker) {
+            Some(silence) => text.push_str(&format!(" for {}", millis(silence))),
+            None => text.push_str(", never heard"),
+        }
+    }
+    if broker.draining {
+        text.push_str(", draining");
+    }
+    text
+}
+
+pub(super) fn state_name(state: BrokerState) -> &'static str {
+    match state {
+        BrokerState::Alive => "alive",
+        BrokerState::Silent => "silent",
+        BrokerState::Fenced => "fenced",
+        BrokerState::Unspecified => "unknown",
+    }
+}
+
+/// How long it was not heard; `None` where the broker that answers never heard it.
+fn silence(broker: &BrokerDescription) -> Option<Duration> {
+    (broker.silent_ms < u64::MAX).then(|| Duration::from_millis(broker.silent_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_say_how_long_and_where_it_leads() {
+        let broker = |state: BrokerState, silent_ms, draining| BrokerDescription {
+            state: state.into(),
+            silent_ms,
+            draining,
+            ..BrokerDescription::default()
+        };
+        for (broker, said) in [
+            (broker(BrokerState::Alive, 20, false), "alive"),
+            (broker(BrokerState::Alive, 0, true), "alive, draining"),
+            (
+                broker(BrokerState::Silent, 2500, false),
+                "silent for 2.50 s",
+            ),
+            (
+                broker(BrokerState::Fenced, u64::MAX, true),
+                "fenced, never heard, draining",
+            ),
+        ] {
+            assert_eq!(state(&broker), said);
+        }
+        let never = broker(BrokerState::Fenced, u64::MAX, false);
+        assert_eq!(as_json(&never)["silent_ms"], Value::Null);
+    }
+}
