@@ -458,7 +458,18 @@ impl Load {
                 .map(|place| (place.partition, ()))
                 .collect();
             if here.len() == places.len() {
-                let read = cluster.read(topic, Some(id)).await;
+                // One that does not lead hears a moment later how far all is committed.
+                let all = async {
+                    loop {
+                        let read = cluster.read(topic, Some(id)).await;
+                        if read.len() >= told.len() {
+                            return read;
+                        }
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                };
+                let all = tokio::time::timeout(Duration::from_secs(30), all).await;
+                let read = all.unwrap_or_else(|_| panic!("broker {id} does not get all of it"));
                 assert_same(&format!("broker {id}"), &told, &read);
             }
         }

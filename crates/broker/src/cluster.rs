@@ -228,6 +228,9 @@ impl Inner {
 
     /// Where a broker's gRPC is reached.
     pub(crate) fn grpc_address(&self, node: NodeId) -> Option<String> {
+        if node == self.identity.node_id {
+            return Some(self.config.addresses.grpc.clone()).filter(|address| !address.is_empty());
+        }
         let cluster = self.cluster.read();
         let address = cluster.broker(node)?.registration.grpc_address.clone();
         Some(address).filter(|address| !address.is_empty())
@@ -284,8 +287,24 @@ impl Broker {
 
     /// All registered brokers, by number.
     pub fn known_brokers(&self) -> Vec<KnownBroker> {
-        let cluster = self.inner().cluster.read();
-        cluster.brokers().map(known).collect()
+        let inner = self.inner();
+        let cluster = inner.cluster.read();
+        let mut all: Vec<KnownBroker> = cluster.brokers().map(known).collect();
+        // Where it is itself it knows best: it may not have registered since it started.
+        let own = KnownBroker {
+            node_id: inner.identity.node_id,
+            directory_id: inner.identity.directory_id,
+            cluster_address: inner.config.addresses.cluster.clone(),
+            grpc_address: inner.config.addresses.grpc.clone(),
+            generation: inner.config.generation,
+        };
+        if let Some(known) = all.iter_mut().find(|one| one.node_id == own.node_id) {
+            known.cluster_address = own.cluster_address;
+            known.grpc_address = own.grpc_address;
+        } else if inner.config.is_alone() {
+            all.push(own);
+        }
+        all
     }
 
     /// Counts what was decided and carried out here: to be told when the [brokers](Broker::known_brokers),
@@ -317,6 +336,7 @@ impl Broker {
             *leaders.entry(leader).or_default() += 1;
         }
         let cluster = inner.cluster.read();
+        let addresses = &inner.config.addresses;
         let brokers = cluster.brokers().map(|broker| {
             let registration = &broker.registration;
             let node = registration.node;
@@ -327,8 +347,20 @@ impl Broker {
             };
             let is_heard = silent_ms.is_some_and(|silent| silent < SILENT_AFTER_MS);
             BrokerDescription {
-                known: known(broker),
-                http_address: registration.http_address.clone(),
+                known: if node == own {
+                    KnownBroker {
+                        grpc_address: addresses.grpc.clone(),
+                        cluster_address: addresses.cluster.clone(),
+                        ..known(broker)
+                    }
+                } else {
+                    known(broker)
+                },
+                http_address: if node == own {
+                    addresses.http.clone()
+                } else {
+                    registration.http_address.clone()
+                },
                 rack: registration.rack.clone(),
                 version: registration.version.clone(),
                 state: match (broker.is_fenced, is_heard) {

@@ -194,21 +194,17 @@ impl Broker {
     }
 
     /// Gives new partitions to their shards, and waits until they serve.
-    pub(crate) async fn serve(&self, made: Vec<Opened>, wanted: &[Wanted]) -> Vec<Slot> {
+    pub(crate) async fn serve(&self, made: Vec<Opened>) -> Vec<Slot> {
         let mut slots = Vec::with_capacity(made.len());
         let mut serving = Vec::with_capacity(made.len());
-        for (opened, want) in made.into_iter().zip(wanted) {
+        for opened in made {
             let partition = opened.partition.clone();
             let (reply, replied) = oneshot::channel();
             let opened = Box::new(opened);
             // Without its thread the partition is faulted, and says so by itself.
             if partition
                 .shard
-                .send(Command::Add {
-                    opened,
-                    leads_first: want.leads_first,
-                    reply,
-                })
+                .send(Command::Add { opened, reply })
                 .await
                 .is_ok()
             {
@@ -259,6 +255,7 @@ impl Broker {
             group,
             store: StateStore::new(inner.state.clone(), key),
             incarnation,
+            leads_first: want.leads_first,
         })
     }
 

@@ -135,7 +135,7 @@ impl Broker {
         };
         match made {
             Ok(made) => {
-                let serving = self.serve(made, missing).await;
+                let serving = self.serve(made).await;
                 for (want, slot) in missing.iter().zip(serving) {
                     slots[want.number as usize] = slot;
                 }

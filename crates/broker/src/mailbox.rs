@@ -45,6 +45,8 @@ pub(crate) struct Opened {
     pub(crate) group: Group,
     pub(crate) store: StateStore,
     pub(crate) incarnation: u32,
+    /// It is new everywhere, and this is the replica that is to lead.
+    pub(crate) leads_first: bool,
 }
 
 /// What a shard is told to do.
@@ -54,8 +56,6 @@ pub(crate) enum Command {
     /// Take this partition; answered once it serves, or cannot by itself.
     Add {
         opened: Box<Opened>,
-        /// It is new everywhere, and this is the replica that is to lead.
-        leads_first: bool,
         reply: oneshot::Sender<()>,
     },
     /// Let go of a log, without closing it.

@@ -159,27 +159,24 @@ impl Shard {
             group,
             store,
             incarnation,
+            leads_first,
         } = opened;
         let key = partition.key;
         self.partitions.insert(key, Arc::downgrade(&partition));
         self.groups.add(key, incarnation, group, store);
+        if leads_first {
+            self.beginning.insert(key, BEGINNING_TICKS);
+            self.groups.with(key, tidelog_replica::Group::campaign);
+        }
     }
 
     fn take(&mut self, command: Command) {
         match command {
             Command::Append(append) => self.append(append),
-            Command::Add {
-                opened,
-                leads_first,
-                reply,
-            } => {
+            Command::Add { opened, reply } => {
                 let key = opened.partition.key;
                 self.add(*opened);
                 self.adding.push((key, reply));
-                if leads_first {
-                    self.beginning.insert(key, BEGINNING_TICKS);
-                    self.groups.with(key, tidelog_replica::Group::campaign);
-                }
             }
             Command::Wake => {}
             Command::Tick => {

@@ -115,6 +115,9 @@ impl Start {
             }
             Err(e) => return Err(e),
         };
+        // Founders that are new have no leader, and need not wait for each other to notice.
+        let is_first = as_new.founders.first() == Some(&as_new.replica);
+        let leads_first = known.is_none() && as_new.founders.len() > 1 && is_first;
         let random = &*self.seams.random;
         let group = match known {
             Some((state, members)) => open_group(random, log, state, members),
@@ -134,6 +137,7 @@ impl Start {
             group,
             store,
             incarnation,
+            leads_first,
         })
     }
 

@@ -17,9 +17,10 @@ pub(super) fn follow(broker: Broker, links: Links, first: Vec<KnownBroker>) -> J
     tokio::spawn(async move {
         let mut changes = broker.metadata_changes();
         let mut linked: Vec<KnownBroker> = Vec::new();
+        let before = broker.known_brokers();
         loop {
             changes.mark_unchanged();
-            let known = brokers(&broker, &first);
+            let known = brokers(&broker, &first, &before);
             if known != linked {
                 links.update(&known);
                 linked = known;
@@ -33,9 +34,19 @@ pub(super) fn follow(broker: Broker, links: Links, first: Vec<KnownBroker>) -> J
     })
 }
 
-/// All that are registered, and those that are to be.
-fn brokers(broker: &Broker, first: &[KnownBroker]) -> Vec<KnownBroker> {
+/// All that are registered, and those that are to be. `before` are those that were registered at the start:
+/// one that has not registered since may have moved, and is then where `first` says.
+fn brokers(broker: &Broker, first: &[KnownBroker], before: &[KnownBroker]) -> Vec<KnownBroker> {
     let mut known = broker.known_brokers();
+    for one in &mut known {
+        let is_it = |other: &&KnownBroker| other.node_id == one.node_id;
+        let (first, before) = (first.iter().find(is_it), before.iter().find(is_it));
+        if let (Some(first), Some(before)) = (first, before)
+            && before.cluster_address == one.cluster_address
+        {
+            one.cluster_address.clone_from(&first.cluster_address);
+        }
+    }
     for one in first {
         let node = one.node_id;
         let is_known = known.iter().any(|known| known.node_id == node);
