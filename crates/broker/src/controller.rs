@@ -19,6 +19,7 @@ use tidelog_controller::{
 use tidelog_record::Offset;
 use tidelog_replica::{NodeId, Post};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::act::{Order, group_key};
 use crate::background::{BrokerStops, Waits};
@@ -42,8 +43,6 @@ const TELL_ALL_TURNS: u32 = 6;
 const REPORTS_MAX: usize = 1000;
 /// How long the shards get to say what they lead.
 const SHARD_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How long a turn of deciding may take.
-const DECIDE_MAX: Duration = Duration::from_secs(20);
 
 /// What others ask the controller's thread for.
 #[derive(Debug, Default)]
@@ -243,7 +242,10 @@ struct Controller {
     turn: u32,
     told: HashMap<PartitionKey, Report>,
     /// The term in which this broker leads the metadata log.
-    leads_since: Option<u32>,
+    leads_since: Arc<Mutex<Option<u32>>>,
+    /// What is being decided. It is never broken off: what it has written may yet be committed, and to
+    /// decide it once more would have the log say twice what can be only once.
+    deciding: Option<JoinHandle<()>>,
 }
 
 impl Controller {
@@ -252,12 +254,7 @@ impl Controller {
             let broker = Broker {
                 inner: inner.upgrade().ok_or(BrokerStops)?,
             };
-            waits.until(async {
-                let turn = tokio::time::timeout(DECIDE_MAX, self.turn(&broker));
-                if turn.await.is_err() {
-                    tracing::warn!("a turn of the controller takes too long; it begins anew");
-                }
-            })?;
+            waits.until(self.turn(&broker))?;
             waits.wait(TURN_PAUSE)?;
             let (leaders, asked) = (&broker.inner.leaders_changed, &broker.inner.asked.wake);
             waits.until(async {
@@ -290,11 +287,20 @@ impl Controller {
             ask_to_register(broker);
         }
         if inner.metadata.leads() {
-            if let Err(e) = self.decide(broker).await {
-                tracing::debug!(error = %e, "nothing more can be decided now");
+            let deciding = self.deciding.get_or_insert_with(|| {
+                let (broker, leads_since) = (broker.clone(), self.leads_since.clone());
+                tokio::spawn(async move {
+                    if let Err(e) = decide(&broker, &leads_since).await {
+                        tracing::debug!(error = %e, "nothing more can be decided now");
+                    }
+                })
+            });
+            // However long it takes, others are told that this broker is there.
+            if tokio::time::timeout(HEARTBEAT, deciding).await.is_ok() {
+                self.deciding = None;
             }
         } else {
-            self.leads_since = None;
+            *self.leads_since.lock() = None;
             inner.asked.registrations.lock().clear();
         }
         inner.seen.forget_gone(&inner.cluster.read(), METADATA_KEY);
@@ -350,107 +356,106 @@ impl Controller {
             ));
         }
     }
+}
 
-    /// Decides, as the leader of the metadata log.
-    async fn decide(&mut self, broker: &Broker) -> Result<(), TopicError> {
-        let inner = broker.inner();
-        let epoch = inner.metadata.leader_epoch().get();
-        if self.leads_since != Some(epoch) {
-            self.leads_since = Some(epoch);
-            let now = inner.now_ms();
-            inner.seen.with(|observed| {
-                observed.since_ms = now;
-                observed.heard.clear();
-                observed.transfers_asked.clear();
-            });
-        }
-        if inner.cluster.read().was_removed(inner.identity.node_id) {
-            // All that is left to be done is to have another one decide.
-            change_metadata_members(broker);
-            return Ok(());
-        }
-        let registrations = std::mem::take(&mut *inner.asked.registrations.lock());
-        if !registrations.is_empty() || !broker.is_registered() {
-            let mut folded = broker.begin_change().await?;
-            for (node, (cluster, registration, epoch_before)) in registrations {
-                let registered = broker.register(&mut folded, cluster, registration, epoch_before);
-                match registered.await {
-                    Ok(()) => tracing::info!(broker = node, "a broker is registered"),
-                    Err(TopicError::Broker(e)) => {
-                        let cause = e.to_string();
-                        inner.send_note(node, &Note::RegisterRefused { cause });
-                    }
-                    Err(e) => tracing::debug!(broker = node, error = %e, "it is not registered"),
-                }
-            }
-        }
-        self.plan(broker).await?;
+/// Decides, as the leader of the metadata log.
+async fn decide(broker: &Broker, leads_since: &Mutex<Option<u32>>) -> Result<(), TopicError> {
+    let inner = broker.inner();
+    let epoch = inner.metadata.leader_epoch().get();
+    if leads_since.lock().replace(epoch) != Some(epoch) {
+        let now = inner.now_ms();
+        inner.seen.with(|observed| {
+            observed.since_ms = now;
+            observed.heard.clear();
+            observed.transfers_asked.clear();
+        });
+    }
+    if inner.cluster.read().was_removed(inner.identity.node_id) {
+        // All that is left to be done is to have another one decide.
         change_metadata_members(broker);
-        self.snapshot(broker).await
+        return Ok(());
     }
-
-    async fn plan(&mut self, broker: &Broker) -> Result<(), TopicError> {
-        let inner = broker.inner();
-        let steps = planned(inner);
-        let is_commit = |step: &Step| matches!(step, Step::Commit(_));
-        if !steps.iter().any(is_commit) {
-            steps.into_iter().for_each(|step| act(broker, step));
-            return Ok(());
-        }
-        // With all that was decided before, and nothing in between.
+    let registrations = std::mem::take(&mut *inner.asked.registrations.lock());
+    if !registrations.is_empty() || !broker.is_registered() {
         let mut folded = broker.begin_change().await?;
-        for step in planned(inner) {
-            match step {
-                Step::Commit(command) => {
-                    log(&command);
-                    broker.commit(&mut folded, &command).await?;
+        for (node, (cluster, registration, epoch_before)) in registrations {
+            let registered = broker.register(&mut folded, cluster, registration, epoch_before);
+            match registered.await {
+                Ok(()) => tracing::info!(broker = node, "a broker is registered"),
+                Err(TopicError::Broker(e)) => {
+                    let cause = e.to_string();
+                    inner.send_note(node, &Note::RegisterRefused { cause });
                 }
-                step => act(broker, step),
+                Err(e) => tracing::debug!(broker = node, error = %e, "it is not registered"),
             }
         }
-        Ok(())
     }
+    plan_all(broker).await?;
+    change_metadata_members(broker);
+    snapshot(broker).await
+}
 
-    /// Puts the whole state into the log when there is much to fold, and trims what is before it.
-    async fn snapshot(&mut self, broker: &Broker) -> Result<(), TopicError> {
-        let inner = broker.inner();
-        let is_due = |folded: &crate::metadata::Folded| {
-            let since = folded
-                .applied
-                .get()
-                .saturating_sub(folded.snapshot_at.get());
-            since >= inner.config.snapshot_commands
-        };
-        match inner.metadata_folded.try_lock() {
-            Ok(folded) if is_due(&folded) => {}
-            _ => return Ok(()),
-        }
-        let mut folded = broker.begin_change().await?;
-        if !is_due(&folded) {
-            return Ok(());
-        }
-        let commands = inner.cluster.read().snapshot();
-        let mut first: Option<Offset> = None;
-        for command in &commands {
-            let offset = broker.commit(&mut folded, command).await?;
-            first.get_or_insert(offset);
-        }
-        let Some(to) = first else { return Ok(()) };
-        let (reply, replied) = oneshot::channel();
-        let metadata = &inner.metadata;
-        let trim = Command::Trim {
-            partition: metadata.clone(),
-            to,
-            end: metadata.high_watermark(),
-            reply,
-        };
-        if metadata.shard.send(trim).await.is_ok()
-            && let Ok(Err(e)) = replied.await
-        {
-            tracing::warn!(error = %e, "the metadata log cannot be trimmed below its snapshot");
-        }
-        Ok(())
+async fn plan_all(broker: &Broker) -> Result<(), TopicError> {
+    let inner = broker.inner();
+    let steps = planned(inner);
+    let is_commit = |step: &Step| matches!(step, Step::Commit(_));
+    if !steps.iter().any(is_commit) {
+        steps.into_iter().for_each(|step| act(broker, step));
+        return Ok(());
     }
+    // With all that was decided before, and nothing in between.
+    let mut folded = broker.begin_change().await?;
+    for step in planned(inner) {
+        match step {
+            Step::Commit(command) => {
+                log(&command);
+                broker.commit(&mut folded, &command).await?;
+            }
+            step => act(broker, step),
+        }
+    }
+    Ok(())
+}
+
+/// Puts the whole state into the log when there is much to fold, and trims what is before it.
+async fn snapshot(broker: &Broker) -> Result<(), TopicError> {
+    let inner = broker.inner();
+    let is_due = |folded: &crate::metadata::Folded| {
+        let since = folded
+            .applied
+            .get()
+            .saturating_sub(folded.snapshot_at.get());
+        since >= inner.config.snapshot_commands
+    };
+    match inner.metadata_folded.try_lock() {
+        Ok(folded) if is_due(&folded) => {}
+        _ => return Ok(()),
+    }
+    let mut folded = broker.begin_change().await?;
+    if !is_due(&folded) {
+        return Ok(());
+    }
+    let commands = inner.cluster.read().snapshot();
+    let mut first: Option<Offset> = None;
+    for command in &commands {
+        let offset = broker.commit(&mut folded, command).await?;
+        first.get_or_insert(offset);
+    }
+    let Some(to) = first else { return Ok(()) };
+    let (reply, replied) = oneshot::channel();
+    let metadata = &inner.metadata;
+    let trim = Command::Trim {
+        partition: metadata.clone(),
+        to,
+        end: metadata.high_watermark(),
+        reply,
+    };
+    if metadata.shard.send(trim).await.is_ok()
+        && let Ok(Err(e)) = replied.await
+    {
+        tracing::warn!(error = %e, "the metadata log cannot be trimmed below its snapshot");
+    }
+    Ok(())
 }
 
 /// Has the group of the metadata log, which is led here, get other members where that is needed.

@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use tidelog_controller::{ReplicaId, Topic};
-use tidelog_record::TopicId;
+use tidelog_controller::{NodeId, Placement, ReplicaId, Topic, life_of};
+use tidelog_log::state::GroupKey;
+use tidelog_record::{PartitionId, TopicId};
+use tidelog_replica::StateStore;
 
 use crate::append::StickyBytes;
 use crate::error::TopicError;
@@ -26,14 +28,26 @@ pub(crate) struct Wanted {
     pub(crate) leads_first: bool,
 }
 
+/// The replica of a partition that is to be on this broker's disk. One of an earlier generation was on a
+/// disk that is lost: it must never be made here, where it would vote and lead without what it had.
+pub(crate) fn replica_here(
+    placement: &Placement,
+    node: NodeId,
+    generation: u32,
+) -> Option<ReplicaId> {
+    let replica = placement.replica_at(node);
+    replica.filter(|replica| life_of(*replica) >= generation)
+}
+
 impl Broker {
     /// The replicas that this broker is to have of the partitions `numbers` of a topic.
     pub(crate) fn wanted(&self, id: TopicId, numbers: Range<u32>) -> Vec<Wanted> {
         let node = self.inner().identity.node_id;
+        let generation = self.inner().config.generation;
         let cluster = self.inner().cluster.read();
         let wanted = numbers.filter_map(|number| {
             let placement = cluster.placement(id, number)?;
-            let replica = placement.replica_at(node)?;
+            let replica = replica_here(placement, node, generation)?;
             let is_new = placement.members_index == 0 && placement.change.is_none();
             Some(Wanted {
                 number,
@@ -81,7 +95,9 @@ impl Broker {
                         false
                     }
                 }
-                Some(Slot::Faulted(_)) if want.is_none() => {
+                Some(Slot::Faulted(_))
+                    if want.is_none_or(|want| self.is_another(id, number, want.replica)) =>
+                {
                     self.remove_files(&topic, number..number + 1).await;
                     false
                 }
@@ -102,6 +118,17 @@ impl Broker {
         }
         self.change_settings(&topic, &slots).await;
         self.put_route(&topic, slots);
+    }
+
+    /// Whether what is here of a partition is not this replica, but an earlier one.
+    fn is_another(&self, topic_id: TopicId, number: u32, replica: ReplicaId) -> bool {
+        let partition = PartitionId::new(number);
+        let key = GroupKey {
+            topic_id,
+            partition,
+        };
+        let known = StateStore::new(self.inner().state.clone(), key).load();
+        known.is_some_and(|(known, _)| known.replica_id != replica)
     }
 
     async fn remove_topic(&self, topic: &Topic) {

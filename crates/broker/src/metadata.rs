@@ -61,7 +61,7 @@ impl Broker {
         let key = metadata.key;
         let asked = metadata.shard.send(Command::ReadIndex { key, reply }).await;
         asked.map_err(|_| AppendError::Stopping)?;
-        let known = replied.await.map_err(|_| AppendError::Stopping)?;
+        let known = self.answer(replied).await.ok_or(AppendError::Stopping)?;
         let known = known.map_err(|refusal| self.inner().hinted(refused(metadata, refusal)));
         folded.term = known?.term;
         self.fold(&mut folded).await?;
@@ -141,11 +141,25 @@ impl Broker {
             .await
             .map_err(|_| AppendError::Stopping)?;
         let lost = || AppendError::OutcomeUnknown {
-            cause: "the thread that writes the metadata log has ended".to_owned(),
+            cause: "the broker stops before it is known whether it was decided".to_owned(),
         };
-        let appended = replied.await.map_err(|_| lost())?;
+        let appended = self.answer(replied).await.ok_or_else(lost)?;
         let appended = appended.map_err(|e| self.inner().hinted(e))?;
         Ok(appended.base_offset)
+    }
+
+    /// Waits for a shard's answer, which needs other brokers: not for long once this one stops.
+    async fn answer<T>(&self, replied: oneshot::Receiver<T>) -> Option<T> {
+        let mut stopping = self.inner().stopping.subscribe();
+        let gives_up = async {
+            // Its sender lives in the broker, which is held here.
+            drop(stopping.wait_for(|stopping| *stopping).await);
+            tokio::time::sleep(STOP_WAIT_MAX).await;
+        };
+        tokio::select! {
+            answer = replied => answer.ok(),
+            () = gives_up => None,
+        }
     }
 
     /// Carries out what is committed and was not yet.
@@ -167,7 +181,13 @@ impl Broker {
         let touched = self.apply(folded, &read, is_behind)?;
         folded.applied = end;
         self.producer_ids_known();
-        for (id, before) in touched {
+        // Those that are gone first: one of the same name may take the place of their directories.
+        let (there, gone): (Vec<_>, Vec<_>) = {
+            let cluster = self.inner().cluster.read();
+            let is_there = |id: &TopicId| cluster.topics().by_id(*id).is_some();
+            touched.into_iter().partition(|(id, _)| is_there(id))
+        };
+        for (id, before) in gone.into_iter().chain(there) {
             self.reconcile(folded, id, before).await;
         }
         self.inner()
@@ -310,5 +330,7 @@ fn topics_of(cluster: &Cluster, command: &ClusterCommand) -> Vec<TopicId> {
     }
 }
 
+/// How long a change that is under way may hold up a stop.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(3);
 /// After how long it is tried again to carry out what could not be.
 const FOLD_PAUSE: Duration = Duration::from_secs(1);

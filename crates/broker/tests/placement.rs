@@ -177,6 +177,8 @@ async fn a_broker_joins_takes_what_another_had_and_that_one_goes() {
 async fn a_disk_that_is_lost_comes_back_as_another_replica() {
     let mut cluster = Cluster::new();
     create(&cluster, "t", &[&[1, 2, 3]]).await;
+    // More than are moved at once, so that the new disk is told of replicas on the old one.
+    create(&cluster, "many", &[[1, 2, 3].as_slice(); 20]).await;
     let mut values = Vec::new();
     append_some(&cluster, "t", &mut values, 20).await;
     cluster.crash(2);
@@ -190,6 +192,13 @@ async fn a_disk_that_is_lost_comes_back_as_another_replica() {
         .await;
     append_some(&cluster, "t", &mut values, 5).await;
     has_all(&cluster, 2, "t", &values).await;
+    // On the new disk nothing ever spoke as a replica that was on the old one.
+    let spoke = cluster.net.spoke.lock().clone();
+    let (on_the_old, on_the_new) = (2, 2 | 1 << 32);
+    assert!(
+        spoke.contains(&on_the_new) && !spoke.contains(&on_the_old),
+        "{spoke:?}"
+    );
     // Any two are enough again, the new one among them.
     cluster.crash(1);
     append_some(&cluster, "t", &mut values, 5).await;

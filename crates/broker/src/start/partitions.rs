@@ -13,6 +13,7 @@ use tidelog_replica::{NodeId, ReplicaId, StateStore, replica_of};
 use super::{Groups, Start, StartError, shard_number};
 use crate::append::StickyBytes;
 use crate::files::{METADATA_ROOM_BYTES, log_options, open_group, open_new_group, partition_dir};
+use crate::local::replica_here;
 use crate::mailbox::Opened;
 use crate::partition::Partition;
 use crate::{METADATA_TOPIC, METADATA_TOPIC_ID, Route, Slot};
@@ -149,6 +150,7 @@ impl Start {
         groups: &Groups,
     ) -> (HashMap<String, Arc<Route>>, Vec<Opened>, Vec<TopicId>) {
         let node = self.state.identity().node_id;
+        let generation = self.config.generation;
         let mut wanted: Vec<(Arc<Topic>, u32, AsNew)> = Vec::new();
         let mut slots: HashMap<TopicId, Vec<Slot>> = HashMap::new();
         let mut unmade = Vec::new();
@@ -158,7 +160,7 @@ impl Start {
                 let Some(placement) = cluster.placement(topic.id, number) else {
                     continue;
                 };
-                let Some(replica) = placement.replica_at(node) else {
+                let Some(replica) = replica_here(placement, node, generation) else {
                     continue;
                 };
                 let key = GroupKey {

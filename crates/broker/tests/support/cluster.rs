@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,8 @@ pub(crate) struct Net {
     pub(crate) cut_off: Mutex<Option<NodeId>>,
     /// Something has arrived: heartbeats do all the time, and what is waited for comes of what arrives.
     pub(crate) arrived: Notify,
+    /// The numbers of all replicas that have said something.
+    pub(crate) spoke: Mutex<HashSet<u64>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,8 @@ impl Peers for Wire {
         let Some(place) = place else {
             return Err(post);
         };
+        let spoke = post.raft.iter().map(|letter| letter.message.from);
+        self.net.spoke.lock().extend(spoke);
         // Through the bytes that a link would send.
         place.send(tidelog_peer::carried(post, self.own, to).unwrap());
         Ok(())
@@ -261,6 +265,7 @@ impl Cluster {
         .await;
         let replace = async |broker: &Broker| broker.replace_broker(id, directory).await;
         self.anywhere("another disk", replace).await;
+        self.net.spoke.lock().clear();
         self.disks.insert(id, SimDisk::new(100 + u64::from(id)));
         self.start(id);
     }

@@ -69,7 +69,7 @@ fn is_to_be_tried_again(status: &Status) -> bool {
     match (status.code(), reason) {
         (Code::Unavailable, Some(reason)) => reason == "NOT_LEADER" || reason == "SHUTTING_DOWN",
         // The transport's own words about a connection that could not be made.
-        (Code::Unavailable, None) => status.message().contains("connect"),
+        (Code::Unavailable, None) => status.message().contains("connect error"),
         _ => false,
     }
 }
