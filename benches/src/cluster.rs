@@ -1,5 +1,6 @@
 //! Three brokers on this machine beside one: what replication takes, how long a partition stands still when
 //! its leader is killed, and what many partitions cost.
+#![expect(clippy::disallowed_methods, reason = "this is a benchmark")]
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -289,7 +290,7 @@ pub(crate) fn failover(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
             let until = Instant::now() + PATIENCE;
             loop {
                 let led = led_by(node).await?;
-                if led.len() as u32 >= partitions / BROKERS {
+                if led.len() >= (partitions / BROKERS) as usize {
                     return anyhow::Ok(led);
                 }
                 anyhow::ensure!(Instant::now() < until, "broker {node} leads too little");

@@ -119,10 +119,7 @@ async fn pump(
     way: (u32, u32),
 ) {
     let mut buffer = vec![0; 64 << 10];
-    loop {
-        let Ok(len) = from.read(&mut buffer).await else {
-            break;
-        };
+    while let Ok(len) = from.read(&mut buffer).await {
         if cuts.wait_for(|cuts| !cuts.contains(&way)).await.is_err() {
             break;
         }
