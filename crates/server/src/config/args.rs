@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 /// The flags of `tidelog serve`. Each wins over `TIDELOG_<NAME>` in the environment, that over
 /// the configuration file, and that over the default; `tidelog config explain` shows them all.
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the fields are documented by what the help says, defaults in brackets"
+)]
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ServeArgs {
     /// Configuration file (TOML) [default: ./tidelog.toml, if it is there]
