@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use crate::accepting::ACCEPT_PAUSE;
 use crate::cluster::Waits;
 use crate::paced::Paced;
 
@@ -34,8 +35,6 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Connections at a time. One more closes the one that has been idle for longest; it is closed itself when
 /// all are in the middle of a request.
 const CONNECTIONS_MAX: usize = 256;
-/// How long no connection is accepted after the system had no more files to give.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the HTTP listener tells of: a broker, once there is one.
 #[derive(Clone, Debug)]

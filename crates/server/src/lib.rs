@@ -16,6 +16,7 @@
 //! Programs and tests that want a broker inside of themselves open a
 //! [`Broker`](tidelog_broker::Broker) and give it to [`Server::start`].
 
+mod accepting;
 pub mod cluster;
 pub mod config;
 mod grpc;

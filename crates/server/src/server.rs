@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::Config;
+use crate::accepting::Accepting;
 use crate::cluster::{Links, Node, Settled, Waits};
 use crate::grpc::{self, Elsewhere, Shared};
 use crate::http::{self, Watched};
@@ -17,7 +18,7 @@ use crate::listen::Listeners;
 use crate::metrics::ListenerMetrics;
 use crate::opened::OpenedBatches;
 use crate::room::Total;
-use crate::transport::{Connections, Incoming};
+use crate::transport::{Admission, Connections};
 
 /// How many bytes of one stream a client may have under way that were not read: with the protocol's
 /// own 64 KiB a client that is 60 ms away gets 1 MB/s, with this 4.
@@ -124,8 +125,9 @@ impl Waiting {
             elsewhere: Elsewhere::default(),
         });
         let (services, health) = grpc::services(shared).await;
-        let incoming = Incoming::new(self.listeners, limits, metrics, unsent, asked);
-        let connections = incoming.connections();
+        let admission = Admission::new(limits, metrics, unsent, asked);
+        let connections = admission.connections();
+        let incoming = Accepting::new(self.listeners, admission);
         let transport = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -1,38 +1,24 @@
-//! Accepting gRPC connections: a bound on their number, no delay, a deadline for their beginning.
+//! What connections of clients may hold: a bound on their number, and on the bytes of each and of all.
 
 use std::collections::HashMap;
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
+use crate::accepting::{Admit, Held};
 use crate::config::Limits;
 use crate::grpc::HeldBytes;
 use crate::metrics::{Counted, ListenerMetrics};
 use crate::room::{Alone, Budget, Room, Total};
 
-/// How long no connection is accepted after the system had no more files to give.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Bytes with which HTTP/2 begins: the preface and the header of the first frame. A connection
-/// that sent them is kept alive, or not, by HTTP/2's own pings.
-const HANDSHAKE_LEN: usize = 24 + 9;
-
-/// The stream of accepted connections.
+/// Which connections of clients are admitted.
 #[derive(Debug)]
-pub(crate) struct Incoming {
-    listener: TcpListener,
+pub(crate) struct Admission {
     places: Arc<Semaphore>,
     limits: Limits,
     metrics: ListenerMetrics,
@@ -41,7 +27,6 @@ pub(crate) struct Incoming {
     open: Connections,
     /// The number of the next connection.
     next: u64,
-    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// The connections that are open, so that they can be cut.
@@ -86,16 +71,14 @@ impl Drop for Open {
     }
 }
 
-impl Incoming {
+impl Admission {
     pub(crate) fn new(
-        listener: TcpListener,
         limits: &Limits,
         metrics: ListenerMetrics,
         unsent: Arc<Total>,
         asked: Arc<Total>,
     ) -> Self {
         Self {
-            listener,
             unsent,
             asked,
             places: Arc::new(Semaphore::new(limits.connections_max)),
@@ -103,7 +86,6 @@ impl Incoming {
             metrics,
             open: Connections::default(),
             next: 0,
-            pause: None,
         }
     }
 
@@ -111,60 +93,29 @@ impl Incoming {
     pub(crate) fn connections(&self) -> Connections {
         self.open.clone()
     }
+}
 
-    /// Makes a connection of a socket; `None` when there are too many already, or it is dead.
-    fn admit(&mut self, io: TcpStream) -> Option<Connection> {
+impl Admit for Admission {
+    type Held = Admitted;
+
+    fn admit(&mut self) -> Option<Admitted> {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             self.metrics.refused.inc();
             return None;
         };
-        // Small answers would wait for the peer's delayed acknowledgement, 40 ms.
-        io.set_nodelay(true).ok()?;
         let peer = Peer::new(&self.limits, self.unsent.clone(), self.asked.clone());
         self.next += 1;
-        Some(Connection {
-            io,
+        Some(Admitted {
             _open: self.open.add(self.next, peer.clone()),
             peer,
-            handshake: Some(Handshake::new(self.limits.handshake_timeout)),
             _place: place,
             _counted: Counted::new(self.metrics.connections.clone()),
         })
     }
-}
 
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
-            }
-            match ready!(self.listener.poll_accept(cx)) {
-                Ok((io, _)) => {
-                    if let Some(connection) = self.admit(io) {
-                        return Poll::Ready(Some(Ok(connection)));
-                    }
-                }
-                Err(error) if is_about_one_connection(&error) => {}
-                // Most likely no more files. Trying again at once would take a whole core.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections");
-                    self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
-                }
-            }
-        }
+    fn handshake_timeout(&self) -> Duration {
+        self.limits.handshake_timeout
     }
-}
-
-pub(crate) fn is_about_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
-    )
 }
 
 /// What all calls of one connection share.
@@ -247,56 +198,16 @@ pub(crate) fn held<M: prost::Message>(message: M, mut room: Room) -> tonic::Resp
     response
 }
 
-/// One accepted connection.
+/// What a connection of a client holds.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    io: TcpStream,
+pub(crate) struct Admitted {
     peer: Peer,
-    handshake: Option<Handshake>,
     _open: Open,
     _place: OwnedSemaphorePermit,
     _counted: Counted,
 }
 
-/// The beginning of a connection, for which it has a deadline.
-#[derive(Debug)]
-pub(crate) struct Handshake {
-    /// Bytes still to come.
-    left: usize,
-    deadline: Pin<Box<Sleep>>,
-}
-
-impl Handshake {
-    pub(crate) fn new(within: Duration) -> Self {
-        Self {
-            left: HANDSHAKE_LEN,
-            deadline: Box::pin(tokio::time::sleep(within)),
-        }
-    }
-
-    /// What becomes of a read of so many bytes: it fails where the handshake takes too long.
-    pub(crate) fn after_read(
-        of: &mut Option<Self>,
-        cx: &mut Context<'_>,
-        polled: Poll<io::Result<()>>,
-        read: usize,
-    ) -> Poll<io::Result<()>> {
-        let Some(handshake) = of else {
-            return polled;
-        };
-        if polled.is_pending() {
-            ready!(handshake.deadline.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        handshake.left = handshake.left.saturating_sub(read);
-        if handshake.left == 0 {
-            *of = None;
-        }
-        polled
-    }
-}
-
-impl Connected for Connection {
+impl Connected for Admitted {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -304,50 +215,13 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        // HTTP/2 reads all the time, so this is where a connection hears that it is cut.
+impl Held for Admitted {
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.peer.0.reader.register(cx.waker());
         if self.peer.0.is_cut.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            Poll::Ready(())
+        } else {
+            Poll::Pending
         }
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        Handshake::after_read(&mut self.handshake, cx, polled, read)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }

@@ -1,23 +1,19 @@
 //! The cluster port: gRPC for other brokers, on a listener of its own.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
 use tidelog_peer::PeerService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::transport::{ACCEPT_PAUSE, Handshake, is_about_one_connection};
+use crate::accepting::{Accepting, Admit, Held};
 
 /// Connections at a time; one more is closed at once. A broker has one link, and asks now and then.
 const CONNECTIONS_MAX: usize = 64;
@@ -49,12 +45,11 @@ impl Port {
         service: tidelog_peer::PeerServer<PeerService>,
     ) -> Self {
         let end = CancellationToken::new();
-        let incoming = Incoming {
-            listener,
+        let admission = Admission {
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             end: end.clone(),
-            pause: None,
         };
+        let incoming = Accepting::new(listener, admission);
         let server = tonic::transport::Server::builder()
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW)
@@ -84,116 +79,47 @@ impl Drop for Port {
     }
 }
 
-/// The stream of accepted connections.
+/// Which connections of brokers are admitted.
 #[derive(Debug)]
-struct Incoming {
-    listener: TcpListener,
+struct Admission {
     places: Arc<Semaphore>,
     end: CancellationToken,
-    pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl Incoming {
-    /// `None` when there are too many already, or it is dead.
-    fn admit(&self, io: TcpStream) -> Option<Connection> {
+impl Admit for Admission {
+    type Held = Admitted;
+
+    fn admit(&mut self) -> Option<Admitted> {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             tracing::warn!("the cluster port has {CONNECTIONS_MAX} connections and takes no more");
             return None;
         };
-        io.set_nodelay(true).ok()?;
-        Some(Connection {
-            io,
-            handshake: Some(Handshake::new(HANDSHAKE_TIMEOUT)),
+        Some(Admitted {
             cut: Box::pin(self.end.clone().cancelled_owned()),
             _place: place,
         })
     }
-}
 
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
-            }
-            match ready!(self.listener.poll_accept(cx)) {
-                Ok((io, _)) => {
-                    if let Some(connection) = self.admit(io) {
-                        return Poll::Ready(Some(Ok(connection)));
-                    }
-                }
-                Err(error) if is_about_one_connection(&error) => {}
-                // Most likely no more files. Trying again at once would take a whole core.
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections of brokers");
-                    self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
-                }
-            }
-        }
+    fn handshake_timeout(&self) -> Duration {
+        HANDSHAKE_TIMEOUT
     }
 }
 
-/// One accepted connection.
+/// What a connection of a broker holds.
 #[derive(Debug)]
-struct Connection {
-    io: TcpStream,
-    handshake: Option<Handshake>,
+struct Admitted {
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
 }
 
-impl Connected for Connection {
+impl Connected for Admitted {
     type ConnectInfo = ();
 
     fn connect_info(&self) {}
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        // HTTP/2 reads all the time, so this is where a connection hears that it is cut.
-        if self.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        let read = buf.filled().len() - before;
-        Handshake::after_read(&mut self.handshake, cx, polled, read)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+impl Held for Admitted {
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.cut.as_mut().poll(cx)
     }
 }

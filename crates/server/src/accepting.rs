@@ -1,0 +1,189 @@
+//! Accepting connections of gRPC, of clients and of brokers: each has a deadline for its beginning, is
+//! not delayed, and can be cut.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Sleep;
+use tonic::transport::server::Connected;
+
+/// How long no connection is accepted after the system had no more files to give.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes with which HTTP/2 begins: the preface and the header of the first frame. A connection
+/// that sent them is kept alive, or not, by HTTP/2's own pings.
+const HANDSHAKE_LEN: usize = 24 + 9;
+
+/// Who may connect to a port.
+pub(crate) trait Admit {
+    /// What a connection holds as long as it is open.
+    type Held: Held;
+
+    /// What one more connection holds; `None` when there are too many already.
+    fn admit(&mut self) -> Option<Self::Held>;
+
+    /// How long a new connection has to begin HTTP/2.
+    fn handshake_timeout(&self) -> Duration;
+}
+
+/// What a connection holds as long as it is open.
+pub(crate) trait Held: Connected + Unpin {
+    /// Whether the connection is cut. If not, `cx` is woken when it is.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+/// The stream of accepted connections.
+#[derive(Debug)]
+pub(crate) struct Accepting<A> {
+    listener: TcpListener,
+    admission: A,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<A: Admit> Accepting<A> {
+    pub(crate) fn new(listener: TcpListener, admission: A) -> Self {
+        Self {
+            listener,
+            admission,
+            pause: None,
+        }
+    }
+
+    /// `None` when there are too many already, or it is dead.
+    fn admit(&mut self, io: TcpStream) -> Option<Connection<A::Held>> {
+        let held = self.admission.admit()?;
+        // Small answers would wait for the peer's delayed acknowledgement, 40 ms.
+        io.set_nodelay(true).ok()?;
+        Some(Connection {
+            io,
+            held,
+            handshake: Some(Handshake {
+                left: HANDSHAKE_LEN,
+                deadline: Box::pin(tokio::time::sleep(self.admission.handshake_timeout())),
+            }),
+        })
+    }
+}
+
+impl<A: Admit + Unpin> Stream for Accepting<A> {
+    type Item = io::Result<Connection<A::Held>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            match ready!(self.listener.poll_accept(cx)) {
+                Ok((io, _)) => {
+                    if let Some(connection) = self.admit(io) {
+                        return Poll::Ready(Some(Ok(connection)));
+                    }
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                // Most likely no more files. Trying again at once would take a whole core.
+                Err(error) => {
+                    let at = self.listener.local_addr().ok();
+                    tracing::warn!(%error, ?at, "cannot accept connections");
+                    self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
+                }
+            }
+        }
+    }
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
+}
+
+/// One accepted connection.
+#[derive(Debug)]
+pub(crate) struct Connection<H> {
+    io: TcpStream,
+    handshake: Option<Handshake>,
+    held: H,
+}
+
+/// The beginning of a connection, for which it has a deadline.
+#[derive(Debug)]
+struct Handshake {
+    /// Bytes still to come.
+    left: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl<H: Held> Connected for Connection<H> {
+    type ConnectInfo = H::ConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.held.connect_info()
+    }
+}
+
+impl<H: Held> AsyncRead for Connection<H> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // HTTP/2 reads all the time, so this is where a connection hears that it is cut.
+        if self.held.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        let Some(handshake) = &mut self.handshake else {
+            return polled;
+        };
+        if polled.is_pending() {
+            ready!(handshake.deadline.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        handshake.left = handshake.left.saturating_sub(read);
+        if handshake.left == 0 {
+            self.handshake = None;
+        }
+        polled
+    }
+}
+
+impl<H: Held> AsyncWrite for Connection<H> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
