@@ -40,6 +40,10 @@ impl Seen {
             if node_of(report.leader) != from {
                 continue;
             }
+            let known = inner.observed.partitions.get(&key);
+            if known.is_some_and(|known| known.epoch > report.epoch) {
+                continue;
+            }
             report.at_ms = now_ms;
             let members = &report.members;
             let mut all = members.voters.iter().chain(&members.learners);
@@ -48,10 +52,7 @@ impl Seen {
             } else {
                 inner.behind_since.entry(key).or_insert(now_ms);
             }
-            let known = inner.observed.partitions.get(&key);
-            if known.is_none_or(|known| known.epoch <= report.epoch) {
-                inner.observed.partitions.insert(key, report);
-            }
+            inner.observed.partitions.insert(key, report);
         }
         inner.faults.insert(from, faults);
     }

@@ -1,0 +1,110 @@
+//! What people ask for of the cluster: each is decided and written down; what it sets going goes on by itself.
+
+use tidelog_controller::{ClusterCommand, DirectoryId, NodeId};
+
+use crate::Broker;
+use crate::error::TopicError;
+use crate::topics::detached;
+
+impl Broker {
+    /// Has a partition on these brokers, the preferred leader first.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn reassign(
+        &self,
+        topic: &str,
+        partition: u32,
+        nodes: Vec<NodeId>,
+    ) -> Result<(), TopicError> {
+        let topic = topic.to_owned();
+        self.change(move |cluster| Ok(cluster.decide_reassign(&topic, partition, &nodes)?))
+            .await
+    }
+
+    /// Turns a change of replicas back.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn cancel_reassignment(&self, topic: &str, partition: u32) -> Result<(), TopicError> {
+        let topic = topic.to_owned();
+        self.change(move |cluster| Ok(cluster.decide_cancel(&topic, partition)?))
+            .await
+    }
+
+    /// Makes a broker the preferred leader of a partition.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn set_leader(
+        &self,
+        topic: &str,
+        partition: u32,
+        node: NodeId,
+    ) -> Result<(), TopicError> {
+        let topic = topic.to_owned();
+        self.change(move |cluster| Ok(cluster.decide_set_leader(&topic, partition, node)?))
+            .await
+    }
+
+    /// Has all replicas of a broker go elsewhere. Gives how many there are.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn drain(&self, node: NodeId) -> Result<usize, TopicError> {
+        self.change(move |cluster| Ok(cluster.decide_drain(node)?))
+            .await?;
+        Ok(self.inner().cluster.read().replicas_at(node))
+    }
+
+    /// Lets a broker that was draining have replicas again.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn undrain(&self, node: NodeId) -> Result<(), TopicError> {
+        self.change(move |cluster| Ok(cluster.decide_undrain(node)?))
+            .await
+    }
+
+    /// Takes a broker without replicas out of the cluster.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn remove_broker(&self, node: NodeId) -> Result<(), TopicError> {
+        self.change(move |cluster| Ok(cluster.decide_remove(node)?))
+            .await
+    }
+
+    /// Takes note that a broker has another disk. Gives how many replicas are lost with the one it had.
+    ///
+    /// # Errors
+    /// Why that is refused.
+    pub async fn replace_broker(
+        &self,
+        node: NodeId,
+        directory: [u8; 16],
+    ) -> Result<usize, TopicError> {
+        let lost = self.inner().cluster.read().replicas_at(node);
+        let directory = DirectoryId::from_bytes(directory);
+        self.change(move |cluster| Ok(cluster.decide_replace(node, directory)?))
+            .await?;
+        Ok(lost)
+    }
+
+    async fn change(
+        &self,
+        decide: impl FnOnce(&tidelog_controller::Cluster) -> Result<ClusterCommand, TopicError>
+        + Send
+        + 'static,
+    ) -> Result<(), TopicError> {
+        let broker = self.clone();
+        detached(async move {
+            let mut folded = broker.begin_change().await?;
+            let command = decide(&broker.inner().cluster.read())?;
+            broker.commit(&mut folded, &command).await?;
+            broker.inner().asked.wake();
+            Ok(())
+        })
+        .await
+    }
+}
