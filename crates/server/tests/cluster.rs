@@ -223,3 +223,64 @@ async fn three_servers_elect_replicate_and_survive_the_loss_of_one() {
             .unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_at_the_cluster_port_ends_its_connection_and_nothing_else() {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let opening: Vec<_> = three(&dirs)
+        .into_iter()
+        .map(|(config, listeners)| open(&config, listeners))
+        .collect();
+    let mut servers = Vec::new();
+    for one in opening {
+        servers.push(soon("the founding", one).await.unwrap().unwrap());
+    }
+    let all: Vec<_> = servers.iter().collect();
+    soon("a topic", create_anywhere(&all, "t")).await;
+    let ports: Vec<SocketAddr> = all
+        .iter()
+        .map(|server| server.cluster_addr().unwrap().parse().unwrap())
+        .collect();
+
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let broken_frame = [&preface[..], &[0xff; 64]].concat();
+    let endless_frame = [&preface[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat();
+    for port in &ports {
+        for garbage in [
+            &broken_frame[..],
+            &endless_frame,
+            b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+            &[0; 4096],
+        ] {
+            let mut socket = TcpStream::connect(port).await.unwrap();
+            // It may be closed before all was read, with a reset.
+            drop(socket.write_all(garbage).await);
+            let mut answer = Vec::new();
+            drop(soon("its end", socket.read_to_end(&mut answer)).await);
+        }
+        let to = format!("http://{port}");
+        let mut client = TopicsClient::connect(to).await.unwrap();
+        let request = v1::ListTopicsRequest::default();
+        let status = client.list_topics(request).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unimplemented);
+    }
+    // More than there are places, and none of them says a word: the links that there are go on.
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(ports[0]).await.unwrap());
+    }
+    let offset = soon("an append", append_anywhere(&all, "t", "v")).await;
+    for server in &all {
+        soon("replication", has_until(server, "t", offset + 1)).await;
+    }
+    for mut socket in silent {
+        // HTTP/2 servers speak first; then comes the end, or a reset.
+        let mut said = Vec::new();
+        drop(soon("the end of silence", socket.read_to_end(&mut said)).await);
+    }
+    for server in servers {
+        soon("a stop", server.stop(Duration::from_secs(10)))
+            .await
+            .unwrap();
+    }
+}
