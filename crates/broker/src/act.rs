@@ -1,6 +1,6 @@
 //! What the controller knows of groups, and asks their leaders for.
 
-use tidelog_controller::{Action, PartitionKey, Report, Seen};
+use tidelog_controller::{Action, Order, PartitionKey, Report, Seen};
 use tidelog_log::state::GroupKey;
 use tidelog_record::PartitionId;
 use tidelog_replica::eraftpb::{
@@ -51,70 +51,59 @@ pub(crate) fn report_of(group: &Group) -> Option<Report> {
     })
 }
 
-/// Something that the leader of a group is to do, if it is the one that is meant.
-#[derive(Clone, Debug)]
-pub(crate) struct Order {
-    pub(crate) key: GroupKey,
-    /// The replica that is to do it.
-    pub(crate) leader: ReplicaId,
-    /// If it leads in this epoch.
-    pub(crate) epoch: u32,
-    /// And, unless it hands over, has the members of this Raft index.
-    pub(crate) members_index: u64,
-    pub(crate) action: Action,
+/// Does what is asked for, or says why not. What comes late does nothing.
+pub(crate) fn carry_out(order: &Order, group: &mut Group) -> Result<(), String> {
+    let role = group.role();
+    let leads = role.is_leader && role.term == u64::from(order.epoch);
+    if !leads || group.id() != order.leader {
+        return Err("another leadership is meant".to_owned());
+    }
+    if let Action::TransferLeadership(to) = &order.action {
+        group.transfer_leader(*to);
+        return Ok(());
+    }
+    let members = group.members();
+    if members.index != order.members_index {
+        return Err(format!(
+            "the members of index {} are meant, and those of {} are there",
+            order.members_index, members.index
+        ));
+    }
+    let change = change(order, &members.state.voters, &members.state.learners)?;
+    group.propose_members(&change).map_err(|e| e.to_string())
 }
 
-impl Order {
-    /// Does it, or says why not. What comes late does nothing.
-    pub(crate) fn carry_out(&self, group: &mut Group) -> Result<(), String> {
-        let role = group.role();
-        let leads = role.is_leader && role.term == u64::from(self.epoch);
-        if !leads || group.id() != self.leader {
-            return Err("another leadership is meant".to_owned());
+fn change(
+    order: &Order,
+    voters: &[ReplicaId],
+    learners: &[ReplicaId],
+) -> Result<ConfChangeV2, String> {
+    use ConfChangeType::{AddLearnerNode, AddNode, RemoveNode};
+    let mut change = ConfChangeV2::default();
+    match &order.action {
+        Action::AddLearner(id) if voters.contains(id) || learners.contains(id) => {
+            return Err(format!("replica {id} is there already"));
         }
-        if let Action::TransferLeadership(to) = &self.action {
-            group.transfer_leader(*to);
-            return Ok(());
+        Action::AddLearner(id) => change.changes.push(single(AddLearnerNode, *id)),
+        Action::RemoveLearner(id) if !learners.contains(id) => {
+            return Err(format!("replica {id} is no learner"));
         }
-        let members = group.members();
-        if members.index != self.members_index {
-            return Err(format!(
-                "the members of index {} are meant, and those of {} are there",
-                self.members_index, members.index
-            ));
+        Action::RemoveLearner(id) => change.changes.push(single(RemoveNode, *id)),
+        Action::EnterJoint(target) => {
+            let added = target.iter().filter(|id| !voters.contains(id));
+            let removed = voters.iter().filter(|id| !target.contains(id));
+            let added = added.map(|id| single(AddNode, *id));
+            change.changes = added
+                .chain(removed.map(|id| single(RemoveNode, *id)))
+                .collect();
+            change.set_transition(ConfChangeTransition::Explicit);
         }
-        let change = self.change(&members.state.voters, &members.state.learners)?;
-        group.propose_members(&change).map_err(|e| e.to_string())
+        // The empty change leaves the joint configuration.
+        Action::LeaveJoint => {}
+        Action::ConfirmMembers => change.changes.push(single(AddNode, order.leader)),
+        Action::TransferLeadership(_) => return Err("that changes no members".to_owned()),
     }
-
-    fn change(&self, voters: &[ReplicaId], learners: &[ReplicaId]) -> Result<ConfChangeV2, String> {
-        use ConfChangeType::{AddLearnerNode, AddNode, RemoveNode};
-        let mut change = ConfChangeV2::default();
-        match &self.action {
-            Action::AddLearner(id) if voters.contains(id) || learners.contains(id) => {
-                return Err(format!("replica {id} is there already"));
-            }
-            Action::AddLearner(id) => change.changes.push(single(AddLearnerNode, *id)),
-            Action::RemoveLearner(id) if !learners.contains(id) => {
-                return Err(format!("replica {id} is no learner"));
-            }
-            Action::RemoveLearner(id) => change.changes.push(single(RemoveNode, *id)),
-            Action::EnterJoint(target) => {
-                let added = target.iter().filter(|id| !voters.contains(id));
-                let removed = voters.iter().filter(|id| !target.contains(id));
-                let added = added.map(|id| single(AddNode, *id));
-                change.changes = added
-                    .chain(removed.map(|id| single(RemoveNode, *id)))
-                    .collect();
-                change.set_transition(ConfChangeTransition::Explicit);
-            }
-            // The empty change leaves the joint configuration.
-            Action::LeaveJoint => {}
-            Action::ConfirmMembers => change.changes.push(single(AddNode, self.leader)),
-            Action::TransferLeadership(_) => return Err("that changes no members".to_owned()),
-        }
-        Ok(change)
-    }
+    Ok(change)
 }
 
 fn single(change: ConfChangeType, id: ReplicaId) -> ConfChangeSingle {

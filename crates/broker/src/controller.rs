@@ -13,14 +13,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tidelog_controller::{
-    ClusterId, DirectoryId, LEVEL_MAX, Note, PartitionKey, Registration, ReplicaFault, Report,
-    node_of,
+    ClusterId, DirectoryId, LEVEL_MAX, Note, Order, PartitionKey, Registration, ReplicaFault,
+    Report, node_of,
 };
 use tidelog_replica::{NodeId, Post};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::act::{Order, group_key};
+use crate::act::group_key;
 use crate::background::{BrokerStops, Waits};
 use crate::error::TopicError;
 use crate::mailbox::Command;
@@ -125,19 +125,7 @@ impl Broker {
                 inner.seen.stops(from, is_stopping);
                 inner.seen.heartbeat(from, is_current, reports, faults, now);
             }
-            Note::Act {
-                key,
-                leader,
-                epoch,
-                members_index,
-                action,
-            } => self.order(Order {
-                key: group_key(key),
-                leader,
-                epoch,
-                members_index,
-                action,
-            }),
+            Note::Act(order) => self.order(order),
             Note::Register {
                 cluster,
                 registration,
@@ -162,7 +150,7 @@ impl Broker {
     /// Has a replica here do something, if it leads as it is meant to.
     fn order(&self, order: Order) {
         let shards = &self.inner().shards;
-        let shard = &shards[crate::start::shard_number(order.key, shards.len())];
+        let shard = &shards[crate::start::shard_number(group_key(order.key), shards.len())];
         shard.try_send(Command::Act(order));
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use tidelog_controller::{PartitionKey, Report};
+use tidelog_controller::{Order, PartitionKey, Report};
 use tidelog_log::catch_up::{CatchUpSource, SourceError};
 use tidelog_log::state::{GroupKey, GroupState};
 use tidelog_log::{Compacted, InstallError, LogOptions};
@@ -14,7 +14,7 @@ use tidelog_replica::catch_up::{CatchUpLetter, PullTarget, Pulled};
 use tidelog_replica::{Group, GroupError, NodeId, Received, Refusal, StateStore};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
-use crate::act::Order;
+use crate::act::group_key;
 use crate::append::{Acks, Appended};
 use crate::error::{AppendError, DeleteError};
 use crate::partition::Partition;
@@ -153,7 +153,7 @@ impl Command {
             Self::TargetOf { letter, .. } | Self::SourceOf { letter, .. } => Some(letter.key),
             Self::Adopt { pulled, .. } => Some(pulled.key),
             Self::ReadIndex { key, .. } | Self::RecordCommit { key, .. } => Some(*key),
-            Self::Act(order) => Some(order.key),
+            Self::Act(order) => Some(group_key(order.key)),
             Self::Reports { .. }
             | Self::HandOver { .. }
             | Self::Add { .. }

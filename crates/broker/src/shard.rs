@@ -25,7 +25,7 @@ use tidelog_replica::{
 };
 use tokio::sync::{Notify, oneshot};
 
-use crate::act::{partition_key, report_of};
+use crate::act::{self, group_key, partition_key, report_of};
 use crate::append::Acks;
 use crate::error::{AppendError, DeleteError};
 use crate::mailbox::{Append, Command, Mailbox, Opened, ShardHandle};
@@ -192,7 +192,8 @@ impl Shard {
                 let _gone = reply.send(self.groups.hand_over());
             }
             Command::Act(order) => {
-                let acted = self.groups.with(order.key, |group| order.carry_out(group));
+                let key = group_key(order.key);
+                let acted = self.groups.with(key, |group| act::carry_out(&order, group));
                 if let Some(Err(e)) = acted {
                     tracing::debug!(?order, error = %e, "an order is not carried out");
                 }

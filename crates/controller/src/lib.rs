@@ -44,7 +44,7 @@ pub use decide::{BrokerError, MoveError, PlaceError, Replication, Unusable};
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
 pub use metadata::plan_metadata;
 pub use notes::{Note, ReplicaFault};
-pub use plan::{Action, Observed, PlanOptions, Report, Seen, Step, plan};
+pub use plan::{Action, Observed, Order, PlanOptions, Report, Seen, Step, plan};
 pub use settings::{
     CleanupPolicy, EffectiveSetting, SettingError, SettingSpec, TimestampPolicy, TopicSettings,
     setting_specs,

@@ -1,8 +1,8 @@
 //! What brokers tell each other beside what their replicas say. What is lost is said again.
 
 use crate::cluster::{PartitionKey, Registration};
-use crate::ids::{ClusterId, ReplicaId};
-use crate::plan::{Action, Report};
+use crate::ids::ClusterId;
+use crate::plan::{Order, Report};
 
 /// Something that one broker tells another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,19 +18,8 @@ pub enum Note {
         /// It is about to stop, and is to lead nothing.
         is_stopping: bool,
     },
-    /// The leader of a partition is to do something: see [`Step::Act`](crate::Step::Act).
-    Act {
-        /// The partition.
-        key: PartitionKey,
-        /// The replica that is to do it.
-        leader: ReplicaId,
-        /// If it leads in this epoch.
-        epoch: u32,
-        /// And, unless it hands over, has the members of this Raft index.
-        members_index: u64,
-        /// What to do.
-        action: Action,
-    },
+    /// The leader of a partition is to do something.
+    Act(Order),
     /// It has started, and wants that to be decided.
     Register {
         /// The cluster it belongs to.

@@ -9,7 +9,6 @@ use tidelog_record::Offset;
 use tokio::sync::oneshot;
 
 use super::METADATA_KEY;
-use crate::act::{Order, group_key};
 use crate::error::TopicError;
 use crate::mailbox::Command;
 use crate::metadata::Folded;
@@ -127,13 +126,7 @@ fn change_metadata_members(broker: &Broker) {
     let action = plan_metadata(&inner.cluster.read(), &report);
     if let Some(action) = action {
         tracing::info!(?action, "the members of the metadata group change");
-        broker.order(Order {
-            key: group_key(METADATA_KEY),
-            leader: report.leader,
-            epoch: report.epoch,
-            members_index: report.members.index,
-            action,
-        });
+        broker.order(report.order(METADATA_KEY, action));
     }
 }
 
@@ -162,43 +155,21 @@ fn log(command: &ClusterCommand) {
 
 /// Has the leader of a partition do something.
 fn act(broker: &Broker, step: Step) {
-    let Step::Act {
-        key,
-        leader,
-        epoch,
-        members_index,
-        action,
-    } = step
-    else {
+    let Step::Act(order) = step else {
         return;
     };
     let inner = broker.inner();
-    tracing::debug!(?key, leader, ?action, "a replica is asked to do something");
-    if matches!(action, Action::TransferLeadership(_)) {
+    tracing::debug!(?order, "a replica is asked to do something");
+    if matches!(order.action, Action::TransferLeadership(_)) {
         let now = inner.now_ms();
         inner
             .seen
-            .with(|observed| observed.transfers_asked.insert(key, now));
+            .with(|observed| observed.transfers_asked.insert(order.key, now));
     }
-    let node = node_of(leader);
+    let node = node_of(order.leader);
     if node == inner.identity.node_id {
-        broker.order(Order {
-            key: group_key(key),
-            leader,
-            epoch,
-            members_index,
-            action,
-        });
+        broker.order(order);
     } else {
-        inner.send_note(
-            node,
-            &Note::Act {
-                key,
-                leader,
-                epoch,
-                members_index,
-                action,
-            },
-        );
+        inner.send_note(node, &Note::Act(order));
     }
 }

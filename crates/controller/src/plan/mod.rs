@@ -104,18 +104,35 @@ pub enum Step {
     /// To be committed.
     Commit(ClusterCommand),
     /// To be sent to the leader of a partition.
-    Act {
-        /// The partition.
-        key: PartitionKey,
-        /// The replica that is to do it.
-        leader: ReplicaId,
-        /// If it leads in this epoch.
-        epoch: u32,
-        /// And, unless it hands over, has the members of this Raft index.
-        members_index: u64,
-        /// What to do.
-        action: Action,
-    },
+    Act(Order),
+}
+
+/// What the leader of a partition is asked for. It does it if it is the one that is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// The partition.
+    pub key: PartitionKey,
+    /// The replica that is to do it.
+    pub leader: ReplicaId,
+    /// If it leads in this epoch.
+    pub epoch: u32,
+    /// And, unless it hands over, has the members of this Raft index.
+    pub members_index: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+impl Report {
+    /// Asks the leader that says this, as it is then.
+    pub fn order(&self, key: PartitionKey, action: Action) -> Order {
+        Order {
+            key,
+            leader: self.leader,
+            epoch: self.epoch,
+            members_index: self.members.index,
+            action,
+        }
+    }
 }
 
 /// What the leader of a partition is to do.
@@ -273,12 +290,6 @@ impl<'a> Planner<'a> {
     }
 
     fn act(&mut self, key: PartitionKey, report: &Report, action: Action) {
-        self.steps.push(Step::Act {
-            key,
-            leader: report.leader,
-            epoch: report.epoch,
-            members_index: report.members.index,
-            action,
-        });
+        self.steps.push(Step::Act(report.order(key, action)));
     }
 }

@@ -138,12 +138,14 @@ fn notes_are_read_as_they_were_said() {
     seen.lag.extend([(1, 0), (2, 0), (3, 7), (4, 0)]);
     seen.caught_up.remove(&3);
     seen.members.voters_outgoing = vec![1, 2];
-    let act = |action| Note::Act {
-        key,
-        leader: 1,
-        epoch: 7,
-        members_index: 9,
-        action,
+    let act = |action| {
+        Note::Act(Order {
+            key,
+            leader: 1,
+            epoch: 7,
+            members_index: 9,
+            action,
+        })
     };
     let notes = [
         Note::Heartbeat {

@@ -37,7 +37,7 @@ fn planned(cluster: &Cluster, observed: &Observed) -> Vec<Step> {
 
 fn action(steps: &[Step]) -> Option<&Action> {
     match steps {
-        [Step::Act { action, .. }] => Some(action),
+        [Step::Act(order)] => Some(&order.action),
         _ => None,
     }
 }

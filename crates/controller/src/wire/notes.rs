@@ -9,7 +9,7 @@ use super::CommandError;
 use super::cluster::{cluster_id, key, registration_of_wire, registration_to_wire, topic_bytes};
 use crate::cluster::{PartitionKey, REPLICAS_MAX};
 use crate::notes::{Note, ReplicaFault};
-use crate::plan::{Action, Report, Seen};
+use crate::plan::{Action, Order, Report, Seen};
 
 /// The most members of a group that are believed, of each kind.
 const MEMBERS_MAX: usize = 4 * REPLICAS_MAX;
@@ -29,19 +29,13 @@ impl Note {
                 reports: reports.iter().map(report_to_wire).collect(),
                 faults: faults.iter().map(fault_to_wire).collect(),
             }),
-            Self::Act {
-                key,
-                leader,
-                epoch,
-                members_index,
-                action,
-            } => Kind::Act(wire::Act {
-                topic_id: topic_bytes(*key),
-                partition: key.partition,
-                leader: *leader,
-                epoch: *epoch,
-                members_index: *members_index,
-                action: Some(action_to_wire(action)),
+            Self::Act(order) => Kind::Act(wire::Act {
+                topic_id: topic_bytes(order.key),
+                partition: order.key.partition,
+                leader: order.leader,
+                epoch: order.epoch,
+                members_index: order.members_index,
+                action: Some(action_to_wire(&order.action)),
             }),
             Self::Register {
                 cluster,
@@ -72,13 +66,13 @@ impl Note {
                 faults: all(heartbeat.faults, fault_of_wire)?,
                 is_stopping: heartbeat.stopping,
             },
-            Kind::Act(act) => Self::Act {
+            Kind::Act(act) => Self::Act(Order {
                 key: key(&act.topic_id, act.partition)?,
                 leader: act.leader,
                 epoch: act.epoch,
                 members_index: act.members_index,
                 action: action_of_wire(act.action.ok_or(CommandError::Unknown)?)?,
-            },
+            }),
             Kind::Register(register) => {
                 let registration = register.registration;
                 let registration = registration.ok_or(CommandError::Field("registration"))?;

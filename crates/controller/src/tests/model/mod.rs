@@ -66,10 +66,10 @@ impl Controller {
         let steps = plan(&self.cluster, &self.observed, &options, now);
         assert_eq!(steps, plan(&self.cluster, &self.observed, &options, now));
         let is_transfer = |step: &&Step| {
-            let Step::Act { action, .. } = step else {
+            let Step::Act(order) = step else {
                 return false;
             };
-            matches!(action, Action::TransferLeadership(_))
+            matches!(order.action, Action::TransferLeadership(_))
         };
         assert!(steps.iter().filter(is_transfer).count() <= 2);
         for step in steps.into_iter().take(steps_max) {
@@ -85,16 +85,17 @@ impl Controller {
                     assert!(!is_fenced || now > self.observed.since_ms + SESSION_MS);
                     self.commit(&command);
                 }
-                Step::Act { key, action, .. } if self.is_harmful(&action) => {
-                    panic!("{key:?} {action:?} takes away a majority")
+                Step::Act(order) if self.is_harmful(&order.action) => {
+                    panic!("{order:?} takes away a majority")
                 }
-                Step::Act {
-                    key,
-                    leader,
-                    epoch,
-                    members_index,
-                    action,
-                } => {
+                Step::Act(order) => {
+                    let Order {
+                        key,
+                        leader,
+                        epoch,
+                        members_index,
+                        action,
+                    } = order;
                     if let Action::TransferLeadership(_) = action {
                         self.observed.transfers_asked.insert(key, now);
                         *self.transfers.entry(key).or_default() += 1;
