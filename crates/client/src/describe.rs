@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidelog_proto::v1;
 use tidelog_record::{PartitionId, TopicName};
 
 use crate::Client;
 use crate::brokers::Route;
-use crate::split::all_of;
 
 /// How long a leader may take to describe its partitions. Without it the description is good enough.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,11 +37,10 @@ impl Client {
         let (mut theirs, mut brokers) = (HashMap::new(), BTreeMap::new());
         let leaders: Vec<_> = leaders.into_values().collect();
         for leaders in leaders.chunks(ASKED_AT_ONCE_MAX) {
-            let asking = leaders.iter().map(|route| {
-                let asking = self.describe_at(route, topic, include_segments);
-                Box::pin(asking)
-            });
-            for (route, answer) in leaders.iter().zip(all_of(asking.collect()).await) {
+            let asking = leaders
+                .iter()
+                .map(|route| self.describe_at(route, topic, include_segments));
+            for (route, answer) in leaders.iter().zip(join_all(asking).await) {
                 if let Some(answer) = answer.filter(|answer| is_same(answer, described)) {
                     brokers.extend(answer.brokers.into_iter().map(|it| (it.node_id, it)));
                     for partition in answer.partitions {

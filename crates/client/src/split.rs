@@ -2,11 +2,10 @@
 //! go.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidelog_proto::v1::log_client::LogClient;
 use tidelog_record::{PartitionId, TopicName};
 use tokio::time::Instant;
@@ -69,9 +68,9 @@ impl Client {
             let asked = parts.iter().map(|part| {
                 let log = self.log_of(&part.route);
                 let left = after.saturating_sub(began_at.elapsed());
-                Box::pin(tokio::time::timeout(left, ask(log, part.places.clone())))
+                tokio::time::timeout(left, ask(log, part.places.clone()))
             });
-            let asked = all_of(asked.collect()).await;
+            let asked = join_all(asked).await;
             open.clear();
             let mut is_lost = false;
             for (part, answer) in parts.iter().zip(asked) {
@@ -197,28 +196,4 @@ impl Client {
             Ok(_) => Ok(()),
         }
     }
-}
-
-/// Waits for all of them; the outputs are in the same order.
-pub(crate) async fn all_of<F: Future>(mut futures: Vec<Pin<Box<F>>>) -> Vec<F::Output> {
-    let mut outputs: Vec<Option<F::Output>> = Vec::new();
-    outputs.resize_with(futures.len(), || None);
-    std::future::poll_fn(|context| {
-        let mut is_done = true;
-        for (future, output) in futures.iter_mut().zip(&mut outputs) {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    Poll::Ready(ready) => *output = Some(ready),
-                    Poll::Pending => is_done = false,
-                }
-            }
-        }
-        if is_done {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
-    outputs.into_iter().flatten().collect()
 }
