@@ -262,7 +262,25 @@ impl Cluster {
         what: &str,
         is_so: impl Fn(&tidelog_client::proto::DescribeClusterResponse) -> bool,
     ) {
-        let client = self.client();
+        self.until_by(self.client(), what, is_so).await;
+    }
+
+    /// Waits until the cluster is so, as one broker sees it.
+    pub async fn until_at(
+        &self,
+        id: u32,
+        what: &str,
+        is_so: impl Fn(&tidelog_client::proto::DescribeClusterResponse) -> bool,
+    ) {
+        self.until_by(self.client_of(id), what, is_so).await;
+    }
+
+    async fn until_by(
+        &self,
+        client: Client,
+        what: &str,
+        is_so: impl Fn(&tidelog_client::proto::DescribeClusterResponse) -> bool,
+    ) {
         let wait = async {
             loop {
                 let described = client.describe_cluster().await;
@@ -437,15 +455,21 @@ impl Load {
         waited.expect("records are acknowledged within a minute");
     }
 
-    /// Stops, and checks that the cluster has just what was acknowledged: each record once, where it was
-    /// told, in order, and the same at every broker that has a replica.
-    pub async fn check(self, cluster: &Cluster, topic: &TopicName) -> usize {
+    /// Stops, and gives what was acknowledged: partition, offset and value of each record, in order.
+    pub async fn end(self) -> Vec<(u32, u64, String)> {
         self.stop.store(true, Ordering::SeqCst);
         let mut told = Vec::new();
         for task in self.tasks {
             told.extend(task.await.unwrap());
         }
         told.sort();
+        told
+    }
+
+    /// Stops, and checks that the cluster has just what was acknowledged: each record once, where it was
+    /// told, in order, and the same at every broker that has a replica.
+    pub async fn check(self, cluster: &Cluster, topic: &TopicName) -> usize {
+        let told = self.end().await;
         let read = cluster.read(topic, None).await;
         assert_same("the leaders", &told, &read);
         let places = cluster.client().list_partitions(Some(topic)).await.unwrap();

@@ -3,6 +3,8 @@
 //! Each broker is reached through a proxy. Which broker a connection comes from is told by the process that
 //! holds its other end. What is cut is not closed: bytes stop, as they do when a cable is pulled.
 
+#![allow(dead_code, reason = "each test file uses its part of this")]
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,6 +7,7 @@ use tidelog_record::{TopicId, TopicName};
 
 use crate::controller::METADATA_KEY;
 use crate::error::{AppendError, LookupError, NotLeader};
+use crate::files::FIRST_INCARNATION;
 use crate::partition::Partition;
 use crate::{Broker, Inner};
 
@@ -168,7 +169,7 @@ impl Inner {
         Some((node_of(leader), epoch))
     }
 
-    fn is_heard(&self, node: NodeId) -> bool {
+    pub(crate) fn is_heard(&self, node: NodeId) -> bool {
         node == self.identity.node_id
             || self
                 .seen
@@ -310,6 +311,18 @@ impl Broker {
     /// or anything else, are others.
     pub fn metadata_changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.inner().metadata_changed.subscribe()
+    }
+
+    /// The brokers that were removed from the cluster, and have not come again.
+    pub fn removed_brokers(&self) -> Vec<NodeId> {
+        self.inner().cluster.read().removed().collect()
+    }
+
+    /// The incarnation of the metadata group: it rises when that goes on without a majority.
+    pub fn metadata_incarnation(&self) -> u32 {
+        let key = crate::act::group_key(METADATA_KEY);
+        let known = self.inner().state.group(&key);
+        known.map_or(FIRST_INCARNATION, |group| group.incarnation)
     }
 
     /// Whether a broker was removed from the cluster.

@@ -52,11 +52,15 @@ const ROOM_BYTES: u32 = 2 << 10;
 /// For some hundred changes of topics on a full disk: settings that let go of more, deletions.
 pub(crate) const METADATA_ROOM_BYTES: u32 = 64 << 10;
 
+/// That of a group which never went on without a majority; and that of every log, which stays the same one
+/// when its group goes on so.
+pub(crate) const FIRST_INCARNATION: u32 = 1;
+
 /// What is known of a group that is new here.
-fn new_group(replica: ReplicaId) -> GroupState {
+fn new_group(replica: ReplicaId, incarnation: u32) -> GroupState {
     let initial = u64::from(INITIAL_EPOCH.get());
     GroupState {
-        incarnation: 1,
+        incarnation,
         replica_id: replica,
         term: initial,
         vote: 0,
@@ -100,15 +104,16 @@ pub(crate) fn open_group(
     Group::open(config, log, state, members)
 }
 
-/// A replica that is new here, of a group that began with `founders`.
+/// A replica that is new here, of a group that began with `founders` and has this incarnation by now.
 pub(crate) fn open_new_group(
     random: &dyn Random,
     log: Log,
     replica: ReplicaId,
+    incarnation: u32,
     founders: &[ReplicaId],
 ) -> Result<Group, GroupError> {
     let members = Members::founded_by(founders.to_vec());
-    open_group(random, log, new_group(replica), members)
+    open_group(random, log, new_group(replica, incarnation), members)
 }
 
 impl Broker {
@@ -224,12 +229,11 @@ impl Broker {
             topic_id: topic.id,
             partition: PartitionId::new(number),
         };
-        let incarnation = 1;
         let identity = LogIdentity {
             cluster_id: inner.identity.cluster_id,
             topic_id: key.topic_id,
             partition: key.partition,
-            incarnation,
+            incarnation: FIRST_INCARNATION,
         };
         let dir = partition_dir(&inner.config.data_dir, topic.name.as_str(), number);
         let disk = inner.seams.disk.clone();
@@ -240,7 +244,9 @@ impl Broker {
             CreateError::Disk(e) => made_error(e),
             e @ CreateError::Exists { .. } => storage(&e),
         })?;
-        let group = open_new_group(&*inner.seams.random, log, want.replica, &want.founders);
+        let incarnation = want.incarnation;
+        let random = &*inner.seams.random;
+        let group = open_new_group(random, log, want.replica, incarnation, &want.founders);
         let group = group.map_err(|e| storage(&e))?;
         let partition = Partition::new(
             topic.name.clone(),

@@ -52,6 +52,7 @@ mod metrics;
 mod partition;
 mod producers;
 mod read;
+mod recovery;
 mod removal;
 mod retention;
 mod seams;
@@ -93,6 +94,7 @@ pub use read::{
     Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
     PartitionHandle, Resolved,
 };
+pub use recovery::{is_of_metadata, metadata_keeper, position_of};
 pub use seams::{Clock, NoPeers, Peers, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;
@@ -100,7 +102,7 @@ pub use tidelog_controller::{
     ClusterId, DirectoryId, EffectiveSetting, LEVEL_MAX, NewTopic, Replication, setting_specs,
 };
 pub use tidelog_log::{Batches, ProducerError, SegmentInfo};
-pub use tidelog_replica::{Delivery, NodeId, Post};
+pub use tidelog_replica::{Delivery, NodeId, Position, Post, Recovery};
 
 use age_clock::AgeClock;
 use append::StickyBytes;
@@ -151,6 +153,9 @@ pub struct BrokerConfig {
     /// How many disks this broker has lost, as the cluster counts them: a new directory is that of
     /// another replica of the metadata.
     pub generation: u32,
+    /// The incarnation of the metadata group, where this broker is new in it: it rises when the group goes on
+    /// without a majority of its replicas.
+    pub metadata_incarnation: u32,
     /// Where this broker is reached.
     pub addresses: Addresses,
     /// After how many changes of the metadata a snapshot of it is made, and its log trimmed.
@@ -181,6 +186,7 @@ impl Default for BrokerConfig {
             cluster_id: None,
             directory_id: None,
             generation: 0,
+            metadata_incarnation: 1,
             addresses: Addresses::default(),
             snapshot_commands: 5000,
             topics_max: 10_000,

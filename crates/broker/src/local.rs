@@ -6,13 +6,15 @@ use std::sync::Arc;
 use tidelog_controller::{NodeId, Placement, ReplicaId, Topic, life_of};
 use tidelog_log::state::GroupKey;
 use tidelog_record::{PartitionId, TopicId};
-use tidelog_replica::StateStore;
+use tidelog_replica::{Recovery, StateStore};
+use tokio::sync::oneshot;
 
 use crate::append::StickyBytes;
 use crate::error::TopicError;
-use crate::files::log_options;
+use crate::files::{FIRST_INCARNATION, log_options};
 use crate::mailbox::Command;
 use crate::metadata::Folded;
+use crate::partition::Partition;
 use crate::{Broker, Route, Slot};
 
 /// A replica that this broker is to have.
@@ -24,6 +26,10 @@ pub(crate) struct Wanted {
     pub(crate) replica: ReplicaId,
     /// Who was in the group when it began.
     pub(crate) founders: Vec<ReplicaId>,
+    /// What the replicas of the group write on what they say to each other.
+    pub(crate) incarnation: u32,
+    /// It is the only one of its partition, at present.
+    pub(crate) is_alone: bool,
     /// The partition is new, and this replica is to lead it.
     pub(crate) leads_first: bool,
 }
@@ -53,6 +59,8 @@ impl Broker {
                 number,
                 replica,
                 founders: placement.founders.clone(),
+                incarnation: placement.incarnation(),
+                is_alone: placement.replicas == [replica],
                 leads_first: is_new
                     && placement.replicas.len() > 1
                     && placement.replicas.first() == Some(&replica),
@@ -86,7 +94,9 @@ impl Broker {
             let want = wanted.iter().find(|want| want.number == number);
             let is_there = match slots.get(number as usize) {
                 Some(Slot::Serving(partition)) => {
-                    if want.is_some_and(|want| want.replica == partition.replica) {
+                    let same = want.filter(|want| want.replica == partition.replica);
+                    if let Some(want) = same {
+                        self.keep_up(partition, want).await;
                         true
                     } else {
                         let gone = [Slot::Serving(partition.clone())];
@@ -118,6 +128,27 @@ impl Broker {
         }
         self.change_settings(&topic, &slots).await;
         self.put_route(&topic, slots);
+    }
+
+    /// Has a replica go on that has missed that its group was recovered: it does by itself.
+    async fn keep_up(&self, partition: &Partition, want: &Wanted) {
+        if want.incarnation == FIRST_INCARNATION {
+            return;
+        }
+        let how = if want.is_alone {
+            Recovery::Alone
+        } else {
+            Recovery::Follows
+        };
+        // One that does is not told twice; where it fails it says so itself.
+        let (reply, _replied) = oneshot::channel();
+        let recover = Command::Recover {
+            key: partition.key,
+            incarnation: want.incarnation,
+            how,
+            reply,
+        };
+        drop(partition.shard.send(recover).await);
     }
 
     /// Whether what is here of a partition is not this replica, but an earlier one.

@@ -11,7 +11,9 @@ use tidelog_log::state::{GroupKey, GroupState};
 use tidelog_log::{Compacted, InstallError, LogOptions};
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
 use tidelog_replica::catch_up::{CatchUpLetter, PullTarget, Pulled};
-use tidelog_replica::{Group, GroupError, NodeId, Received, Refusal, StateStore};
+use tidelog_replica::{
+    Group, GroupError, NodeId, Position, Received, Recovery, Refusal, StateStore,
+};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::act::group_key;
@@ -130,6 +132,17 @@ pub(crate) enum Command {
         key: GroupKey,
         reply: oneshot::Sender<bool>,
     },
+    /// Go on with a group of which a majority is lost, in this incarnation: see [`Recovery`].
+    Recover {
+        key: GroupKey,
+        incarnation: u32,
+        how: Recovery,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// How far the replicas here are.
+    Positions {
+        reply: oneshot::Sender<Vec<Position>>,
+    },
     /// A sync has ended.
     Wake,
     /// Time has passed.
@@ -152,9 +165,12 @@ impl Command {
             }
             Self::TargetOf { letter, .. } | Self::SourceOf { letter, .. } => Some(letter.key),
             Self::Adopt { pulled, .. } => Some(pulled.key),
-            Self::ReadIndex { key, .. } | Self::RecordCommit { key, .. } => Some(*key),
+            Self::ReadIndex { key, .. }
+            | Self::RecordCommit { key, .. }
+            | Self::Recover { key, .. } => Some(*key),
             Self::Act(order) => Some(group_key(order.key)),
             Self::Reports { .. }
+            | Self::Positions { .. }
             | Self::HandOver { .. }
             | Self::Add { .. }
             | Self::Received(_)

@@ -322,6 +322,9 @@ fn topics_of(cluster: &Cluster, command: &ClusterCommand) -> Vec<TopicId> {
         ClusterCommand::AddPartitions { id, .. } => vec![*id],
         ClusterCommand::BeginReassignment { key, .. }
         | ClusterCommand::FinishReassignment { key, .. } => vec![key.topic],
+        ClusterCommand::RecoverPartitions { partitions } => {
+            partitions.iter().map(|one| one.key.topic).collect()
+        }
         // Its replicas have other numbers from now on.
         ClusterCommand::ReplaceBroker { .. } => {
             cluster.topics().iter().map(|topic| topic.id).collect()

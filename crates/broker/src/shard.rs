@@ -187,6 +187,25 @@ impl Shard {
                 // Whoever asked may have given up waiting.
                 let _gone = reply.send(self.reports());
             }
+            Command::Positions { reply } => {
+                // Whoever asked may have given up waiting.
+                let _gone = reply.send(self.groups.positions());
+            }
+            Command::Recover {
+                key,
+                incarnation,
+                how,
+                reply,
+            } => {
+                tracing::warn!(
+                    ?key,
+                    incarnation,
+                    ?how,
+                    "a group goes on without a majority"
+                );
+                let waiter = Waiter::Recover { reply };
+                self.groups.recover(key, incarnation, how, waiter);
+            }
             Command::HandOver { reply } => {
                 // Whoever asked may have given up waiting.
                 let _gone = reply.send(self.groups.hand_over());
@@ -413,6 +432,21 @@ impl Shard {
                 let known = result.map(|_| Known { term });
                 drop(reply.send(known));
             }
+            Waiter::Recover { reply } => {
+                let partition = self.partition(&key);
+                let result = match (result, partition) {
+                    (Ok(_), _) => Ok(()),
+                    (Err(Refusal::NotRecovered(e)), _) => Err(e.to_string()),
+                    (Err(refusal), Some(partition)) => {
+                        Err(refused(&partition, refusal).to_string())
+                    }
+                    (Err(_), None) => Err("the partition is not here any more".to_owned()),
+                };
+                if let Err(e) = &result {
+                    tracing::error!(?key, error = %e, "a group does not go on");
+                }
+                drop(reply.send(result));
+            }
             Waiter::Trim { partition, reply } => {
                 self.around.remover.take(self.groups.take_removed(key));
                 drop(reply.send(log_start(&partition, result)));
@@ -506,6 +540,8 @@ impl Shard {
             | Command::Unreachable(_)
             | Command::ReadIndex { .. }
             | Command::Reports { .. }
+            | Command::Positions { .. }
+            | Command::Recover { .. }
             | Command::HandOver { .. }
             | Command::Act(_)
             | Command::Add { .. }

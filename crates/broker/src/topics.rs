@@ -12,6 +12,7 @@ use tidelog_record::TopicId;
 use crate::Broker;
 use crate::describe::TopicSummary;
 use crate::error::{AppendError, ErrorKind, Facts, TopicError};
+use crate::files::FIRST_INCARNATION;
 use crate::local::Wanted;
 use crate::metadata::Folded;
 
@@ -245,6 +246,8 @@ impl Broker {
                 number,
                 replica: *replica?,
                 founders: founders.clone(),
+                incarnation: FIRST_INCARNATION,
+                is_alone: founders.len() == 1,
                 leads_first: founders.len() > 1 && founders.first() == replica,
             })
         });

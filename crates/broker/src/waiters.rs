@@ -25,6 +25,10 @@ pub(crate) enum Waiter {
     ReadIndex {
         reply: oneshot::Sender<Result<Known, Refusal>>,
     },
+    /// Who wants a group to go on without those of its replicas that are lost.
+    Recover {
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// Retention, which goes on when the log start is committed.
     Retain {
         partition: Arc<Partition>,
@@ -78,7 +82,9 @@ impl AppendWaiter {
                     duplicate: is_duplicate,
                 })));
             }
-            Ok(Done::LogStart(_) | Done::ReadIndex(_)) => unreachable!("not what was asked for"),
+            Ok(Done::LogStart(_) | Done::ReadIndex(_) | Done::Recovered) => {
+                unreachable!("not what was asked for")
+            }
             Err(refusal) => {
                 let error = refused(&self.partition, refusal);
                 self.refuse(&error);
@@ -103,6 +109,7 @@ pub(crate) fn refused(partition: &Partition, refusal: Refusal) -> AppendError {
         }),
         Refusal::Down(e) => poisoned(partition, failure(e)),
         Refusal::Failed(e) => unknown(failure(e)),
+        Refusal::NotRecovered(e) => unknown(e.to_string()),
         Refusal::Stalled(e) => unknown(format!("it waits for space: {e}")),
         Refusal::Lost { leader } => unknown(match leader.map(node_of) {
             Some(leader) => format!("broker {leader} leads the partition now"),

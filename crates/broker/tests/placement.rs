@@ -174,6 +174,30 @@ async fn a_broker_joins_takes_what_another_had_and_that_one_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_has_lost_its_disk_before_it_came_can_be_removed() {
+    for replaces in [false, true] {
+        let cluster = Cluster::begun_by(&[1, 2]);
+        create(&cluster, "t", &[&[1, 2]]).await;
+        let remove = async |broker: &Broker| match replaces {
+            true => broker.replace_broker(3, [9; 16]).await.map(drop),
+            false => broker.remove_broker(3).await,
+        };
+        cluster.anywhere("the founder is removed", remove).await;
+        cluster
+            .until("all know, and it is no voter any more", |broker| {
+                broker.removed_brokers() == [3]
+                    && !broker.describe_cluster().metadata_voters.contains(&3)
+            })
+            .await;
+        let again = async |broker: &Broker| match broker.remove_broker(3).await {
+            Err(e) if e.reason() == "BROKER_NOT_FOUND" => Ok(()),
+            other => other,
+        };
+        cluster.anywhere("it is gone", again).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_is_lost_comes_back_as_another_replica() {
     let mut cluster = Cluster::new();
     create(&cluster, "t", &[&[1, 2, 3]]).await;

@@ -41,7 +41,7 @@ fn kind_of(operation: &str) -> Kind {
         }
         "CreateTopic" | "AlterTopic" | "AddPartitions" | "DeleteTopic" | "ReassignPartition"
         | "CancelReassignment" | "SetLeader" | "DrainBroker" | "AddBroker" | "RemoveBroker"
-        | "ReplaceBroker" => Kind::Change,
+        | "ReplaceBroker" | "RecoverCluster" => Kind::Change,
         _ => Kind::Action,
     }
 }

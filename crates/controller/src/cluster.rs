@@ -106,6 +106,8 @@ pub struct Placement {
     pub members_index: u64,
     /// Who was in the group when it began: a replica that begins with the first entry begins with these.
     pub founders: Vec<ReplicaId>,
+    /// How many times it went on without a majority of its replicas: see [`Placement::incarnation`].
+    pub recoveries: u32,
     /// The highest life of the replicas that were removed, by node.
     pub(crate) past: BTreeMap<NodeId, u32>,
 }
@@ -125,6 +127,12 @@ impl Placement {
         self.all()
             .filter(|replica| node_of(*replica) == node)
             .max_by_key(|replica| life_of(*replica))
+    }
+
+    /// What the group's replicas write on what they say to each other: those of an earlier incarnation
+    /// were given up as lost, and are not heard.
+    pub fn incarnation(&self) -> u32 {
+        self.recoveries.saturating_add(1)
     }
 
     /// All replicas of now and of the target, each once.
@@ -197,6 +205,11 @@ impl Cluster {
     /// Whether a broker was removed, and none of its number has come since.
     pub fn was_removed(&self, node: NodeId) -> bool {
         self.removed.contains_key(&node)
+    }
+
+    /// The brokers that were removed, and have not come since.
+    pub fn removed(&self) -> impl Iterator<Item = NodeId> {
+        self.removed.keys().copied()
     }
 
     /// All registered brokers, by number.

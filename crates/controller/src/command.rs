@@ -60,6 +60,8 @@ pub enum ClusterCommand {
     UnregisterBroker {
         /// The broker.
         node: NodeId,
+        /// It was given up with all the replicas that it has.
+        is_lost: bool,
     },
     /// A broker has lost its disk and gets another.
     ReplaceBroker {
@@ -111,6 +113,11 @@ pub enum ClusterCommand {
         /// Its replicas, the preferred leader first.
         replicas: Vec<ReplicaId>,
     },
+    /// Partitions that have lost a majority of their replicas go on with what is left.
+    RecoverPartitions {
+        /// These.
+        partitions: Vec<RecoveredPartition>,
+    },
     /// What the level allows may be written from now on.
     RaiseFeatureLevel {
         /// The level.
@@ -125,6 +132,19 @@ pub enum ClusterCommand {
         /// All of them together are the state.
         data: Vec<u8>,
     },
+}
+
+/// How a partition goes on that has lost a majority of its replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveredPartition {
+    /// The partition.
+    pub key: PartitionKey,
+    /// The replica that goes on, alone at first. One that is new begins with nothing.
+    pub keeper: ReplicaId,
+    /// Others that are left, and follow it from then on.
+    pub others: Vec<ReplicaId>,
+    /// How many times it has gone on so, this one included.
+    pub recoveries: u32,
 }
 
 impl From<Command> for ClusterCommand {

@@ -39,8 +39,8 @@ pub use cluster::{
     Broker, Change, Cluster, LEVEL_MAX, PartitionKey, Phase, Placement, REPLICAS_MAX, Registration,
     TopicPlacement,
 };
-pub use command::ClusterCommand;
-pub use decide::{BrokerError, MoveError, PlaceError, Replication, Unusable};
+pub use command::{ClusterCommand, RecoveredPartition};
+pub use decide::{BrokerError, Left, MoveError, PlaceError, Recovery, Replication, Unusable};
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
 pub use metadata::plan_metadata;
 pub use notes::{Note, ReplicaFault};

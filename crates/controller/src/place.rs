@@ -115,6 +115,18 @@ fn candidates(cluster: &Cluster, is_allowed: impl Fn(NodeId) -> bool) -> Vec<Can
         .collect()
 }
 
+/// The broker that gets one more replica, the only one of its partition; none that is excluded.
+pub(crate) fn one_more(
+    cluster: &Cluster,
+    load: &mut Load,
+    is_excluded: impl Fn(NodeId) -> bool,
+) -> Option<NodeId> {
+    let others = candidates(cluster, |node| !is_excluded(node));
+    let next = load.pick(&others, &[])?;
+    load.add(&[replica_of(next.node, 0)], false);
+    Some(next.node)
+}
+
 /// Places `count` new partitions of a topic with `factor` replicas each; there are at least so many
 /// unfenced brokers. Draining ones are taken only if there are too few others.
 pub(crate) fn place(

@@ -90,7 +90,7 @@ impl PeerService {
         own.ok_or_else(|| Status::unavailable("this broker does not belong to a cluster yet"))
     }
 
-    fn greet(&self, own: &Identity, frame: &Frame) -> Result<NodeId, Status> {
+    fn greet(&self, own: &Identity, frame: &Frame) -> Result<Identity, Status> {
         let Some(said) = &frame.meta.hello else {
             return Err(Status::unauthenticated(
                 "this port is for brokers of the cluster",
@@ -114,17 +114,18 @@ impl PeerService {
         }
         let admitted = self.gate.admit(&who);
         admitted.map_err(|refused| Status::permission_denied(refused.0))?;
-        Ok(who.node_id)
+        Ok(who)
     }
 
     /// Takes what comes until it ends.
     async fn listen(
         self,
         own: NodeId,
-        from: NodeId,
+        who: Identity,
         mut frames: Streaming<Frame>,
         answers: mpsc::Sender<Result<Frame, Status>>,
     ) {
+        let from = who.node_id;
         let ended = loop {
             let frame = match timeout(SILENCE_MAX, frames.message()).await {
                 Ok(Ok(Some(frame))) => frame,
@@ -137,6 +138,10 @@ impl PeerService {
                 pong.meta.pong = frame.meta.ping;
                 // Whoever reads no answers gets none.
                 drop(answers.try_send(Ok(pong)));
+            }
+            // It may have been replaced or removed since it said hello.
+            if let Err(refused) = self.gate.admit(&who) {
+                break Status::permission_denied(refused.0);
             }
             match delivery(frame, from, own) {
                 Ok(delivery) if is_empty(&delivery) => {}
@@ -166,11 +171,11 @@ impl Peer for PeerService {
         let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let first = first.ok_or_else(|| Status::unauthenticated("no hello came"))?;
         let own = self.own()?;
-        let from = self.greet(&own, &first)?;
+        let who = self.greet(&own, &first)?;
         let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
-        let answered = answers.try_send(Ok(hello(&own, from)));
+        let answered = answers.try_send(Ok(hello(&own, who.node_id)));
         answered.map_err(|_| Status::internal("there is room for one answer"))?;
-        tokio::spawn(self.clone().listen(own.node_id, from, frames, answers));
+        tokio::spawn(self.clone().listen(own.node_id, who, frames, answers));
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
     async fn ask(&self, request: Request<PeerQuestion>) -> Result<Response<PeerAnswer>, Status> {

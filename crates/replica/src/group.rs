@@ -15,6 +15,7 @@ use crate::config::{GroupConfig, ReplicaId};
 use crate::error::GroupError;
 use crate::payload::Recent;
 use crate::planted::Planted;
+use crate::recover::Recovering;
 use crate::storage::{LogStorage, Members};
 use crate::turn::Stalled;
 
@@ -122,6 +123,8 @@ pub struct Group {
     pub(crate) last_read: u64,
     /// Whether the leader is to be told how far the log is, though it did not ask.
     pub(crate) announces: bool,
+    /// Going on alone has begun: see [`Group::begin_recovery`].
+    pub(crate) recovering: Option<Recovering>,
     /// The term, role and leader for which the election timeout was drawn.
     drawn_for: Option<(u64, StateRole, u64)>,
     rng: fastrand::Rng,
@@ -212,6 +215,7 @@ impl Group {
             told_role: None,
             last_read: 0,
             announces: false,
+            recovering: None,
             drawn_for: None,
             rng: fastrand::Rng::with_seed(config.seed),
         };
@@ -353,13 +357,14 @@ impl Group {
         self.draw();
     }
 
-    /// Whether time stands still: entries wait for space, or this replica is the only one that votes
-    /// and would lead at once, before all it has is durable, which Raft does not allow.
+    /// Whether time stands still: entries wait for space, this replica is becoming the only one, or it is
+    /// the only one that votes and would lead at once, before all it has is durable, which Raft does not
+    /// allow.
     pub(crate) fn must_wait(&self) -> bool {
         let raft = &self.node.raft;
         let is_behind = raft.raft_log.persisted < raft.raft_log.last_index();
         let would_lead = raft.state != StateRole::Leader && self.is_sole_voter();
-        self.stalled.is_some() || would_lead && is_behind
+        self.stalled.is_some() || self.is_recovering() || would_lead && is_behind
     }
 
     /// Time passed.

@@ -24,6 +24,9 @@
 //! *Shard*: a broker runs many groups on a thread, a [`Shard`], with those who wait for them and one
 //! list of messages for each other broker (`shard/`).
 //!
+//! *Recover*: where a majority is lost for good, a replica goes on alone when people say so
+//! (`recover.rs`).
+//!
 //! *Catch up*: a replica whose log ends before the first entry of its leader's copies the files of
 //! another log (`catch_up/`).
 //!
@@ -40,6 +43,7 @@ mod message;
 mod payload;
 mod planted;
 mod propose;
+mod recover;
 mod shard;
 mod step;
 mod storage;
@@ -55,9 +59,10 @@ pub use payload::stub_of;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
 pub use raft::eraftpb;
+pub use recover::RecoverError;
 pub use shard::{
-    Answer, Delivery, Done, Effects, Letter, NodeId, Post, Proposal, Received, Refusal, Shard,
-    Until, node_of, replica_of,
+    Answer, Delivery, Done, Effects, Letter, NodeId, Position, Post, Proposal, Received, Recovery,
+    Refusal, Shard, Until, node_of, replica_of,
 };
 pub use storage::Members;
 pub use store::StateStore;

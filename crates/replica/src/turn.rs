@@ -82,6 +82,7 @@ impl Group {
         let mut turn = Turn::default();
         loop {
             let is_released = self.release(&mut turn)?;
+            self.go_on_recovering();
             let unwritten = if let Some(stalled) = self.stalled.take() {
                 stalled.unwritten
             } else if self.node.has_ready() {

@@ -83,6 +83,7 @@ impl Server {
             broker_config.cluster_id = Some(settled.cluster_id);
             broker_config.directory_id = Some(settled.directory_id);
             broker_config.generation = settled.generation;
+            broker_config.metadata_incarnation = settled.metadata_incarnation;
             broker_config.founders = settled.founders.iter().map(|one| one.node_id).collect();
             seams.peers = Arc::new(node.links().clone());
             let advertised = node.addresses();

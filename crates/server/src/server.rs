@@ -123,6 +123,7 @@ impl Waiting {
             asked: asked.clone(),
             opened: OpenedBatches::new(),
             elsewhere: Elsewhere::default(),
+            links: node.as_ref().map(|node| node.links().clone()),
         });
         let (services, health) = grpc::services(shared).await;
         let admission = Admission::new(limits, metrics, unsent, asked);

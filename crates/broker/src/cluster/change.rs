@@ -1,6 +1,6 @@
 //! What people ask for of the cluster: each is decided and written down; what it sets going goes on by itself.
 
-use tidelog_controller::{ClusterCommand, DirectoryId, NodeId};
+use tidelog_controller::{Cluster, ClusterCommand, DirectoryId, NodeId};
 
 use crate::Broker;
 use crate::error::TopicError;
@@ -71,8 +71,12 @@ impl Broker {
     /// # Errors
     /// Why that is refused.
     pub async fn remove_broker(&self, node: NodeId) -> Result<(), TopicError> {
-        self.change(move |cluster| Ok(cluster.decide_remove(node)?))
-            .await
+        let founders = self.inner().config.founders.clone();
+        self.change(move |cluster| {
+            let never_came = never_came(cluster, &founders, node);
+            Ok(never_came.map_or_else(|| cluster.decide_remove(node), Ok)?)
+        })
+        .await
     }
 
     /// Takes note that a broker has another disk. Gives how many replicas are lost with the one it had.
@@ -86,16 +90,18 @@ impl Broker {
     ) -> Result<usize, TopicError> {
         let lost = self.inner().cluster.read().replicas_at(node);
         let directory = DirectoryId::from_bytes(directory);
-        self.change(move |cluster| Ok(cluster.decide_replace(node, directory)?))
-            .await?;
+        let founders = self.inner().config.founders.clone();
+        self.change(move |cluster| {
+            let never_came = never_came(cluster, &founders, node);
+            Ok(never_came.map_or_else(|| cluster.decide_replace(node, directory), Ok)?)
+        })
+        .await?;
         Ok(lost)
     }
 
     async fn change(
         &self,
-        decide: impl FnOnce(&tidelog_controller::Cluster) -> Result<ClusterCommand, TopicError>
-        + Send
-        + 'static,
+        decide: impl FnOnce(&Cluster) -> Result<ClusterCommand, TopicError> + Send + 'static,
     ) -> Result<(), TopicError> {
         let broker = self.clone();
         detached(async move {
@@ -107,4 +113,14 @@ impl Broker {
         })
         .await
     }
+}
+
+/// What removes a broker that has founded the cluster and never registered: it has lost its disk before. With
+/// another one it joins as a new broker does.
+fn never_came(cluster: &Cluster, founders: &[NodeId], node: NodeId) -> Option<ClusterCommand> {
+    let is_known = cluster.broker(node).is_some() || cluster.was_removed(node);
+    (founders.contains(&node) && !is_known).then_some(ClusterCommand::UnregisterBroker {
+        node,
+        is_lost: true,
+    })
 }

@@ -22,6 +22,9 @@ pub enum TopicError {
     /// A change of brokers is refused.
     #[error(transparent)]
     Broker(BrokerError),
+    /// It is not gone on without brokers.
+    #[error("{0}")]
+    Recovery(String),
     /// The decision could not be written to the metadata log.
     #[error(transparent)]
     Append(#[from] AppendError),
@@ -96,7 +99,7 @@ impl Facts for TopicError {
             Self::Move(MoveError::Count { .. }) => ErrorKind::Invalid,
             Self::Move(_) => ErrorKind::Precondition,
             Self::Broker(BrokerError::NotFound { .. }) => ErrorKind::NotFound,
-            Self::Broker(_) => ErrorKind::Precondition,
+            Self::Broker(_) | Self::Recovery(_) => ErrorKind::Precondition,
             Self::Append(e) => e.kind(),
             Self::Storage(_) => ErrorKind::Unavailable,
             Self::OutOfFiles(_) | Self::LimitReached { .. } => ErrorKind::Exhausted,
@@ -122,6 +125,7 @@ impl Facts for TopicError {
             Self::Move(_) => "REASSIGNMENT_REFUSED",
             Self::Broker(BrokerError::NotFound { .. }) => "BROKER_NOT_FOUND",
             Self::Broker(_) => "BROKER_REFUSED",
+            Self::Recovery(_) => "RECOVERY_REFUSED",
             Self::Append(e) => e.reason(),
             Self::Storage(_) | Self::OutOfFiles(_) => "STORAGE_ERROR",
             Self::LimitReached { .. } => "LIMIT_REACHED",
@@ -165,6 +169,7 @@ impl Facts for TopicError {
             | Self::Place(_)
             | Self::Move(_)
             | Self::Broker(_)
+            | Self::Recovery(_)
             | Self::Storage(_)
             | Self::OutOfFiles(_) => Vec::new(),
             Self::Append(e) => e.facts(),

@@ -12,7 +12,9 @@ use tidelog_replica::{NodeId, ReplicaId, StateStore, replica_of};
 
 use super::{Groups, Start, StartError, shard_number};
 use crate::append::StickyBytes;
-use crate::files::{METADATA_ROOM_BYTES, log_options, open_group, open_new_group, partition_dir};
+use crate::files::{
+    FIRST_INCARNATION, METADATA_ROOM_BYTES, log_options, open_group, open_new_group, partition_dir,
+};
 use crate::local::replica_here;
 use crate::mailbox::Opened;
 use crate::partition::Partition;
@@ -26,18 +28,19 @@ struct AsNew {
     replica: ReplicaId,
     /// Who was in the group when it began.
     founders: Vec<ReplicaId>,
+    incarnation: u32,
 }
 
 /// How many records go into the state file at once.
 const RECORDS_AT_ONCE: usize = 1024;
 
 impl Start {
-    fn identity(&self, key: GroupKey, incarnation: u32) -> LogIdentity {
+    fn identity(&self, key: GroupKey) -> LogIdentity {
         LogIdentity {
             cluster_id: self.state.identity().cluster_id,
             topic_id: key.topic_id,
             partition: key.partition,
-            incarnation,
+            incarnation: FIRST_INCARNATION,
         }
     }
 
@@ -52,6 +55,7 @@ impl Start {
         let as_new = AsNew {
             replica: replica_of(self.state.identity().node_id, self.config.generation),
             founders: self.config.founders.iter().map(first).collect(),
+            incarnation: self.config.metadata_incarnation,
         };
         self.open_partition(&name, key, settings, &as_new)
             .map_err(|e| match e {
@@ -72,8 +76,9 @@ impl Start {
         let dir = partition_dir(&self.config.data_dir, topic.as_str(), key.partition.get());
         let mut store = StateStore::new(self.state.clone(), key);
         let known = store.load();
-        let incarnation = known.as_ref().map_or(1, |(group, _)| group.incarnation);
-        let identity = self.identity(key, incarnation);
+        let known_incarnation = known.as_ref().map(|(group, _)| group.incarnation);
+        let incarnation = known_incarnation.unwrap_or(as_new.incarnation);
+        let identity = self.identity(key);
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             OpenError::Disk(DiskError::new(DiskOp::Open, &dir, std::io::Error::other(e)))
         };
@@ -122,7 +127,7 @@ impl Start {
         let random = &*self.seams.random;
         let group = match known {
             Some((state, members)) => open_group(random, log, state, members),
-            None => open_new_group(random, log, as_new.replica, &as_new.founders),
+            None => open_new_group(random, log, as_new.replica, incarnation, &as_new.founders),
         };
         let group = group.map_err(|e| failed(e.into()))?;
         let partition = Partition::new(
@@ -176,7 +181,12 @@ impl Start {
                 let as_new = AsNew {
                     replica,
                     founders: placement.founders.clone(),
+                    incarnation: placement.incarnation(),
                 };
+                if known.is_some_and(|known| known.incarnation != as_new.incarnation) {
+                    // It has missed that its group went on, and is told later.
+                    unmade.push(topic.id);
+                }
                 wanted.push((topic.clone(), number, as_new));
             }
         }

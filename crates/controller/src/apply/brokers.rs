@@ -3,7 +3,10 @@
 use super::{Checked, NO_BROKER, ensure};
 use crate::cluster::{Broker, Cluster, Registration, Removed};
 use crate::command::ClusterCommand;
-use crate::ids::{NodeId, node_of};
+use crate::ids::{DirectoryId, NodeId, node_of};
+
+/// That of a broker that was never registered.
+const NO_DIRECTORY: DirectoryId = DirectoryId::from_bytes([0; 16]);
 
 impl Cluster {
     pub(super) fn apply_broker(&mut self, command: &ClusterCommand) -> Checked {
@@ -34,14 +37,18 @@ impl Cluster {
                 broker.is_draining = *is_draining;
                 Ok(())
             }
-            ClusterCommand::UnregisterBroker { node } => {
+            ClusterCommand::UnregisterBroker { node, is_lost } => {
                 ensure(
-                    self.replicas_at(*node) == 0,
+                    *is_lost || self.replicas_at(*node) == 0,
                     "a broker is removed that has replicas",
                 )?;
                 let generation = self.next_generation(*node);
-                let broker = self.brokers.remove(node).ok_or(NO_BROKER)?;
-                let directory = broker.registration.directory;
+                let directory = match self.brokers.remove(node) {
+                    Some(broker) => broker.registration.directory,
+                    // One that has founded the cluster, and never came.
+                    None if *is_lost && !self.removed.contains_key(node) => NO_DIRECTORY,
+                    None => return Err(NO_BROKER),
+                };
                 let removed = Removed {
                     directory,
                     generation,

@@ -1,9 +1,11 @@
 //! Folding commands: what each needs is checked, then it is done.
 //!
-//! Topics and levels are in this file, brokers in `brokers.rs`, and changes of replicas in `moves.rs`.
+//! Topics and levels are in this file, brokers in `brokers.rs`, changes of replicas in `moves.rs`, and what
+//! goes on after a majority was lost in `recovery.rs`.
 
 mod brokers;
 mod moves;
+mod recovery;
 
 use crate::cluster::{
     Broker, Cluster, LEVEL_MAX, Placement, REPLICAS_MAX, Registration, TopicPlacement,
@@ -88,6 +90,7 @@ impl Cluster {
             | ClusterCommand::CancelReassignment { .. }
             | ClusterCommand::FinishReassignment { .. }
             | ClusterCommand::SetReplicaOrder { .. } => self.apply_placement(command)?,
+            ClusterCommand::RecoverPartitions { partitions } => self.apply_recovery(partitions)?,
             _ => self.apply_broker(command)?,
         }
         // Only what comes without a gap is a snapshot.

@@ -87,7 +87,10 @@ impl Cluster {
         Ok(())
     }
 
-    fn placement_mut(&mut self, key: PartitionKey) -> Result<&mut Placement, ReplayError> {
+    pub(super) fn placement_mut(
+        &mut self,
+        key: PartitionKey,
+    ) -> Result<&mut Placement, ReplayError> {
         let topic = self.placements.get_mut(&key.topic).ok_or(UNPLACED)?;
         let index = usize::try_from(key.partition).map_err(|_| UNPLACED)?;
         topic.partitions.get_mut(index).ok_or(UNPLACED)

@@ -265,7 +265,10 @@ impl Cluster {
     pub fn decide_remove(&self, node: NodeId) -> Result<ClusterCommand, BrokerError> {
         self.known(node)?;
         match self.replicas_at(node) {
-            0 => Ok(ClusterCommand::UnregisterBroker { node }),
+            0 => Ok(ClusterCommand::UnregisterBroker {
+                node,
+                is_lost: false,
+            }),
             replicas => Err(BrokerError::HasReplicas { node, replicas }),
         }
     }

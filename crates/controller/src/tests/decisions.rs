@@ -199,7 +199,10 @@ fn brokers_are_drained_and_removed() {
     assert_eq!(e.to_string(), "node 1 has 1 replicas still: drain it first");
     assert!(
         cluster
-            .apply(&ClusterCommand::UnregisterBroker { node: 1 })
+            .apply(&ClusterCommand::UnregisterBroker {
+                node: 1,
+                is_lost: false,
+            })
             .is_err()
     );
     assert_eq!(

@@ -58,7 +58,10 @@ fn all() -> Vec<ClusterCommand> {
             node: 7,
             is_draining: true,
         },
-        ClusterCommand::UnregisterBroker { node: 7 },
+        ClusterCommand::UnregisterBroker {
+            node: 7,
+            is_lost: false,
+        },
         ClusterCommand::ReplaceBroker {
             node: 7,
             directory,
@@ -90,6 +93,29 @@ fn all() -> Vec<ClusterCommand> {
             part: 1,
             parts: 3,
             data: b"xyz".to_vec(),
+        },
+        ClusterCommand::UnregisterBroker {
+            node: 7,
+            is_lost: true,
+        },
+        ClusterCommand::RecoverPartitions {
+            partitions: vec![
+                RecoveredPartition {
+                    key,
+                    keeper: replica_of(2, 1),
+                    others: vec![1, 3],
+                    recoveries: 2,
+                },
+                RecoveredPartition {
+                    key: PartitionKey {
+                        topic,
+                        partition: 0,
+                    },
+                    keeper: replica_of(1, 3),
+                    others: Vec::new(),
+                    recoveries: 1,
+                },
+            ],
         },
     ]
 }

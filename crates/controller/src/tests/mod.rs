@@ -7,6 +7,7 @@ mod model;
 mod placement;
 mod planner;
 mod properties;
+mod recovery;
 
 use tidelog_record::TopicId;
 

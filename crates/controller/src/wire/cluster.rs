@@ -8,7 +8,7 @@ use wire::metadata_command::Command as Kind;
 use super::CommandError;
 use super::topics::{partitions, settings, topic_id};
 use crate::cluster::{PartitionKey, Phase, Registration};
-use crate::command::ClusterCommand;
+use crate::command::{ClusterCommand, RecoveredPartition};
 use crate::ids::{ClusterId, DirectoryId, ReplicaId};
 use crate::topics::{Command, PARTITIONS_MAX, Topic};
 
@@ -58,8 +58,11 @@ impl ClusterCommand {
                 node_id: node,
                 draining: is_draining,
             }),
-            &Self::UnregisterBroker { node } => {
-                Kind::UnregisterBroker(wire::UnregisterBroker { node_id: node })
+            &Self::UnregisterBroker { node, is_lost } => {
+                Kind::UnregisterBroker(wire::UnregisterBroker {
+                    node_id: node,
+                    lost: is_lost,
+                })
             }
             Self::ReplaceBroker {
                 node,
@@ -130,6 +133,18 @@ impl ClusterCommand {
                     replicas: replicas.clone(),
                 })
             }
+            Self::RecoverPartitions { partitions } => {
+                let partitions = partitions.iter().map(|one| wire::RecoveredPartition {
+                    topic_id: id(&one.key),
+                    partition: one.key.partition,
+                    keeper: one.keeper,
+                    others: one.others.clone(),
+                    recoveries: one.recoveries,
+                });
+                Kind::RecoverPartitions(wire::RecoverPartitions {
+                    partitions: partitions.collect(),
+                })
+            }
             _ => unreachable!("all others are encoded elsewhere"),
         }
     }
@@ -198,6 +213,7 @@ impl ClusterCommand {
             },
             Kind::UnregisterBroker(remove) => Self::UnregisterBroker {
                 node: remove.node_id,
+                is_lost: remove.lost,
             },
             Kind::ReplaceBroker(replace) => Self::ReplaceBroker {
                 node: replace.node_id,
@@ -227,6 +243,9 @@ impl ClusterCommand {
                 key: key(&order.topic_id, order.partition)?,
                 replicas: order.replicas,
             },
+            Kind::RecoverPartitions(recover) => Self::RecoverPartitions {
+                partitions: recovered_of_wire(recover)?,
+            },
             Kind::RaiseFeatureLevel(raise) => Self::RaiseFeatureLevel { level: raise.level },
             Kind::Snapshot(snapshot) => Self::Snapshot {
                 part: snapshot.part,
@@ -235,6 +254,23 @@ impl ClusterCommand {
             },
         })
     }
+}
+
+fn recovered_of_wire(
+    recover: wire::RecoverPartitions,
+) -> Result<Vec<RecoveredPartition>, CommandError> {
+    let partitions = recover.partitions.into_iter().map(|one| {
+        if one.recoveries == 0 {
+            return Err(CommandError::Field("recoveries"));
+        }
+        Ok(RecoveredPartition {
+            key: key(&one.topic_id, one.partition)?,
+            keeper: one.keeper,
+            others: one.others,
+            recoveries: one.recoveries,
+        })
+    });
+    partitions.collect()
 }
 
 pub(super) fn create_to_wire(

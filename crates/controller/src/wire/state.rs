@@ -108,6 +108,7 @@ fn partition_to_wire(placement: &Placement) -> wire::PartitionState {
         past: placement.past.clone(),
         members_index: placement.members_index,
         founders: placement.founders.clone(),
+        recoveries: placement.recoveries,
         change: change.map(|change| wire::ReassignmentState {
             target: change.target.clone(),
             phase: phase_to_wire(change.phase).into(),
@@ -132,6 +133,7 @@ fn partition_of_wire(state: wire::PartitionState) -> Result<Placement, CommandEr
         change,
         members_index: state.members_index,
         founders: state.founders,
+        recoveries: state.recoveries,
         past: state.past,
     };
     let has_nodes = placement.all().all(|replica| node_of(replica) != 0);

@@ -320,7 +320,8 @@ impl<'o> Check<'o> {
             self.tell(Problem::note(&dir, 0, what));
             return;
         };
-        if group.incarnation != identity.incarnation {
+        // A group that went on without a majority has a later one, and the same log.
+        if group.incarnation < identity.incarnation {
             self.damaged(0, None, foreign("another incarnation's"));
         }
         self.report.known = Some(Known {

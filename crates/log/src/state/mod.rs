@@ -39,7 +39,8 @@ pub struct GroupKey {
 /// What the state file knows of one partition's Raft group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupState {
-    /// See [`LogIdentity`](crate::LogIdentity).
+    /// Rises when the group goes on without a majority of its replicas, which are lost. Its log, which has
+    /// the [one it began with](crate::LogIdentity), stays the same.
     pub incarnation: u32,
     /// This replica's number in the group; never used again once its disk is lost.
     pub replica_id: u64,

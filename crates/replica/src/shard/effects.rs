@@ -11,6 +11,7 @@ use crate::config::ReplicaId;
 use crate::error::{GroupError, ProposeError};
 use crate::group::Role;
 use crate::message::Payload;
+use crate::recover::RecoverError;
 use crate::storage::Members;
 
 /// The number of a broker in its cluster.
@@ -68,6 +69,42 @@ pub enum Done {
     /// Whoever asked leads, and everything before the entry after this one was committed when it
     /// asked.
     ReadIndex(u64),
+    /// The group goes on in the incarnation that was asked for.
+    Recovered,
+}
+
+/// How a replica goes on where a majority of its group is lost for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// It leads, and is the only one: see [`Group::begin_recovery`](crate::Group::begin_recovery).
+    Alone,
+    /// Another one does, which will take this one in again.
+    Follows,
+}
+
+/// How far a replica's log is: of two, the later term has more, and in the same one the higher index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The group.
+    pub key: GroupKey,
+    /// See [`Letter::incarnation`].
+    pub incarnation: u32,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The term that it is in.
+    pub term: u64,
+    /// The term of its last entry.
+    pub last_term: u64,
+    /// The index of its last entry.
+    pub last_index: u64,
+    /// Where its records end.
+    pub end: Offset,
+    /// Everything before this is known here to be committed.
+    pub committed: Offset,
+    /// It leads, and a majority hears it.
+    pub leads: bool,
+    /// Who votes, as it knows, before and after a change that is under way.
+    pub voters: [Vec<ReplicaId>; 2],
 }
 
 /// Why something was not done.
@@ -79,6 +116,8 @@ pub enum Refusal {
     Gone,
     /// Surely nothing was: the group had failed before.
     Down(GroupError),
+    /// It cannot go on alone.
+    NotRecovered(RecoverError),
     /// It was begun, and it is not known what becomes of it: another replica leads now.
     Lost {
         /// The leader, if it is known.

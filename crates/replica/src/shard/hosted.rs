@@ -10,12 +10,13 @@ use tidelog_log::catch_up::Staged;
 use tidelog_log::state::GroupKey;
 use tidelog_record::{Offset, Timestamp};
 
-use super::effects::{Done, Effects, Letter, Proposal, Refusal, Until};
+use super::effects::{Done, Effects, Letter, Position, Proposal, Recovery, Refusal, Until};
 use crate::adopt::AdoptFailed;
 use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
 use crate::group::{Group, GroupStore, Proposed, Role};
 use crate::planted::Planted;
+use crate::recover::RecoverError;
 use crate::store::StateStore;
 use crate::turn::Turn;
 
@@ -46,6 +47,8 @@ pub(super) struct Hosted<W> {
     reads_asked: Vec<W>,
     /// Those who wait until the log is committed here up to an entry.
     reads_known: Vec<(u64, W)>,
+    /// Who waits until the group goes on in which incarnation.
+    recovering: Option<(u32, W)>,
     /// The term in which all that waits was proposed.
     term: u64,
     pub(super) failed: Option<GroupError>,
@@ -65,6 +68,7 @@ impl<W> Hosted<W> {
             reads: HashMap::new(),
             reads_asked: Vec::new(),
             reads_known: Vec::new(),
+            recovering: None,
             term: 0,
             failed: None,
         }
@@ -109,6 +113,83 @@ impl<W> Hosted<W> {
         self.reads_asked.push(waiter);
     }
 
+    /// See [`Shard::recover`](super::Shard::recover).
+    pub(super) fn recover(
+        &mut self,
+        incarnation: u32,
+        how: Recovery,
+        waiter: W,
+        effects: &mut Effects<W>,
+    ) {
+        if self.incarnation >= incarnation {
+            return effects.answer(self.key, waiter, Ok(Done::Recovered));
+        }
+        if self.recovering.is_some() {
+            // It is asked again.
+            return effects.answer(
+                self.key,
+                waiter,
+                Err(Refusal::Refused(ProposeError::NotReady)),
+            );
+        }
+        match how {
+            Recovery::Follows => self.raise_incarnation(incarnation, waiter, effects),
+            Recovery::Alone => match self.group.begin_recovery() {
+                Ok(()) => self.recovering = Some((incarnation, waiter)),
+                Err(e) => effects.answer(self.key, waiter, Err(Refusal::NotRecovered(e))),
+            },
+        }
+    }
+
+    fn raise_incarnation(&mut self, incarnation: u32, waiter: W, effects: &mut Effects<W>) {
+        self.group.set_incarnation(incarnation);
+        self.incarnation = incarnation;
+        match self.record_commit() {
+            Ok(()) => effects.answer(self.key, waiter, Ok(Done::Recovered)),
+            Err(poisoned) => {
+                let e = GroupError::from(poisoned);
+                effects.answer(self.key, waiter, Err(Refusal::Failed(e.clone())));
+                self.fail(e, effects);
+            }
+        }
+    }
+
+    /// Ends a recovery that is over, well or not.
+    fn end_recovery(&mut self, effects: &mut Effects<W>) {
+        if self.group.is_recovering() {
+            return;
+        }
+        let Some((incarnation, waiter)) = self.recovering.take() else {
+            return;
+        };
+        if self.group.role().is_leader {
+            self.raise_incarnation(incarnation, waiter, effects);
+        } else {
+            let e = Refusal::NotRecovered(RecoverError::NoMember);
+            effects.answer(self.key, waiter, Err(e));
+        }
+    }
+
+    /// How far the replica is.
+    pub(super) fn position(&self) -> Position {
+        let log = self.group.log();
+        let role = self.group.role();
+        let end = log.end();
+        let state = &self.group.members().state;
+        Position {
+            key: self.key,
+            incarnation: self.incarnation,
+            replica: self.group.id(),
+            term: role.term,
+            last_term: end.epoch.get().into(),
+            last_index: end.index.get() - 1,
+            end: end.offset,
+            committed: log.reader().committed_offset(),
+            leads: self.is_taking(),
+            voters: [state.voters_outgoing.clone(), state.voters.clone()],
+        }
+    }
+
     /// Whether another turn would begin something that was asked for.
     pub(super) fn could_begin(&self) -> bool {
         let is_asked = !self.starts_asked.is_empty() || !self.reads_asked.is_empty();
@@ -120,7 +201,12 @@ impl<W> Hosted<W> {
             let len = first.batch.total_len() as u64;
             len <= self.group.room(len)
         });
-        fits && self.group.is_ready() && self.group.stalled().is_none()
+        fits && self.is_taking() && self.group.stalled().is_none()
+    }
+
+    /// Whether the group takes what is asked of its leader.
+    fn is_taking(&self) -> bool {
+        self.group.is_ready() && !self.group.is_recovering()
     }
 
     /// Records, durably, how far the log is committed.
@@ -161,6 +247,9 @@ impl<W> Hosted<W> {
         let begun = || Refusal::Failed(error.clone());
         let new = || Refusal::Down(error.clone());
         self.drop_all(&begun, &new, effects);
+        if let Some((_, waiter)) = self.recovering.take() {
+            effects.answer(self.key, waiter, Err(begun()));
+        }
         effects.failed.push((self.key, error));
     }
 
@@ -201,6 +290,7 @@ impl<W> Hosted<W> {
         self.propose_starts(effects);
         self.ask_reads(effects);
         self.turn_with(written, now, effects);
+        self.end_recovery(effects);
     }
 
     /// A turn of the group; `written` are answered when it has gone well.
@@ -325,7 +415,7 @@ impl<W> Hosted<W> {
             self.refuse_queue(|| ProposeError::NotLeader { leader }, effects);
             return Vec::new();
         }
-        if !self.group.is_ready() {
+        if !self.is_taking() {
             return Vec::new();
         }
         let lens = self.queue.iter();
@@ -407,7 +497,7 @@ impl<W> Hosted<W> {
     /// without space may never: then it is refused.
     fn is_put_off(&self) -> bool {
         let is_leader = self.group.role().is_leader;
-        is_leader && !self.group.is_ready() && self.group.stalled().is_none()
+        is_leader && !self.is_taking() && self.group.stalled().is_none()
     }
 
     fn ask_reads(&mut self, effects: &mut Effects<W>) {

@@ -24,8 +24,8 @@ use tidelog_log::{Log, Poisoned, RemovedFile};
 use tidelog_record::{Offset, Timestamp};
 
 pub use effects::{
-    Answer, Delivery, Done, Effects, Letter, NodeId, Post, Proposal, Received, Refusal, Until,
-    node_of, replica_of,
+    Answer, Delivery, Done, Effects, Letter, NodeId, Position, Post, Proposal, Received, Recovery,
+    Refusal, Until, node_of, replica_of,
 };
 
 use self::hosted::Hosted;
@@ -153,7 +153,7 @@ impl<W> Shard<W> {
         let Some(hosted) = self.groups.get_mut(&received.key) else {
             return Ok(());
         };
-        if hosted.incarnation != received.incarnation {
+        if hosted.incarnation != received.incarnation || hosted.group.is_recovering() {
             return Ok(());
         }
         self.due.insert(received.key);
@@ -274,6 +274,28 @@ impl<W> Shard<W> {
                 hosted.guarded(&mut self.effects, |hosted, _| hosted.group.unreachable(to));
             }
         }
+    }
+
+    /// Goes on with a group of which a majority is lost for good, in the next incarnation. Whoever waits is
+    /// told when that is so.
+    pub fn recover(&mut self, key: GroupKey, incarnation: u32, how: Recovery, waiter: W) {
+        if let Some(hosted) = self.running(key) {
+            // As the borrow checker has it.
+            let mut effects = Effects::default();
+            hosted.recover(incarnation, how, waiter, &mut effects);
+            self.effects.answers.extend(effects.answers);
+            self.effects.failed.extend(effects.failed);
+            self.due.insert(key);
+        } else {
+            let refusal = self.refusal(key);
+            self.effects.answer(key, waiter, Err(refusal));
+        }
+    }
+
+    /// How far the replicas are that run here.
+    pub fn positions(&self) -> Vec<Position> {
+        let running = self.groups.values().filter(|one| one.failed.is_none());
+        running.map(Hosted::position).collect()
     }
 
     /// Whether time has to be told: not where every group is one replica, which leads.

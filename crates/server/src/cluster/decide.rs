@@ -29,6 +29,10 @@ pub(crate) struct Here {
     pub(crate) leader_address: Option<String>,
     /// With whom it wants to found a cluster.
     pub(crate) wanted: BTreeSet<u32>,
+    /// Brokers that were removed, and have not come again.
+    pub(crate) removed: BTreeSet<u32>,
+    /// That of the metadata group; 0 is 1.
+    pub(crate) metadata_incarnation: u32,
 }
 
 /// A broker that was asked.
@@ -39,6 +43,16 @@ pub(crate) struct Asked {
     pub(crate) address: String,
     /// What it says, or why nothing is known.
     pub(crate) answer: Result<Here, String>,
+}
+
+/// What a broker is told of the cluster that it goes into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InCluster {
+    pub(crate) founders: Vec<Founder>,
+    /// How many data directories it has lost.
+    pub(crate) generation: u32,
+    pub(crate) metadata_incarnation: u32,
+    pub(crate) brokers: Vec<KnownBroker>,
 }
 
 /// What is to be done.
@@ -54,9 +68,7 @@ pub(crate) enum Decision {
     /// Go into the cluster to which the broker belongs.
     Return {
         cluster_id: [u8; 16],
-        founders: Vec<Founder>,
-        generation: u32,
-        brokers: Vec<KnownBroker>,
+        known: InCluster,
     },
     /// Ask whoever decides, at this address, to be let in.
     Join {
@@ -216,6 +228,7 @@ enum Belongs {
 fn belongs(own: &Own, here: &Here) -> Belongs {
     let registered = here.brokers.iter().find(|one| one.node_id == own.node_id);
     let founder = here.founders.iter().find(|one| one.node_id == own.node_id);
+    let founder = founder.filter(|one| !here.removed.contains(&one.node_id));
     let known = registered
         .map(|one| (one.directory_id, one.generation))
         .or_else(|| founder.map(|one| (one.directory_id, 0)));
@@ -304,9 +317,12 @@ fn going_into(
             }
             let decision = Decision::Return {
                 cluster_id,
-                founders: here.founders.clone(),
-                generation,
-                brokers: here.brokers.clone(),
+                known: InCluster {
+                    founders: here.founders.clone(),
+                    generation,
+                    metadata_incarnation: here.metadata_incarnation.max(1),
+                    brokers: here.brokers.clone(),
+                },
             };
             Ok((generation, decision))
         }

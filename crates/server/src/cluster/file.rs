@@ -39,6 +39,8 @@ pub(crate) struct FoundingFile {
     pub(crate) founders: Vec<Founder>,
     /// How many data directories the broker had lost when this was settled.
     pub(crate) generation: u32,
+    /// The incarnation of the metadata group when this was settled.
+    pub(crate) metadata_incarnation: u32,
 }
 
 /// Why the file says nothing.
@@ -62,6 +64,7 @@ impl FoundingFile {
             cluster_id: None,
             founders: Vec::new(),
             generation: 0,
+            metadata_incarnation: 1,
         }
     }
 
@@ -126,6 +129,9 @@ impl FoundingFile {
             json["cluster_id"] = hex(cluster_id).into();
             json["founders"] = founders.collect();
             json["generation"] = self.generation.into();
+            if self.metadata_incarnation > 1 {
+                json["metadata_incarnation"] = self.metadata_incarnation.into();
+            }
         }
         format!("{json}\n")
     }
@@ -144,6 +150,10 @@ impl FoundingFile {
         }
         file.cluster_id = Some(id(json, "cluster_id")?);
         file.generation = u32::try_from(number(json, "generation")?).ok()?;
+        if json.get("metadata_incarnation").is_some() {
+            file.metadata_incarnation =
+                u32::try_from(number(json, "metadata_incarnation")?).ok()?;
+        }
         let founders = json.get("founders")?.as_array()?;
         if founders.is_empty() || founders.len() > FOUNDERS_MAX {
             return None;

@@ -1,14 +1,15 @@
 //! What becomes of the metadata outside of the broker: links to all brokers that there are, and the way in
 //! for others.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
-use tidelog_broker::{Broker, ClusterId, ErrorKind, Facts};
+use tidelog_broker::{Broker, ClusterId, ErrorKind, Facts, Recovery};
 use tidelog_controller::Registration;
 use tidelog_proto::internal::v1::RegisterBroker;
 use tokio::task::JoinHandle;
 
-use super::known::{JoinAnswer, Joins};
+use super::known::{Host, JoinAnswer, Positions};
 use super::{KnownBroker, Links};
 
 /// Keeps the links as the metadata say, until the broker stops. `first` are those that are known before
@@ -73,7 +74,7 @@ impl Door {
     }
 }
 
-impl Joins for Door {
+impl Host for Door {
     fn leader_address(&self) -> Option<String> {
         let leader = self.broker()?.metadata_leader()?;
         Some(leader.cluster_address).filter(|address| !address.is_empty())
@@ -96,6 +97,7 @@ impl Joins for Door {
                 Ok(generation) => JoinAnswer::Joined {
                     generation,
                     brokers: broker.known_brokers(),
+                    metadata_incarnation: broker.metadata_incarnation(),
                 },
                 // Another one decides, or nobody does at the moment: it is asked again.
                 Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Unknown) => {
@@ -105,6 +107,39 @@ impl Joins for Door {
                 }
                 Err(e) => JoinAnswer::Refused(e.to_string()),
             }
+        })
+    }
+
+    fn removed(&self) -> BTreeSet<u32> {
+        let broker = self.broker();
+        broker.map_or(BTreeSet::new(), |broker| {
+            broker.removed_brokers().into_iter().collect()
+        })
+    }
+
+    fn metadata_incarnation(&self) -> u32 {
+        self.broker()
+            .map_or(1, |broker| broker.metadata_incarnation())
+    }
+
+    fn positions(&self) -> Pin<Box<dyn Future<Output = Result<Positions, String>> + Send + '_>> {
+        Box::pin(async move {
+            let broker = self.broker().ok_or("the broker is stopping")?;
+            Ok(Positions {
+                replicas: broker.positions().await?,
+                heard: broker.heard(),
+            })
+        })
+    }
+
+    fn recover(
+        &self,
+        incarnation: u32,
+        how: Recovery,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(async move {
+            let broker = self.broker().ok_or("the broker is stopping")?;
+            broker.recover_metadata(incarnation, how).await
         })
     }
 }

@@ -1,18 +1,20 @@
 //! What this broker knows of its cluster: whom it lets speak, and what it tells those who ask.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use tidelog_broker::{Position, Recovery};
 use tidelog_peer::{Answers, Gate, Identity, Refused};
 use tidelog_proto::internal::v1::{
-    PeerAnswer, PeerJoin, PeerJoined, PeerNotLeader, PeerQuestion, PeerRefused, RegisterBroker,
-    peer_answer::Answer, peer_question::Question,
+    PeerAnswer, PeerAskPositions, PeerJoin, PeerJoined, PeerNotLeader, PeerQuestion, PeerRecover,
+    PeerRecovered, PeerRefused, RegisterBroker, peer_answer::Answer, peer_question::Question,
 };
 
 use super::decide::{Here, Own};
 use super::settle::Settled;
-use super::{Founder, KnownBroker, hex, lock, replace_command, wire};
+use super::{KnownBroker, hex, lock, replace_command, wire};
 
 /// What becomes of a broker that wants to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub enum JoinAnswer {
         generation: u32,
         /// All that are registered.
         brokers: Vec<KnownBroker>,
+        /// That of the metadata group.
+        metadata_incarnation: u32,
     },
     /// It is not let in; this is why.
     Refused(String),
@@ -33,8 +37,17 @@ pub enum JoinAnswer {
     },
 }
 
-/// Who lets brokers into the cluster.
-pub trait Joins: Debug + Send + Sync + 'static {
+/// How far the replicas of a broker are, and whom it hears.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// Those that run, by partition.
+    pub replicas: Vec<Position>,
+    /// The brokers that it hears, itself among them.
+    pub heard: BTreeSet<u32>,
+}
+
+/// What a broker that is open does for others that ask.
+pub trait Host: Debug + Send + Sync + 'static {
     /// The cluster port of whoever decides at present, if it is known.
     fn leader_address(&self) -> Option<String>;
 
@@ -43,13 +56,29 @@ pub trait Joins: Debug + Send + Sync + 'static {
         &self,
         registration: RegisterBroker,
     ) -> Pin<Box<dyn Future<Output = JoinAnswer> + Send + '_>>;
+
+    /// The brokers that were removed, and have not come again.
+    fn removed(&self) -> BTreeSet<u32>;
+
+    /// The incarnation of the metadata group.
+    fn metadata_incarnation(&self) -> u32;
+
+    /// Tells how far its replicas are; why not, where it cannot.
+    fn positions(&self) -> Pin<Box<dyn Future<Output = Result<Positions, String>> + Send + '_>>;
+
+    /// Has its replica of the metadata go on without those that are lost; says why that cannot be.
+    fn recover(
+        &self,
+        incarnation: u32,
+        how: Recovery,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
 }
 
 /// Shared by all who ask.
 #[derive(Debug)]
 pub(crate) struct Known {
     state: Mutex<State>,
-    joins: OnceLock<Arc<dyn Joins>>,
+    host: OnceLock<Arc<dyn Host>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +97,7 @@ impl Known {
         };
         Self {
             state: Mutex::new(State { here }),
-            joins: OnceLock::new(),
+            host: OnceLock::new(),
         }
     }
 
@@ -85,51 +114,87 @@ impl Known {
         brokers.clone_into(&mut lock(&self.state).here.brokers);
     }
 
+    /// Those that are registered, or are to be.
+    pub(crate) fn brokers(&self) -> Vec<KnownBroker> {
+        lock(&self.state).here.brokers.clone()
+    }
+
     /// From now on brokers can be let in. A second call does nothing.
-    pub(crate) fn set_joins(&self, joins: Arc<dyn Joins>) {
-        self.joins.set(joins).ok();
+    pub(crate) fn set_host(&self, host: Arc<dyn Host>) {
+        self.host.set(host).ok();
     }
 
     fn here(&self) -> Here {
         let mut here = lock(&self.state).here.clone();
-        here.leader_address = self.joins.get().and_then(|joins| joins.leader_address());
+        if let Some(host) = self.host.get() {
+            here.leader_address = host.leader_address();
+            here.removed = host.removed();
+            here.metadata_incarnation = host.metadata_incarnation();
+        }
         here
     }
 
-    async fn join(&self, join: PeerJoin) -> Answer {
-        let refused = |cause: String| Answer::Refused(PeerRefused { cause });
-        let (cluster_id, founders) = {
-            let state = lock(&self.state);
-            (state.here.cluster_id, state.here.founders.clone())
+    /// Whom to ask, where another broker means this cluster; what it is told otherwise.
+    fn host(&self, cluster_id: &[u8]) -> Result<&Arc<dyn Host>, String> {
+        let Some(own) = lock(&self.state).here.cluster_id else {
+            return Err("this broker belongs to no cluster yet".to_owned());
         };
-        let Some(cluster_id) = cluster_id else {
-            return refused("this broker belongs to no cluster yet".to_owned());
-        };
-        if wire::id_of(&join.cluster_id) != Some(cluster_id) {
-            return refused(format!("this is another cluster: {}", hex(&cluster_id)));
+        if wire::id_of(cluster_id) != Some(own) {
+            return Err(format!("this is another cluster: {}", hex(&own)));
         }
+        let host = self.host.get();
+        host.ok_or_else(|| "this broker is not open yet".to_owned())
+    }
+
+    async fn positions(&self, asked: PeerAskPositions) -> Result<Answer, String> {
+        let host = self.host(&asked.cluster_id)?;
+        let after = wire::after(&asked);
+        let after = after.ok_or("the partition after which to go on makes no sense")?;
+        let positions = host.positions().await?;
+        let here = lock(&self.state).here.clone();
+        Ok(Answer::Positions(wire::positions_to_wire(
+            &here, &positions, after,
+        )))
+    }
+
+    async fn recover(&self, asked: PeerRecover) -> Result<Answer, String> {
+        let host = self.host(&asked.cluster_id)?;
+        let how = if asked.alone {
+            Recovery::Alone
+        } else {
+            Recovery::Follows
+        };
+        host.recover(asked.incarnation, how).await?;
+        Ok(Answer::Recovered(PeerRecovered {}))
+    }
+
+    async fn join(&self, join: PeerJoin) -> Result<Answer, String> {
+        let host = self.host(&join.cluster_id)?;
+        let founders = lock(&self.state).here.founders.clone();
         let registration = join.registration.filter(wire::is_sound);
-        let Some(registration) = registration else {
-            return refused("what the broker says of itself makes no sense".to_owned());
-        };
-        let Some(joins) = self.joins.get() else {
-            return refused("this broker does not let others in yet".to_owned());
-        };
-        match joins.join(registration).await {
+        let registration = registration.ok_or("what the broker says of itself makes no sense")?;
+        Ok(match host.join(registration).await {
             JoinAnswer::Joined {
                 generation,
                 brokers,
+                metadata_incarnation,
             } => Answer::Joined(PeerJoined {
                 founders: wire::founders_to_wire(&founders),
                 generation,
                 brokers: wire::brokers_to_wire(&brokers),
+                metadata_incarnation,
             }),
-            JoinAnswer::Refused(cause) => refused(cause),
+            JoinAnswer::Refused(cause) => return Err(cause),
             JoinAnswer::NotLeader { leader_address } => Answer::NotLeader(PeerNotLeader {
                 leader_address: leader_address.unwrap_or_default(),
             }),
-        }
+        })
     }
+}
+
+/// What is said: the answer, or why there is none.
+fn either(answer: Result<Answer, String>) -> Answer {
+    answer.unwrap_or_else(|cause| Answer::Refused(PeerRefused { cause }))
 }
 
 impl Answers for Known {
@@ -140,7 +205,9 @@ impl Answers for Known {
         Box::pin(async move {
             let answer = match question.question {
                 Some(Question::Who(_)) => Answer::Here(wire::here_to_wire(&self.here())),
-                Some(Question::Join(join)) => self.join(join).await,
+                Some(Question::Join(join)) => either(self.join(join).await),
+                Some(Question::Positions(asked)) => either(self.positions(asked).await),
+                Some(Question::Recover(asked)) => either(self.recover(asked).await),
                 None => Answer::Refused(PeerRefused {
                     cause: "the question is not known here".to_owned(),
                 }),
@@ -159,17 +226,16 @@ impl Gate for Known {
         if who.node_id == here.node_id {
             return Err(Refused(format!("broker {} is this one", who.node_id)));
         }
-        let is_own = |node_id: &u32| *node_id == who.node_id;
-        let registered = here.brokers.iter().find(|one| is_own(&one.node_id));
-        let founder = |founder: &&Founder| is_own(&founder.node_id);
+        let registered = here.brokers.iter().find(|one| one.node_id == who.node_id);
         let known = registered
             .map(|one| one.directory_id)
             // It founds the cluster, and has not come to register yet.
             .or_else(|| {
-                here.founders
-                    .iter()
-                    .find(founder)
-                    .map(|one| one.directory_id)
+                let mut founders = here.founders.iter();
+                let founder = founders.find(|one| one.node_id == who.node_id)?;
+                let removed = self.host.get().map(|host| host.removed());
+                let is_removed = removed.is_some_and(|removed| removed.contains(&who.node_id));
+                (!is_removed).then_some(founder.directory_id)
             });
         match known {
             None => Err(Refused(format!("broker {} is not known here", who.node_id))),

@@ -10,7 +10,7 @@ use tidelog_peer::{Identity, Link, LinkConfig, LinkState, Sink};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::known::{Joins, Known};
+use super::known::{Host, Known};
 use super::metrics::{LinkSeen, PeerMetrics};
 use super::{KnownBroker, lock};
 
@@ -119,14 +119,19 @@ impl Links {
     }
 
     /// From now on brokers that ask for it can be let into the cluster. To be called once.
-    pub fn set_joins(&self, joins: Arc<dyn Joins>) {
-        self.inner.known.set_joins(joins);
+    pub fn set_host(&self, host: Arc<dyn Host>) {
+        self.inner.known.set_host(host);
     }
 
     /// How the link to a broker is, and each change of that; `None` where there is none.
     pub fn state(&self, node: NodeId) -> Option<watch::Receiver<LinkState>> {
         let links = lock(&self.inner.links);
         links.by_node.get(&node).map(|(_, link)| link.state())
+    }
+
+    /// The brokers that belong to the cluster, this one among them, with where they were reached last.
+    pub(crate) fn brokers(&self) -> Vec<KnownBroker> {
+        self.inner.known.brokers()
     }
 
     /// The brokers to which there are links.

@@ -9,6 +9,9 @@
 //!    others can ask too; what they are told is in `known.rs`.
 //! 3. Once it is settled who founds which cluster, the broker is opened with [`Links`] (`links.rs`) as its
 //!    way to the others, and they as theirs to it.
+//!
+//! Where brokers are lost for good, `recover.rs` asks those that are left how far they are, and has them go
+//! on.
 
 mod decide;
 mod file;
@@ -18,6 +21,7 @@ mod links;
 mod metrics;
 mod node;
 mod port;
+mod recover;
 mod settle;
 mod standing;
 #[cfg(test)]
@@ -26,12 +30,13 @@ mod wire;
 
 use std::fmt::Write as _;
 
-pub use known::{JoinAnswer, Joins};
+pub use known::{Host, JoinAnswer, Positions};
 pub use links::Links;
 pub use settle::Settled;
 pub use tidelog_broker::KnownBroker;
 
 pub(crate) use node::{Node, NodeListener};
+pub(crate) use recover::Survey;
 pub(crate) use settle::{SettleError, Waits};
 pub(crate) use standing::{Next, Standing};
 

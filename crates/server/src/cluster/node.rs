@@ -132,10 +132,10 @@ impl Node {
         };
         self.links.opened(own, broker.clone());
         *self.door.lock() = Some(broker.clone());
-        let joins = Door {
+        let door = Door {
             broker: self.door.clone(),
         };
-        self.links.set_joins(Arc::new(joins));
+        self.links.set_host(Arc::new(door));
         let task = follow(broker, self.links.clone(), self.brokers.clone());
         *self.following.lock() = Some(task);
         Ok(())

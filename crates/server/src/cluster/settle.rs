@@ -14,7 +14,7 @@ use tidelog_proto::internal::v1::{
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::decide::{Asked, Decision, Here, Own, decide, decide_join};
+use super::decide::{Asked, Decision, Here, InCluster, Own, decide, decide_join};
 use super::file::{FoundingFile, Phase};
 use super::known::Known;
 use super::{Founder, KnownBroker, wire};
@@ -42,6 +42,8 @@ pub struct Settled {
     pub founders: Vec<Founder>,
     /// How many data directories the broker had lost when it came to this one.
     pub generation: u32,
+    /// The incarnation of the metadata group when the broker came to the cluster.
+    pub metadata_incarnation: u32,
 }
 
 /// Why it could not be settled.
@@ -101,13 +103,18 @@ impl Asking<'_> {
                 Decision::Found {
                     cluster_id,
                     founders,
-                } => return self.agree(cluster_id, founders, 0, Vec::new()).await,
-                Decision::Return {
-                    cluster_id,
-                    founders,
-                    generation,
-                    brokers,
-                } => return self.agree(cluster_id, founders, generation, brokers).await,
+                } => {
+                    let found = InCluster {
+                        founders,
+                        generation: 0,
+                        metadata_incarnation: 1,
+                        brokers: Vec::new(),
+                    };
+                    return self.agree(cluster_id, found).await;
+                }
+                Decision::Return { cluster_id, known } => {
+                    return self.agree(cluster_id, known).await;
+                }
                 Decision::Refuse(why) => return Err(SettleError::Refused(why)),
                 Decision::Wait(whom) => self.say_waits(&whom, &mut said_at),
                 // try_join has done what it could.
@@ -178,16 +185,11 @@ impl Asking<'_> {
             };
             match answer {
                 Some(Answer::Joined(joined)) => {
-                    let Some((founders, generation, brokers)) = wire::joined(joined) else {
+                    let Some(known) = wire::joined(joined) else {
                         let what = "what it answers makes no sense";
                         return Decision::Wait(vec![format!("{address} ({what})")]);
                     };
-                    return Decision::Return {
-                        cluster_id,
-                        founders,
-                        generation,
-                        brokers,
-                    };
+                    return Decision::Return { cluster_id, known };
                 }
                 Some(Answer::Refused(refused)) => {
                     let cause: String = refused.cause.chars().take(1000).collect();
@@ -210,15 +212,14 @@ impl Asking<'_> {
     async fn agree(
         &self,
         cluster_id: [u8; 16],
-        founders: Vec<Founder>,
-        generation: u32,
-        brokers: Vec<KnownBroker>,
+        known: InCluster,
     ) -> Result<(Settled, Vec<KnownBroker>), SettleError> {
         let settled = Settled {
             cluster_id,
             directory_id: self.own.directory_id,
-            founders,
-            generation,
+            founders: known.founders,
+            generation: known.generation,
+            metadata_incarnation: known.metadata_incarnation,
         };
         record(
             &self.disk,
@@ -230,7 +231,7 @@ impl Asking<'_> {
         .await?;
         self.known.settle(&settled);
         self.waits.set(&[]);
-        Ok((settled, brokers))
+        Ok((settled, known.brokers))
     }
 }
 
@@ -249,6 +250,7 @@ pub(crate) async fn record(
         cluster_id: Some(settled.cluster_id),
         founders: settled.founders.clone(),
         generation: settled.generation,
+        metadata_incarnation: settled.metadata_incarnation,
     };
     write(disk, data_dir, file).await
 }

@@ -114,6 +114,7 @@ impl Standing {
                     directory_id: file.directory_id,
                     founders: file.founders.clone(),
                     generation: file.generation,
+                    metadata_incarnation: file.metadata_incarnation,
                 };
                 if is_among_others {
                     Next::Go(going)
@@ -149,6 +150,7 @@ fn settled_by(identity: &DirectoryIdentity, file: Option<&FoundingFile>) -> Sett
         directory_id: identity.directory_id,
         founders: file.map_or_else(alone, |file| file.founders.clone()),
         generation: file.map_or(0, |file| file.generation),
+        metadata_incarnation: file.map_or(1, |file| file.metadata_incarnation),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Brokers that found a cluster over loopback, each with a disk of its own.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidelog_broker::{Broker, Seams};
+use tidelog_broker::{Broker, Recovery, Seams};
 use tidelog_disk::Disk;
 use tidelog_proto::internal::v1::RegisterBroker;
 use tidelog_sim::SimDisk;
@@ -306,7 +307,7 @@ struct Lets {
     is_leader: bool,
 }
 
-impl Joins for Lets {
+impl Host for Lets {
     fn leader_address(&self) -> Option<String> {
         (!self.is_leader).then(|| self.leader.clone())
     }
@@ -328,9 +329,30 @@ impl Joins for Lets {
                     cluster_address: registration.cluster_address,
                     ..KnownBroker::default()
                 }],
+                metadata_incarnation: 3,
             },
         };
         Box::pin(std::future::ready(answer))
+    }
+
+    fn removed(&self) -> BTreeSet<u32> {
+        BTreeSet::new()
+    }
+
+    fn metadata_incarnation(&self) -> u32 {
+        3
+    }
+
+    fn positions(&self) -> Pin<Box<dyn Future<Output = Result<Positions, String>> + Send + '_>> {
+        Box::pin(std::future::ready(Err("it has none".to_owned())))
+    }
+
+    fn recover(
+        &self,
+        _incarnation: u32,
+        _how: Recovery,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>> {
+        Box::pin(std::future::ready(Err("it has none".to_owned())))
     }
 }
 
@@ -344,7 +366,7 @@ async fn one_that_comes_later_is_let_in_by_whoever_decides() {
             leader: leader.clone(),
             is_leader: number == 0,
         };
-        node.links().set_joins(Arc::new(lets));
+        node.links().set_host(Arc::new(lets));
     }
     let joins = |rack: &str| Seat {
         config: Config {

@@ -1,13 +1,17 @@
 //! What is asked and answered, as the wire has it, and back. Nothing that comes is believed unchecked.
 
 use bytes::Bytes;
+use tidelog_broker::Position;
+use tidelog_log::state::GroupKey;
 use tidelog_proto::internal::v1::{
-    PeerBroker, PeerFounder, PeerHere, PeerJoined, PeerQuestion, PeerWho, RegisterBroker,
-    peer_question,
+    PeerAskPositions, PeerBroker, PeerFounder, PeerHere, PeerJoined, PeerPosition, PeerPositions,
+    PeerQuestion, PeerWho, RegisterBroker, peer_question,
 };
 
-use super::decide::{Here, Own};
-use super::{Founder, KnownBroker};
+use tidelog_record::{Offset, PartitionId, TopicId};
+
+use super::decide::{Here, InCluster, Own};
+use super::{Founder, KnownBroker, Positions};
 
 /// So many brokers a cluster has at most, as far as anybody is believed.
 const BROKERS_MAX: usize = 1_000;
@@ -43,6 +47,8 @@ pub(crate) fn here_to_wire(here: &Here) -> PeerHere {
         founders: founders_to_wire(&here.founders),
         leader_address: here.leader_address.clone().unwrap_or_default(),
         wanted: here.wanted.iter().copied().collect(),
+        removed: here.removed.iter().copied().collect(),
+        metadata_incarnation: here.metadata_incarnation,
     }
 }
 
@@ -53,7 +59,8 @@ pub(crate) fn here(here: PeerHere) -> Option<Here> {
         false => Some(id_of(&here.cluster_id)?),
     };
     let address = Some(here.leader_address).filter(|address| !address.is_empty());
-    if here.wanted.len() > BROKERS_MAX || here.node_id == 0 {
+    let most = here.wanted.len().max(here.removed.len());
+    if most > BROKERS_MAX || here.node_id == 0 {
         return None;
     }
     Some(Here {
@@ -67,14 +74,20 @@ pub(crate) fn here(here: PeerHere) -> Option<Here> {
             None => None,
         },
         wanted: here.wanted.into_iter().collect(),
+        removed: here.removed.into_iter().collect(),
+        metadata_incarnation: here.metadata_incarnation,
     })
 }
 
 /// What [`PeerJoined`] says.
-pub(crate) fn joined(joined: PeerJoined) -> Option<(Vec<Founder>, u32, Vec<KnownBroker>)> {
-    let founders = founders(joined.founders)?;
-    let brokers = brokers(joined.brokers)?;
-    (!founders.is_empty()).then_some((founders, joined.generation, brokers))
+pub(crate) fn joined(joined: PeerJoined) -> Option<InCluster> {
+    let known = InCluster {
+        founders: founders(joined.founders)?,
+        generation: joined.generation,
+        metadata_incarnation: joined.metadata_incarnation.max(1),
+        brokers: brokers(joined.brokers)?,
+    };
+    (!known.founders.is_empty()).then_some(known)
 }
 
 pub(crate) fn address_of(address: String) -> Option<String> {
@@ -129,6 +142,85 @@ pub(crate) fn founders_to_wire(founders: &[Founder]) -> Vec<PeerFounder> {
         directory_id: bytes_of(&founder.directory_id),
     });
     founders.collect()
+}
+
+/// So many positions are in one answer, which stays far below the longest.
+const POSITIONS_MAX: usize = 1_000;
+/// The most members a group has in one half.
+const VOTERS_MAX: usize = 64;
+
+/// Behind which partition to go on; `None` where what was asked makes no sense.
+pub(crate) fn after(asked: &PeerAskPositions) -> Option<Option<GroupKey>> {
+    if asked.after_topic_id.is_empty() {
+        return Some(None);
+    }
+    let topic = id_of(&asked.after_topic_id)?;
+    Some(Some(GroupKey {
+        topic_id: TopicId::from_bytes(topic),
+        partition: PartitionId::new(asked.after_partition),
+    }))
+}
+
+/// What is told of one's replicas behind `after`.
+pub(crate) fn positions_to_wire(
+    here: &Here,
+    positions: &Positions,
+    after: Option<GroupKey>,
+) -> PeerPositions {
+    let replicas = &positions.replicas;
+    let mut behind = replicas
+        .iter()
+        .filter(|one| after.is_none_or(|after| one.key > after));
+    let these = behind.by_ref().take(POSITIONS_MAX);
+    let these = these.map(|one| {
+        let [voters_outgoing, voters] = one.voters.clone();
+        PeerPosition {
+            topic_id: bytes_of(&one.key.topic_id.to_bytes()),
+            partition: one.key.partition.get(),
+            incarnation: one.incarnation,
+            replica: one.replica,
+            term: one.term,
+            last_term: one.last_term,
+            last_index: one.last_index,
+            end: one.end.get(),
+            committed: one.committed.get(),
+            leads: one.leads,
+            voters,
+            voters_outgoing,
+        }
+    });
+    PeerPositions {
+        node_id: here.node_id,
+        directory_id: bytes_of(&here.directory_id),
+        positions: these.collect(),
+        more: behind.next().is_some(),
+        heard: positions.heard.iter().copied().collect(),
+    }
+}
+
+/// What a broker says of its replicas; `None` where it makes no sense.
+pub(crate) fn positions(positions: Vec<PeerPosition>) -> Option<Vec<Position>> {
+    let positions = positions.into_iter().map(|one| {
+        if one.voters.len().max(one.voters_outgoing.len()) > VOTERS_MAX {
+            return None;
+        }
+        Some(Position {
+            key: GroupKey {
+                topic_id: TopicId::from_bytes(id_of(&one.topic_id)?),
+                partition: PartitionId::new(one.partition),
+            },
+            incarnation: one.incarnation,
+            replica: one.replica,
+            term: one.term,
+            last_term: one.last_term,
+            last_index: one.last_index,
+            end: Offset::new(one.end)?,
+            committed: Offset::new(one.committed)?,
+            leads: one.leads,
+            voters: [one.voters_outgoing, one.voters],
+        })
+    });
+    positions.collect()
 }
 
 fn founders(founders: Vec<PeerFounder>) -> Option<Vec<Founder>> {

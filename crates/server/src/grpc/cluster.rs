@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidelog_broker::{self as broker, BrokerState, PartitionPlace, ProblemKind};
-use tidelog_controller::{Change, Phase, node_of};
+use tidelog_broker::{self as broker, BrokerState, PartitionPlace, ProblemKind, TopicError};
+use tidelog_controller::{Change, PartitionKey, Phase, RecoveredPartition, Recovery, node_of};
 use tidelog_proto::v1;
 use tidelog_proto::v1::cluster_client::ClusterClient;
 use tidelog_proto::v1::cluster_server::Cluster;
@@ -12,11 +12,17 @@ use tonic::{Request, Response, Status};
 
 use super::status::RequestError;
 use super::{Shared, elsewhere};
+use crate::cluster::Survey;
 use crate::room::Alone;
 use crate::transport::held;
 
 /// How many partitions a page of the list has at most.
 const PAGE_SIZE_MAX: u32 = 1000;
+/// Where a partition has no leader nonetheless, that has other reasons.
+const NOTHING_LOST: &str = "all brokers answer, and no partition has lost its majority: there is nothing to \
+     go on without. See what is not well with: tidelog cluster health";
+/// Partitions that are told of at most when a cluster is recovered.
+const TOLD_MAX: usize = 1000;
 /// What a broker, a partition or a problem takes in an answer, about.
 const ENTRY: usize = 512;
 
@@ -270,6 +276,92 @@ impl Cluster for ClusterService {
             .shared
             .decided(is_passed_on, None, &request, replace, passed_on);
         done.await.map(Response::new)
+    }
+
+    async fn recover_cluster(
+        &self,
+        request: Request<v1::RecoverClusterRequest>,
+    ) -> Result<Response<v1::RecoverClusterResponse>, Status> {
+        let is_passed_on = elsewhere::is_passed_on(&request);
+        let request = request.into_inner();
+        let broker = &self.shared.broker;
+        let refused = |why: String| self.shared.refuse(&TopicError::Recovery(why));
+        let alone = "this broker is alone: there are no others to go on without";
+        let links = self.shared.links.as_ref();
+        let links = links.ok_or_else(|| refused(alone.to_owned()))?;
+        let survey = Survey::make(broker, links, &request.lost).await;
+        let survey = survey.map_err(refused)?;
+        let plan = broker.plan_recovery(&survey.lost, &survey.positions);
+        let told = told(broker, &survey, &plan);
+        let changes = told.partition_count + told.stuck_count;
+        if survey.lost.is_empty() && told.metadata_keeper.is_none() && changes == 0 {
+            return Err(refused(NOTHING_LOST.to_owned()));
+        }
+        if !request.accept_loss {
+            return Ok(Response::new(told));
+        }
+        let recovered = survey.recover_metadata(broker).await;
+        recovered.map_err(refused)?;
+        // Those that are lost are named from now on, so that nobody else is given up on the way.
+        let named = v1::RecoverClusterRequest {
+            lost: survey.lost.iter().copied().collect(),
+            ..request
+        };
+        let recover = || async {
+            let (lost, positions) = (survey.lost.clone(), survey.positions.clone());
+            broker.recover(lost, positions).await?;
+            Ok(v1::RecoverClusterResponse {
+                done: true,
+                ..told.clone()
+            })
+        };
+        let passed_on = |channel, request| async move {
+            ClusterClient::new(channel).recover_cluster(request).await
+        };
+        let done = self
+            .shared
+            .decided(is_passed_on, None, &named, recover, passed_on);
+        done.await.map(Response::new)
+    }
+}
+
+/// What becomes of one partition, as it is told.
+fn recovered(
+    broker: &broker::Broker,
+    survey: &Survey,
+    key: PartitionKey,
+    going_on: Option<&RecoveredPartition>,
+) -> v1::RecoveredPartition {
+    let kept = going_on.and_then(|one| broker::position_of(one, &survey.positions));
+    let others = going_on.map_or(Vec::new(), |one| one.others.clone());
+    let placed = broker.placed_at(key).into_iter();
+    v1::RecoveredPartition {
+        topic: broker.topic_of(key).unwrap_or_default(),
+        partition: key.partition,
+        keeper: kept.map(|one| node_of(one.replica)),
+        end_offset: kept.map_or(0, |one| one.end.get()),
+        high_watermark: kept.map_or(0, |one| one.committed.get()),
+        lost: placed.filter(|node| survey.lost.contains(node)).collect(),
+        others: others.into_iter().map(node_of).collect(),
+    }
+}
+
+/// What is lost, as it is told.
+fn told(broker: &broker::Broker, survey: &Survey, plan: &Recovery) -> v1::RecoverClusterResponse {
+    let partitions = plan.partitions.iter().take(TOLD_MAX);
+    let stuck = plan.stuck.iter().take(TOLD_MAX);
+    v1::RecoverClusterResponse {
+        lost: survey.lost.iter().copied().collect(),
+        metadata_keeper: survey.keeper().map(|(node, _)| node),
+        partitions: partitions
+            .map(|one| recovered(broker, survey, one.key, Some(one)))
+            .collect(),
+        partition_count: count(plan.partitions.len()),
+        stuck: stuck
+            .map(|key| recovered(broker, survey, *key, None))
+            .collect(),
+        stuck_count: count(plan.stuck.len()),
+        done: false,
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) use self::call::HeldBytes;
 use self::call::{Around, Meter};
 pub(crate) use self::elsewhere::Elsewhere;
 use self::status::{Failure, RequestError, failure, sort_foreign};
+use crate::cluster::Links;
 use crate::config::Limits;
 use crate::metrics::ListenerMetrics;
 use crate::opened::OpenedBatches;
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) opened: OpenedBatches,
     /// Connections to the brokers that decide.
     pub(crate) elsewhere: Elsewhere,
+    /// The way to the other brokers, where there are others.
+    pub(crate) links: Option<Links>,
 }
 
 impl Shared {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod nodes;
+mod recover;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -159,7 +159,7 @@ impl Node {
         let mut store = StateStore::new(self.state.clone(), key);
         let group = Group::open(config(known.replica_id), log, known, members).unwrap();
         self.state.record(&store.records_of(&group), true).unwrap();
-        self.shard.add(key, 1, group, store);
+        self.shard.add(key, known.incarnation, group, store);
     }
 
     /// The process ends, or the power goes.

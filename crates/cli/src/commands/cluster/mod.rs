@@ -1,11 +1,12 @@
 //! `tidelog cluster`.
 //!
 //! What is looked at is in `status.rs`, `brokers.rs` and `partitions.rs`, what is changed in
-//! `change.rs`.
+//! `change.rs`, and what is done when a majority is lost in `recover.rs`.
 
 mod brokers;
 mod change;
 pub(crate) mod partitions;
+mod recover;
 mod status;
 
 use tidelog_client::{BrokerAddresses, Client, ClientConfig, ClientError};
@@ -32,6 +33,10 @@ pub(crate) enum ClusterCommand {
     Remove(change::RemoveArgs),
     /// Take note that a broker has lost its disk, and has another one.
     Replace(change::ReplaceArgs),
+    /// Go on without brokers that are lost for good, where a majority is lost with them.
+    ///
+    /// Says first what is lost. Changes nothing without --accept-loss.
+    Recover(recover::RecoverArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +59,7 @@ pub(crate) fn run(brokers: &BrokerAddresses, command: ClusterCommand) -> Result<
             ClusterCommand::Add(args) => change::add(&client, &args).await,
             ClusterCommand::Remove(args) => change::remove(&client, &args).await,
             ClusterCommand::Replace(args) => change::replace(&client, &args).await,
+            ClusterCommand::Recover(args) => recover::run(&client, &args).await,
         }
     })
 }

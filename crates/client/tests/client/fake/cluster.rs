@@ -243,4 +243,16 @@ impl ClusterService for Fake {
         self.note(format!("replace {} {bytes}", request.node_id));
         Ok(Response::new(v1::ReplaceBrokerResponse { replicas: 8 }))
     }
+
+    async fn recover_cluster(
+        &self,
+        request: Request<v1::RecoverClusterRequest>,
+    ) -> Result<Response<v1::RecoverClusterResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(v1::RecoverClusterResponse {
+            lost: request.lost,
+            done: request.accept_loss,
+            ..v1::RecoverClusterResponse::default()
+        }))
+    }
 }

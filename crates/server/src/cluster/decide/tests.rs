@@ -105,9 +105,12 @@ fn it_goes_where_others_have_agreed_with_it_though_some_are_silent() {
     let decision = decide(&OWN, &[asked(2, Some(agreed(2, &three()))), asked(3, None)]);
     let expected = Decision::Return {
         cluster_id: cluster_id_of(&three()),
-        founders: three(),
-        generation: 0,
-        brokers: Vec::new(),
+        known: InCluster {
+            founders: three(),
+            generation: 0,
+            metadata_incarnation: 1,
+            brokers: Vec::new(),
+        },
     };
     assert_eq!(decision, expected);
 }
@@ -147,21 +150,15 @@ fn a_replaced_directory_is_known_by_those_who_have_heard_of_it() {
         [asked(2, Some(stale.clone())), asked(3, Some(heard.clone()))],
         [asked(2, None), asked(3, Some(heard.clone()))],
     ] {
-        let Decision::Return {
-            generation,
-            founders: told,
-            brokers,
-            ..
-        } = decide(&OWN, &answers)
-        else {
+        let Decision::Return { known, .. } = decide(&OWN, &answers) else {
             panic!("another decision");
         };
-        assert_eq!((generation, brokers.len()), (4, 2));
-        assert_eq!(told, founders);
+        assert_eq!((known.generation, known.brokers.len()), (4, 2));
+        assert_eq!(known.founders, founders);
     }
     // It may come with a list that is not that of the founding.
     let one = decide(&OWN, &[asked(3, Some(heard))]);
-    assert!(matches!(one, Decision::Return { generation: 4, .. }));
+    assert!(matches!(one, Decision::Return { known, .. } if known.generation == 4));
 }
 
 #[test]
@@ -246,4 +243,24 @@ fn whoever_joins_asks_those_who_decide() {
     };
     assert!(matches!(join(Some(again)), Decision::Return { .. }));
     assert!(refusal(join(Some(fresh(1)))).contains("itself"));
+}
+
+#[test]
+fn a_founder_that_was_removed_is_none_any_more() {
+    let here = Here {
+        removed: BTreeSet::from([1]),
+        ..agreed(2, &three())
+    };
+    let why = refusal(decide(&OWN, &[asked(2, Some(here)), asked(3, None)]));
+    assert!(why.contains("--join host-2:1"), "{why}");
+}
+
+#[test]
+fn a_broker_that_returns_is_told_in_which_incarnation_the_metadata_are() {
+    let here = Here {
+        metadata_incarnation: 3,
+        ..agreed(2, &three())
+    };
+    let returned = decide(&OWN, &[asked(2, Some(here)), asked(3, None)]);
+    assert!(matches!(returned, Decision::Return { known, .. } if known.metadata_incarnation == 3));
 }
