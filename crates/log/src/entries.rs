@@ -52,9 +52,7 @@ struct Passed<'a, 'f> {
 impl Log {
     /// The first entry that is there by itself. What came before was trimmed or compacted.
     pub fn first_index(&self) -> RaftIndex {
-        let segments = self.shared.segments();
-        let last_compacted = segments.iter().rev().find_map(|s| s.header.compacted);
-        last_compacted.map_or(segments[0].header.base_index, |last| last.end_index)
+        self.shared.first_index()
     }
 
     /// After the last entry.

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tidelog_disk::{Disk, DiskError, DiskFile, DiskOp, FileSystem};
-use tidelog_record::Offset;
+use tidelog_record::{Offset, RaftIndex};
 
 use crate::epochs::EpochTable;
 use crate::error::Poisoned;
@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
     pub(crate) identity: LogIdentity,
     segments: RwLock<Segments>,
+    /// Of the segments: see [`crate::Log::first_index`]. Raft asks for it all the time.
+    first_index: AtomicU64,
     pub(crate) epochs: RwLock<EpochTable>,
     ends: Mutex<Ends>,
     /// Held over every sync of the log, until its outcome is noted. The kernel reports a failure
@@ -96,6 +98,12 @@ impl From<SyncError> for Poisoned {
     }
 }
 
+/// The first entry that is there by itself: behind the last compacted segment, or in the oldest one.
+fn first_index_of(segments: &[Arc<Segment>]) -> RaftIndex {
+    let compacted = segments.iter().rev().find_map(|s| s.header.compacted);
+    compacted.map_or(segments[0].header.base_index, |last| last.end_index)
+}
+
 impl Shared {
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
@@ -112,6 +120,7 @@ impl Shared {
             disk,
             dir: dir.to_owned(),
             identity,
+            first_index: AtomicU64::new(first_index_of(&segments).get()),
             segments: RwLock::new(Arc::new(segments)),
             epochs: RwLock::new(epochs),
             ends: Mutex::new(Ends {
@@ -142,7 +151,14 @@ impl Shared {
     }
 
     pub(crate) fn set_segments(&self, segments: Vec<Arc<Segment>>) {
-        *self.segments.write() = Arc::new(segments);
+        let mut current = self.segments.write();
+        let first_index = first_index_of(&segments);
+        self.first_index.store(first_index.get(), Ordering::Release);
+        *current = Arc::new(segments);
+    }
+
+    pub(crate) fn first_index(&self) -> RaftIndex {
+        RaftIndex::new(self.first_index.load(Ordering::Acquire))
     }
 
     /// The segment that holds `offset`, or would; `None` below the oldest.

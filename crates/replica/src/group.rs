@@ -105,6 +105,8 @@ pub struct Group {
     pub(crate) fresh_bytes: u64,
     /// What could not be written for want of space; until it is, the group does nothing else.
     pub(crate) stalled: Option<Stalled>,
+    /// What is committed cannot be read for want of open files: with each tick it is tried again.
+    pub(crate) waits_for_files: bool,
     /// Where the next batch begins, when some are proposed that are not written.
     pub(crate) next_offset: Option<Offset>,
     /// Batches that were proposed here and are not committed: their indexes and lengths.
@@ -192,6 +194,7 @@ impl Group {
             log,
             state,
             members,
+            unapplied: Vec::new(),
             behind: RefCell::default(),
         };
         let nowhere = slog::Logger::root(slog::Discard, slog::o!());
@@ -203,6 +206,7 @@ impl Group {
             fresh: HashMap::new(),
             fresh_bytes: 0,
             stalled: None,
+            waits_for_files: false,
             next_offset: None,
             uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
@@ -328,6 +332,11 @@ impl Group {
         self.stalled.as_ref().map(|stalled| &stalled.cause)
     }
 
+    /// Whether it tries with each tick to go on, for want of space or of open files.
+    pub fn is_held_up(&self) -> bool {
+        self.stalled.is_some() || self.waits_for_files
+    }
+
     /// Whether there is something to do for a [turn](Self::turn).
     pub fn has_work(&self) -> bool {
         self.stalled.is_some() || self.node.has_ready() || self.could_release()
@@ -367,13 +376,14 @@ impl Group {
         self.stalled.is_some() || self.is_recovering() || would_lead && is_behind
     }
 
-    /// Time passed.
-    pub fn tick(&mut self) {
+    /// Time passed. Says whether there may be something to do for a [turn](Self::turn) because of that.
+    pub fn tick(&mut self) -> bool {
         if self.must_wait() {
-            return;
+            return self.is_held_up();
         }
-        self.node.tick();
+        let has_news = self.node.tick();
         self.draw();
+        has_news || self.waits_for_files
     }
 
     /// A replica cannot be reached: it is asked where its log ends before more is sent.

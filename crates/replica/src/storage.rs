@@ -53,16 +53,19 @@ pub(crate) struct LogStorage {
     pub(crate) log: Log,
     pub(crate) state: GroupState,
     pub(crate) members: Members,
+    /// Entries that are committed and were not applied yet, read before Raft asks for them: where it cannot
+    /// have them it panics.
+    pub(crate) unapplied: Vec<Entry>,
     /// Replicas for which Raft has asked for a snapshot: they lack entries that are not here any more.
     pub(crate) behind: RefCell<Vec<u64>>,
 }
 
 impl LogStorage {
-    fn entry(&self, info: &EntryInfo) -> Result<Entry> {
+    fn entry(&self, info: &EntryInfo) -> std::result::Result<Entry, EntriesError> {
         let (entry_type, data) = match info.kind {
             EntryKind::Empty => (EntryType::EntryNormal, Default::default()),
             EntryKind::ConfChange => {
-                let change = self.log.conf_change(info.index).map_err(unreadable)?;
+                let change = self.log.conf_change(info.index)?;
                 (EntryType::EntryConfChangeV2, change.unwrap_or_default())
             }
             EntryKind::Batch | EntryKind::Internal => {
@@ -76,6 +79,48 @@ impl LogStorage {
             data,
             ..Entry::default()
         })
+    }
+}
+
+impl LogStorage {
+    /// The entries from `low` to before `high`, as many as have so many bytes, at least one.
+    pub(crate) fn read(
+        &self,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+    ) -> std::result::Result<Vec<Entry>, EntriesError> {
+        let (low, high) = (RaftIndex::new(low), RaftIndex::new(high));
+        let infos = self.log.entries(low, high, bytes_max)?;
+        infos.iter().map(|info| self.entry(info)).collect()
+    }
+
+    /// The same of those that were read before; `None` where they are others, or not enough.
+    fn read_before(&self, low: u64, high: u64, bytes_max: Option<u64>) -> Option<Vec<Entry>> {
+        let first = self.unapplied.first()?.index;
+        let from = usize::try_from(low.checked_sub(first)?).ok()?;
+        let there = self
+            .unapplied
+            .get(from..)
+            .filter(|there| !there.is_empty())?;
+        let wanted = usize::try_from(high - low).ok()?;
+        if there.len() < wanted && bytes_max.is_none() {
+            return None;
+        }
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let is_first = bytes == 0;
+            bytes += entry.data.len() as u64 + 1;
+            is_first || bytes_max.is_none_or(|max| bytes <= max)
+        };
+        Some(
+            there
+                .iter()
+                .take(wanted)
+                .take_while(fits)
+                .cloned()
+                .collect(),
+        )
     }
 }
 
@@ -99,19 +144,18 @@ impl Storage for LogStorage {
         if low >= high {
             return Ok(Vec::new());
         }
-        let bytes_max = max_size.into().unwrap_or(u64::MAX);
-        let infos = self
-            .log
-            .entries(RaftIndex::new(low), RaftIndex::new(high), bytes_max);
-        let infos = match infos {
+        let max_size = max_size.into();
+        if let Some(entries) = self.read_before(low, high, max_size) {
+            return Ok(entries);
+        }
+        match self.read(low, high, max_size.unwrap_or(u64::MAX)) {
             // They are to be sent, and will be when the other replica is heard of next.
             Err(e) if is_out_of_files(&e) && context.can_async() => {
                 tracing::warn!(error = %e, "entries to be sent cannot be read now");
-                return Err(Error::Store(StorageError::LogTemporarilyUnavailable));
+                Err(Error::Store(StorageError::LogTemporarilyUnavailable))
             }
-            infos => infos.map_err(unreadable)?,
-        };
-        infos.iter().map(|info| self.entry(info)).collect()
+            read => read.map_err(unreadable),
+        }
     }
 
     fn term(&self, index: u64) -> Result<u64> {

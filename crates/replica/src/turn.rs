@@ -66,6 +66,8 @@ struct Unwritten {
     entries: VecDeque<LogEntry>,
 }
 
+/// Entries with batches of so many bytes together are taken as committed at once.
+const UNAPPLIED_BYTES_MAX: u64 = 4 << 20;
 /// The commit is recorded when it has moved by so many bytes: what lies behind is walked by the next
 /// start.
 const COMMIT_RECORD_BYTES: u32 = 8 << 20;
@@ -83,6 +85,10 @@ impl Group {
         loop {
             let is_released = self.release(&mut turn)?;
             self.go_on_recovering();
+            self.waits_for_files = !self.read_committed()?;
+            if self.waits_for_files {
+                break;
+            }
             let unwritten = if let Some(stalled) = self.stalled.take() {
                 stalled.unwritten
             } else if self.node.has_ready() {
@@ -98,7 +104,7 @@ impl Group {
                 break;
             }
         }
-        if self.stalled.is_none() {
+        if !self.is_held_up() {
             // What was proposed or received and did not go in: others decided otherwise.
             self.fresh_bytes = 0;
             if self.fresh.drain().any(|(_, entry)| entry.is_noted()) {
@@ -124,6 +130,30 @@ impl Group {
         }
         self.draw();
         Ok(turn)
+    }
+
+    /// Reads what is committed and was not applied yet, which may lie in a segment that is not open any more.
+    /// Says whether Raft can go on: not where there are no open files left, which there will be again.
+    fn read_committed(&mut self) -> Result<bool, GroupError> {
+        let raft_log = &self.node.raft.raft_log;
+        let low = (raft_log.applied + 1).max(self.log().first_index().get());
+        let high = raft_log.committed.min(raft_log.persisted) + 1;
+        let storage = self.node.store();
+        let first = storage.unapplied.first().map(|entry| entry.index);
+        if low >= high || first == Some(low) {
+            return Ok(true);
+        }
+        match storage.read(low, high, UNAPPLIED_BYTES_MAX) {
+            Ok(entries) => {
+                self.node.mut_store().unapplied = entries;
+                Ok(true)
+            }
+            Err(e) if is_out_of_files(&e) => {
+                tracing::warn!(error = %e, "what is committed cannot be read now");
+                Ok(false)
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Tells a leader how far the log is that has no entry which follows on what it knows of: as a
@@ -204,6 +234,7 @@ impl Group {
             e @ TruncateError::OutOfRange { .. } => GroupError::Invariant(e.to_string()),
         })?;
         self.recent.clear();
+        self.node.mut_store().unapplied.clear();
         Ok(())
     }
 
@@ -395,6 +426,7 @@ impl Group {
         self.committed(last);
         self.recent.forget_to(last);
         self.node.advance_apply_to(last);
+        self.node.mut_store().unapplied.clear();
         Ok(())
     }
 

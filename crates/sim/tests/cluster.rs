@@ -43,6 +43,16 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
 }
 
 /// The check that is there for a bug must find it, whatever else it leads to.
+/// Seeds of hunts that have found something.
+#[test]
+fn what_hunts_have_found_stays_mended() {
+    // A log whose oldest segment begins where an epoch does; what is committed lies in a segment that cannot
+    // be opened for want of files.
+    for seed in [7_000_362, 7_202_453] {
+        run_cluster(seed, ClusterOptions::of_seed(seed));
+    }
+}
+
 #[test]
 fn each_planted_bug_is_found_by_its_check() {
     // These panics are no news.

@@ -309,8 +309,8 @@ impl<W> Shard<W> {
             let Some(hosted) = self.groups.get_mut(key) else {
                 continue;
             };
-            hosted.guarded(&mut self.effects, |hosted, _| hosted.group.tick());
-            if hosted.group.has_work() {
+            let ticked = hosted.guarded(&mut self.effects, |hosted, _| hosted.group.tick());
+            if ticked == Some(true) {
                 self.due.insert(*key);
             }
         }
@@ -481,6 +481,6 @@ fn needs_ticks<W>(hosted: &Hosted<W>) -> bool {
     let group = &hosted.group;
     let has_others = group.has_others() && !group.config.has(Planted::LearnersForgotten);
     let is_alone = group.is_sole_voter() && !has_others;
-    let is_at_rest = is_alone && group.is_ready() && group.stalled().is_none();
+    let is_at_rest = is_alone && group.is_ready() && !group.is_held_up();
     hosted.failed.is_none() && !is_at_rest
 }
