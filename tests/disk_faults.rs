@@ -8,14 +8,16 @@
 )]
 #![cfg(target_os = "linux")]
 
+#[path = "support/disk.rs"]
+mod disk;
 mod support;
 
 use std::fs;
-use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use disk::{FailingSyncs, Mounted, skip};
+use rustix::process::{Pid, Resource, Rlimit};
 use support::{Broker, code, serve, stderr};
 use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::{
@@ -129,73 +131,6 @@ fn needed(refused: &Status) -> u64 {
         .unwrap_or_else(|| panic!("{message} says no number of bytes"))
 }
 
-/// A word on stderr that no test run hides.
-#[allow(
-    clippy::explicit_write,
-    reason = "what the macro prints is hidden when a test passes"
-)]
-fn skip(why: &str) {
-    writeln!(std::io::stderr(), "SKIPPED: {why}").unwrap();
-}
-
-/// A small file system in memory.
-struct Mounted {
-    dir: PathBuf,
-}
-
-impl Mounted {
-    /// `None` where this process may not mount.
-    fn tmpfs(dir: &Path, options: &str) -> Option<Self> {
-        fs::create_dir(dir).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tidelog-test"])
-            .arg(dir)
-            .output();
-        if mounted.is_ok_and(|output| output.status.success()) {
-            return Some(Self {
-                dir: dir.to_owned(),
-            });
-        }
-        skip("this process may not mount a small file system to fill it up");
-        None
-    }
-
-    fn free(&self) -> u64 {
-        let stat = rustix::fs::statvfs(&self.dir).unwrap();
-        stat.f_bavail * stat.f_frsize
-    }
-
-    /// Writes to a file of nobody's until no more than this is free.
-    fn fill_up_to(&self, free: u64) {
-        let path = self.dir.join("ballast");
-        let mut file = fs::File::options()
-            .append(true)
-            .create(true)
-            .open(path)
-            .unwrap();
-        while self.free() > free {
-            let len = (self.free() - free).min(1 << 20);
-            if file
-                .write_all(&vec![1; usize::try_from(len).unwrap()])
-                .is_err()
-            {
-                return;
-            }
-        }
-    }
-
-    fn remove_ballast(&self) {
-        fs::remove_file(self.dir.join("ballast")).unwrap();
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(&self.dir).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
-}
-
 const RESERVE: u64 = 64 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,41 +223,6 @@ async fn a_full_file_system_refuses_appends_and_nothing_else_and_heals() {
     }
 }
 
-/// Makes the syncs of a running process fail, from outside, for as long as this lives.
-struct FailingSyncs(Child);
-
-impl FailingSyncs {
-    /// `None` where there is no `strace`, or it may not.
-    fn of(broker: &Broker) -> Option<Self> {
-        let mut strace = Command::new("strace")
-            .args(["-f", "-e", "trace=fdatasync", "-e"])
-            .args(["inject=fdatasync:error=EIO", "-o", "/dev/null", "-p"])
-            .arg(broker.pid().to_string())
-            .stderr(Stdio::piped())
-            .spawn()
-            .ok()?;
-        let mut said = String::new();
-        let stderr = strace.stderr.take().unwrap();
-        std::io::BufReader::new(stderr)
-            .read_line(&mut said)
-            .unwrap();
-        if said.contains("attached") {
-            return Some(Self(strace));
-        }
-        strace.wait().unwrap();
-        None
-    }
-}
-
-impl Drop for FailingSyncs {
-    fn drop(&mut self) {
-        // It lets go of the process when it is asked to end.
-        let pid = Pid::from_child(&self.0);
-        let _gone = rustix::process::kill_process(pid, Signal::INT);
-        drop(self.0.wait());
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_sync_of_a_real_process_is_told_and_never_tried_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -332,7 +232,7 @@ async fn a_failed_sync_of_a_real_process_is_told_and_never_tried_again() {
         broker.ok(&["topic", "create", topic]);
         append(&broker, topic, b"safe").await.unwrap();
     }
-    let Some(failing) = FailingSyncs::of(&broker) else {
+    let Some(failing) = FailingSyncs::of(broker.pid()) else {
         return skip("this process may not make the syncs of another fail with strace");
     };
     let unknown = append(&broker, "t", b"lost?").await.unwrap_err();
