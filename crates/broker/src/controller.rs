@@ -118,11 +118,11 @@ impl Broker {
                 epoch,
                 reports,
                 faults,
-                is_stopping,
+                is_resigning,
             } => {
                 let is_current = inner.cluster.read().is_current(from, epoch);
                 let now = inner.now_ms();
-                inner.seen.stops(from, is_stopping);
+                inner.seen.resigns(from, is_resigning);
                 inner.seen.heartbeat(from, is_current, reports, faults, now);
             }
             Note::Act(order) => self.order(order),
@@ -230,6 +230,8 @@ impl Broker {
 struct Controller {
     turn: u32,
     told: HashMap<PartitionKey, Report>,
+    /// Clients get no more onto the disk here, and others are to lead what they can.
+    is_short_of_space: bool,
     /// The term in which this broker leads the metadata log.
     leads_since: Arc<Mutex<Option<u32>>>,
     /// What is being decided. It is never broken off: what it has written may yet be committed, and to
@@ -311,8 +313,9 @@ impl Controller {
             .cloned()
             .collect();
         self.told = reports.into_iter().collect();
-        let is_stopping = inner.asked.is_leaving.load(Ordering::SeqCst);
-        inner.seen.stops(inner.identity.node_id, is_stopping);
+        self.is_short_of_space = inner.space.is_short(self.is_short_of_space);
+        let is_resigning = self.is_short_of_space || inner.asked.is_leaving.load(Ordering::SeqCst);
+        inner.seen.resigns(inner.identity.node_id, is_resigning);
         let mut faults = Some(faults);
         let mut notes = Vec::new();
         loop {
@@ -326,7 +329,7 @@ impl Controller {
                 } else {
                     Vec::new()
                 },
-                is_stopping,
+                is_resigning,
             };
             notes.push(Bytes::from(note.encode()));
             if news.is_empty() {

@@ -57,13 +57,13 @@ impl Seen {
         inner.faults.insert(from, faults);
     }
 
-    /// Whether a broker is about to stop.
-    pub(crate) fn stops(&self, node: NodeId, is_stopping: bool) {
-        let stopping = &mut self.inner.lock().observed.stopping;
-        if is_stopping {
-            stopping.insert(node);
+    /// Whether a broker is to lead nothing.
+    pub(crate) fn resigns(&self, node: NodeId, is_resigning: bool) {
+        let resigning = &mut self.inner.lock().observed.resigning;
+        if is_resigning {
+            resigning.insert(node);
         } else {
-            stopping.remove(&node);
+            resigning.remove(&node);
         }
     }
 

@@ -50,6 +50,15 @@ impl Space {
         ))
     }
 
+    /// Whether clients get nothing more onto the disk. Once it is so, it is until there is space for more
+    /// than a batch or two: leaderships are not to come and go with it.
+    pub(crate) fn is_short(&self, was_short: bool) -> bool {
+        let beside = if was_short { USEFUL_BYTES } else { 0 };
+        let needed = self.bytes_min.saturating_add(beside);
+        let free = self.disk.free_bytes(&self.dir);
+        free.is_ok_and(|free| free < needed)
+    }
+
     /// Whether clients may put more on the disk. Blocks, though not for long.
     ///
     /// # Errors
@@ -105,6 +114,25 @@ mod tests {
     use tidelog_sim::SimDisk;
 
     use super::*;
+
+    #[test]
+    fn a_disk_that_was_short_of_space_is_so_until_there_is_more_than_the_reserve() {
+        let disk = SimDisk::new(1);
+        let space = Space::new(Arc::new(disk.clone()), PathBuf::from("/"), 64 << 20);
+        let steps = [
+            (64 << 20, false),
+            ((64 << 20) - 1, true),
+            ((65 << 20) - 1, true),
+            (65 << 20, false),
+            (64 << 20, false),
+        ];
+        let mut is_short = false;
+        for (free, expected) in steps {
+            disk.set_free_bytes(Some(free));
+            is_short = space.is_short(is_short);
+            assert_eq!(is_short, expected, "{free} bytes are free");
+        }
+    }
 
     #[test]
     fn too_little_space_is_said_with_the_numbers_and_the_remedy() {

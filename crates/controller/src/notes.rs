@@ -15,8 +15,8 @@ pub enum Note {
         reports: Vec<(PartitionKey, Report)>,
         /// Replicas of its own that do not serve.
         faults: Vec<ReplicaFault>,
-        /// It is about to stop, and is to lead nothing.
-        is_stopping: bool,
+        /// It is to lead nothing: it is about to stop, or clients get no more onto its disk.
+        is_resigning: bool,
     },
     /// The leader of a partition is to do something.
     Act(Order),

@@ -18,8 +18,9 @@ impl Planner<'_> {
         self.lead(key, placement, report);
     }
 
-    /// Back to the preferred leader, when that one can; away from a broker that is draining. A broker
-    /// that leads only because the preferred one is away keeps what it has, so nothing goes to and fro.
+    /// Back to the preferred leader, when that one can; away from a broker that is draining, or is to lead
+    /// nothing. A broker that leads only because the preferred one is away keeps what it has, so nothing
+    /// goes to and fro.
     pub(super) fn lead(&mut self, key: PartitionKey, placement: &Placement, report: &Report) {
         let replicas = &placement.replicas;
         let Some(&preferred) = replicas.first() else {
@@ -31,7 +32,8 @@ impl Planner<'_> {
         };
         if report.leader == preferred || !self.can_lead(preferred, report) {
             let broker = self.cluster.broker(node_of(report.leader));
-            let must_go = broker.is_some_and(|broker| broker.is_draining);
+            let must_go =
+                broker.is_some_and(|broker| broker.is_draining) || self.is_resigning(report.leader);
             if must_go
                 && let Some(to) = self.best(&others(), report)
                 && self.is_undraining(to)
@@ -48,11 +50,11 @@ impl Planner<'_> {
             && report.caught_up.contains(&replica)
             && self.cluster.is_live(replica)
             && self.is_undraining(replica)
-            && !self.is_stopping(replica)
+            && !self.is_resigning(replica)
     }
 
-    fn is_stopping(&self, replica: ReplicaId) -> bool {
-        self.observed.stopping.contains(&node_of(replica))
+    fn is_resigning(&self, replica: ReplicaId) -> bool {
+        self.observed.resigning.contains(&node_of(replica))
     }
 
     fn is_undraining(&self, replica: ReplicaId) -> bool {
@@ -67,7 +69,7 @@ impl Planner<'_> {
             .iter()
             .copied()
             .filter(|replica| report.caught_up.contains(replica) && self.cluster.is_live(*replica))
-            .filter(|replica| !self.is_stopping(*replica));
+            .filter(|replica| !self.is_resigning(*replica));
         able.min_by_key(|replica| {
             let lag = report.lag.get(replica).copied().unwrap_or(u64::MAX);
             (!self.is_undraining(*replica), lag)

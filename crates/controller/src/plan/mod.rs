@@ -53,8 +53,8 @@ pub struct Observed {
     pub since_ms: u64,
     /// When each broker was last heard, with a request of its present registration.
     pub heard: BTreeMap<NodeId, u64>,
-    /// Brokers that are about to stop, and are to lead nothing.
-    pub stopping: BTreeSet<NodeId>,
+    /// Brokers that are to lead nothing: they are about to stop, or their disks are full.
+    pub resigning: BTreeSet<NodeId>,
     /// The newest report for each partition: of the highest epoch, and of that the last one.
     pub partitions: BTreeMap<PartitionKey, Report>,
     /// When each partition was last asked to hand its leadership over, in milliseconds.

@@ -186,6 +186,22 @@ fn the_preferred_replica_leads_once_it_is_caught_up() {
     assert_eq!(planned(&cluster, &observed), []);
 }
 
+/// As it is where a disk is full: with all of them full nothing goes to and fro.
+#[test]
+fn a_broker_that_is_to_lead_nothing_leads_only_what_no_other_one_can() {
+    let mut cluster = cluster(3, &[]);
+    create(&mut cluster, "t", 1, &[&[1, 2, 3]]);
+    let mut observed = seen(&cluster, &[1, 2, 3], &[], 1);
+    observed.resigning = [1, 2].into();
+    let steps = planned(&cluster, &observed);
+    assert_eq!(action(&steps), Some(&Action::TransferLeadership(3)));
+    observed.resigning.insert(3);
+    assert_eq!(planned(&cluster, &observed), []);
+    let mut observed = seen(&cluster, &[3, 1, 2], &[], 1);
+    observed.resigning = [1].into();
+    assert_eq!(planned(&cluster, &observed), []);
+}
+
 #[test]
 fn a_partition_that_moves_altogether_keeps_its_leader_for_one_round_if_that_is_heard() {
     let mut cluster = cluster(4, &[]);

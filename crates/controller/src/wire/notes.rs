@@ -22,9 +22,9 @@ impl Note {
                 epoch,
                 reports,
                 faults,
-                is_stopping,
+                is_resigning,
             } => Kind::Heartbeat(wire::Heartbeat {
-                stopping: *is_stopping,
+                resigning: *is_resigning,
                 epoch: *epoch,
                 reports: reports.iter().map(report_to_wire).collect(),
                 faults: faults.iter().map(fault_to_wire).collect(),
@@ -64,7 +64,7 @@ impl Note {
                 epoch: heartbeat.epoch,
                 reports: all(heartbeat.reports, report_of_wire)?,
                 faults: all(heartbeat.faults, fault_of_wire)?,
-                is_stopping: heartbeat.stopping,
+                is_resigning: heartbeat.resigning,
             },
             Kind::Act(act) => Self::Act(Order {
                 key: key(&act.topic_id, act.partition)?,
