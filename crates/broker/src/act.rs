@@ -27,7 +27,8 @@ pub(crate) fn group_key(key: PartitionKey) -> GroupKey {
 /// What the leader of a group says of it; `None` where the replica does not lead.
 pub(crate) fn report_of(group: &Group) -> Option<Report> {
     let role = group.role();
-    if !role.is_leader {
+    // One that has failed leads nobody any more.
+    if !role.is_leader || group.log().reader().poisoned().is_some() {
         return None;
     }
     let members = group.members();

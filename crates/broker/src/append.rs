@@ -458,6 +458,9 @@ impl Broker {
             });
         }
         if let Some(fault) = partition.fault() {
+            if partition.has_others() {
+                return Err(self.inner().not_leader(&partition).into());
+            }
             let topic = partition.topic.clone();
             return Err(AppendError::Poisoned {
                 topic,

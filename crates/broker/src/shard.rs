@@ -370,12 +370,6 @@ impl Shard {
                 Err(poisoned) => self.groups.state_failed(&poisoned),
             }
         }
-        for (key, error) in &effects.failed {
-            tracing::error!(?key, %error, "a replica does no more until the next start");
-            if let Some(log) = self.groups.log(*key) {
-                give_up(&log.sync_handle(), error);
-            }
-        }
         for (key, role) in &effects.roles {
             let epoch = u32::try_from(role.term).ok();
             if let Some(epoch) = epoch.and_then(tidelog_record::LeaderEpoch::new)
@@ -389,7 +383,19 @@ impl Shard {
                 partition.set_leader(epoch, role.leader);
             }
         }
-        if !effects.roles.is_empty() {
+        for (key, error) in &effects.failed {
+            tracing::error!(?key, %error, "a replica does no more until the next start");
+            if let Some(log) = self.groups.log(*key) {
+                give_up(&log.sync_handle(), error);
+            }
+            // Another one will lead, or does already: who asks here is not to wait for this one.
+            if let Some(partition) = self.partition(key)
+                && partition.has_others()
+            {
+                partition.set_leader(partition.leader_epoch(), None);
+            }
+        }
+        if !effects.roles.is_empty() || !effects.failed.is_empty() {
             self.around.leaders_changed.notify_one();
         }
         for (key, _) in &effects.members {

@@ -107,6 +107,7 @@ pub(crate) fn refused(partition: &Partition, refusal: Refusal) -> AppendError {
         Refusal::Gone => AppendError::Lookup(LookupError::TopicNotFound {
             topic: partition.topic.to_string(),
         }),
+        Refusal::Down(_) if partition.has_others() => not_leader(partition, None),
         Refusal::Down(e) => poisoned(partition, failure(e)),
         Refusal::Failed(e) => unknown(failure(e)),
         Refusal::NotRecovered(e) => unknown(e.to_string()),
