@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,6 +28,14 @@ pub struct Node {
     pub grpc: String,
     pub data_dir: PathBuf,
     args: Vec<String>,
+    /// The command that runs it elsewhere; empty for here.
+    within: Vec<String>,
+}
+
+/// Where a broker runs that is not on loopback: its address, and the command that runs programs there.
+pub struct Host {
+    pub ip: String,
+    pub within: Vec<String>,
 }
 
 /// Brokers on loopback, whose links to each other go through proxies that can be cut.
@@ -56,6 +64,13 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl Cluster {
     /// Founds a cluster of brokers 1 to `count`, and waits until each serves and is counted on.
     pub async fn found(count: u32) -> Self {
+        let mut cluster = Self::unfounded(count).await;
+        cluster.start_all().await;
+        cluster
+    }
+
+    /// Places for brokers 1 to `count`, none of which runs yet.
+    pub async fn unfounded(count: u32) -> Self {
         let net = Arc::<Net>::default();
         let ports = free_ports(count as usize * 3);
         let mut peers = Vec::new();
@@ -65,11 +80,7 @@ impl Cluster {
             peers.push(format!("{id}@127.0.0.1:{proxy}"));
         }
         let peers = peers.join(",");
-        let mut cluster = Self {
-            dir: tempfile::tempdir().unwrap(),
-            nodes: BTreeMap::new(),
-            net,
-        };
+        let mut cluster = Self::empty(net);
         for id in 1..=count {
             let at = (id as usize - 1) * 3;
             let proxy = peers.split(',').nth(id as usize - 1).unwrap();
@@ -80,11 +91,37 @@ impl Cluster {
                 &["--peers", &peers, "--advertised-cluster-addr", proxy],
             );
         }
-        for id in 1..=count {
-            cluster.spawn(id);
-        }
-        cluster.all_ready().await;
         cluster
+    }
+
+    /// A place for a broker on each of these hosts, which reach each other with nothing in between.
+    pub fn on(hosts: &[Host]) -> Self {
+        let ports = free_ports(3);
+        let peers: Vec<String> = (1..)
+            .zip(hosts)
+            .map(|(id, host)| format!("{id}@{}:{}", host.ip, ports[2]))
+            .collect();
+        let mut cluster = Self::empty(Arc::default());
+        for (id, host) in (1..).zip(hosts) {
+            let ports = [ports[0], ports[1], ports[2]];
+            cluster.add_at(id, host, ports, &["--peers", &peers.join(",")]);
+        }
+        cluster
+    }
+
+    fn empty(net: Arc<Net>) -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            nodes: BTreeMap::new(),
+            net,
+        }
+    }
+
+    /// Starts all, and waits until each serves and is counted on.
+    pub async fn start_all(&mut self) {
+        let ids: Vec<u32> = self.nodes.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.spawn(id));
+        self.all_ready().await;
     }
 
     /// A place for a broker that joins: it does not run yet.
@@ -101,16 +138,25 @@ impl Cluster {
         self.start(id).await;
     }
 
-    fn add(&mut self, id: u32, [grpc, http, cluster]: [u16; 3], args: &[&str]) {
+    fn add(&mut self, id: u32, ports: [u16; 3], args: &[&str]) {
+        let loopback = Host {
+            ip: "127.0.0.1".to_owned(),
+            within: Vec::new(),
+        };
+        self.add_at(id, &loopback, ports, args);
+    }
+
+    fn add_at(&mut self, id: u32, host: &Host, ports: [u16; 3], args: &[&str]) {
+        let [grpc, http, cluster] = ports.map(|port| format!("{}:{port}", host.ip));
         let mut all = vec![
             "--node-id".to_owned(),
             id.to_string(),
             "--grpc-addr".to_owned(),
-            format!("127.0.0.1:{grpc}"),
+            grpc.clone(),
             "--http-addr".to_owned(),
-            format!("127.0.0.1:{http}"),
+            http,
             "--cluster-addr".to_owned(),
-            format!("127.0.0.1:{cluster}"),
+            cluster,
             "--log-level".to_owned(),
             std::env::var("TIDELOG_TEST_LOG").unwrap_or_else(|_| "warn".to_owned()),
         ];
@@ -118,9 +164,10 @@ impl Cluster {
         let node = Node {
             id,
             child: None,
-            grpc: format!("127.0.0.1:{grpc}"),
+            grpc,
             data_dir: self.dir.path().join(format!("broker-{id}")),
             args: all,
+            within: host.within.clone(),
         };
         self.nodes.insert(id, node);
     }
@@ -129,7 +176,7 @@ impl Cluster {
     pub fn spawn(&mut self, id: u32) {
         let node = self.nodes.get_mut(&id).unwrap();
         let args: Vec<&str> = node.args.iter().map(String::as_str).collect();
-        let mut command = serve(&node.data_dir, &args);
+        let mut command = within(&node.within, serve(&node.data_dir, &args));
         // Only one of the two is needed; the later one counts.
         command.stdout(Stdio::piped());
         let child = command.spawn().unwrap();
@@ -143,7 +190,8 @@ impl Cluster {
         self.serves(id).await;
     }
 
-    async fn serves(&mut self, id: u32) {
+    /// Waits until a broker that was spawned serves.
+    pub async fn serves(&mut self, id: u32) {
         let node = self.nodes.get_mut(&id).unwrap();
         let child = node.child.as_mut().unwrap();
         let Some(stdout) = child.stdout.take() else {
@@ -194,9 +242,20 @@ impl Cluster {
         }
     }
 
+    /// Waits until a broker has ended by itself, and says how.
+    pub async fn ended(&mut self, id: u32) -> ExitStatus {
+        let mut child = self.nodes.get_mut(&id).unwrap().child.take().unwrap();
+        let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
+        status.await.unwrap()
+    }
+
+    /// The process of a broker that runs.
+    pub fn pid(&self, id: u32) -> u32 {
+        self.nodes[&id].child.as_ref().unwrap().id()
+    }
+
     fn signal(&self, id: u32, signal: Signal) {
-        let child = self.nodes[&id].child.as_ref().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let pid = Pid::from_raw(i32::try_from(self.pid(id)).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
     }
 
@@ -211,9 +270,7 @@ impl Cluster {
     /// SIGTERM, and waits for the end, which must be a clean one.
     pub async fn stop(&mut self, id: u32) {
         self.signal(id, Signal::TERM);
-        let mut child = self.nodes.get_mut(&id).unwrap().child.take().unwrap();
-        let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
-        let status = status.await.unwrap();
+        let status = self.ended(id).await;
         assert!(
             status.success(),
             "broker {id} did not stop cleanly: {status}"
@@ -315,12 +372,16 @@ impl Cluster {
 
     /// Makes a topic with three replicas each.
     pub async fn create(&self, name: &str, partitions: u32) -> TopicName {
-        let topic = TopicName::new(name).unwrap();
         let new = NewTopic {
             partitions,
             replication_factor: 3,
             ..NewTopic::default()
         };
+        self.create_as(name, new).await
+    }
+
+    pub async fn create_as(&self, name: &str, new: NewTopic) -> TopicName {
+        let topic = TopicName::new(name).unwrap();
         let client = self.client();
         let created = client.create_topic_as(&topic, new, Default::default());
         created.await.unwrap();
@@ -367,6 +428,22 @@ impl Cluster {
     }
 }
 
+/// The same program, run by another one that takes it with its arguments behind its own.
+fn within(outer: &[String], inner: Command) -> Command {
+    let Some((program, args)) = outer.split_first() else {
+        return inner;
+    };
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    command
+        .current_dir(inner.get_current_dir().unwrap())
+        .stdin(Stdio::null());
+    command
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         for node in self.nodes.values_mut() {
@@ -383,7 +460,8 @@ impl Drop for Cluster {
 /// acknowledged of them.
 pub struct Load {
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
+    /// Of each partition.
+    acknowledged: Arc<[AtomicU64]>,
     more: Arc<Notify>,
     tasks: Vec<tokio::task::JoinHandle<Vec<(u32, u64, String)>>>,
 }
@@ -395,7 +473,7 @@ impl Load {
     /// One producer for each partition.
     pub fn start(client: &Client, topic: &TopicName, partitions: u32) -> Self {
         let stop = Arc::<AtomicBool>::default();
-        let acknowledged = Arc::<AtomicU64>::default();
+        let acknowledged: Arc<[AtomicU64]> = (0..partitions).map(|_| AtomicU64::new(0)).collect();
         let more = Arc::<Notify>::default();
         let tasks = (0..partitions).map(|partition| {
             let config = ProducerConfig {
@@ -423,7 +501,7 @@ impl Load {
                         let delivered = delivery.await.unwrap();
                         let offset = delivered.offset.unwrap().get();
                         told.push((partition, offset, value));
-                        acknowledged.fetch_add(1, Ordering::SeqCst);
+                        acknowledged[partition as usize].fetch_add(1, Ordering::SeqCst);
                         more.notify_waiters();
                     }
                 }
@@ -441,18 +519,41 @@ impl Load {
 
     /// Waits until so many more are acknowledged.
     pub async fn more(&self, count: u64) {
-        let until = self.acknowledged.load(Ordering::SeqCst) + count;
+        let all = || self.acknowledged().iter().sum::<u64>();
+        let until = all() + count;
+        self.until(|| all() >= until).await;
+    }
+
+    /// Waits until so many more are acknowledged of each partition.
+    pub async fn more_of_each(&self, count: u64) {
+        let before = self.acknowledged();
+        let is_more = |(now, before): (&u64, &u64)| *now >= before + count;
+        self.until(|| self.acknowledged().iter().zip(&before).all(is_more))
+            .await;
+    }
+
+    fn acknowledged(&self) -> Vec<u64> {
+        let each = self.acknowledged.iter();
+        each.map(|count| count.load(Ordering::SeqCst)).collect()
+    }
+
+    async fn until(&self, is_so: impl Fn() -> bool) {
         let wait = async {
             loop {
                 let more = self.more.notified();
-                if self.acknowledged.load(Ordering::SeqCst) >= until {
+                if is_so() {
                     return;
                 }
                 more.await;
             }
         };
         let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
-        waited.expect("records are acknowledged within a minute");
+        if waited.is_err() {
+            panic!(
+                "not enough is acknowledged within a minute: {:?}",
+                self.acknowledged()
+            );
+        }
     }
 
     /// Stops, and gives what was acknowledged: partition, offset and value of each record, in order.
