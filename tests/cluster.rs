@@ -28,7 +28,7 @@ async fn leaders_are_killed_again_and_again() {
         load.more(500).await;
         let leader = cluster.leader(&topic, round % PARTITIONS).await;
         cluster.kill(leader);
-        load.more(500).await;
+        load.more_of_each(200).await;
         cluster.start(leader).await;
         cluster.is_well().await;
     }
@@ -95,7 +95,7 @@ async fn a_broker_that_is_paused_is_done_without_and_comes_back() {
         load.more(300).await;
         let leader = cluster.leader(&topic, partition).await;
         cluster.pause(leader);
-        load.more(1000).await;
+        load.more_of_each(300).await;
         cluster.resume(leader);
         cluster.is_well().await;
     }
@@ -111,7 +111,7 @@ async fn a_leader_that_is_cut_off_is_done_without() {
     let leader = cluster.leader(&topic, 0).await;
     // Clients still reach it, and it must not acknowledge anything.
     cluster.net.isolate(leader);
-    load.more(1000).await;
+    load.more_of_each(300).await;
     cluster.net.heal();
     cluster.is_well().await;
     load.more(300).await;
@@ -128,7 +128,7 @@ async fn a_leader_that_is_heard_and_does_not_hear_is_done_without() {
     for other in (1..=3).filter(|id| *id != leader) {
         cluster.net.cut(other, leader);
     }
-    load.more(1000).await;
+    load.more_of_each(300).await;
     cluster.net.heal();
     cluster.is_well().await;
     // And the other way round: it hears, and is not heard.
@@ -136,7 +136,7 @@ async fn a_leader_that_is_heard_and_does_not_hear_is_done_without() {
     for other in (1..=3).filter(|id| *id != leader) {
         cluster.net.cut(leader, other);
     }
-    load.more(1000).await;
+    load.more_of_each(300).await;
     cluster.net.heal();
     cluster.is_well().await;
     load.check(&cluster, &topic).await;
@@ -187,7 +187,7 @@ async fn a_bridge_between_two_halves_keeps_working() {
             cluster.net.cut(b, a);
         }
     }
-    load.more(1000).await;
+    load.more_of_each(300).await;
     cluster.net.heal();
     cluster.is_well().await;
     load.check(&cluster, &topic).await;

@@ -161,9 +161,11 @@ impl Inner {
             (Some(here), _) => here,
             (None, told) => {
                 let told = told?;
-                // A replica that knows of none has lost the one that others still speak of.
-                let is_heard = self.is_heard(node_of(told.0));
-                is_heard.then_some(told)?
+                let node = node_of(told.0);
+                // A replica that knows of none has lost the one that others still speak of; or this broker
+                // said so itself, before it stopped leading.
+                let leads = node != self.identity.node_id && self.is_heard(node);
+                leads.then_some(told)?
             }
         };
         Some((node_of(leader), epoch))

@@ -136,9 +136,14 @@ impl Brokers {
     /// Does not ask there first any more. Others may have noticed before.
     pub(crate) fn leave(&mut self, address: &Arc<str>) {
         if self.current == *address {
-            let next = (self.position(address) + 1) % self.candidates.len();
-            self.current = Arc::clone(&self.candidates[next]);
+            self.leave_current();
         }
+    }
+
+    /// Asks the next one first.
+    pub(crate) fn leave_current(&mut self) {
+        let next = (self.position(&self.current) + 1) % self.candidates.len();
+        self.current = Arc::clone(&self.candidates[next]);
     }
 
     fn position(&self, address: &Arc<str>) -> usize {

@@ -191,6 +191,11 @@ impl Client {
             is_changed |= routing.brokers.learn(broker.node_id, &broker.grpc_address);
         }
         is_changed |= routing.leaders.learn(topic, described);
+        if routing.leaders.is_unsure(topic) {
+            // One that is cut off from the others answers, and never hears who leads: next time another
+            // one is asked.
+            routing.brokers.leave_current();
+        }
         self.note_change(is_changed);
     }
 

@@ -82,6 +82,14 @@ impl Leaders {
         known.take(partition, Some(node), epoch)
     }
 
+    /// Whether it is not known, or in doubt, who leads some partition of a topic.
+    pub(crate) fn is_unsure(&self, topic: &TopicName) -> bool {
+        self.topics.get(topic).is_some_and(|topic| {
+            let mut leaders = topic.leaders.values();
+            leaders.any(|leader| leader.is_doubtful || leader.node.is_none())
+        })
+    }
+
     /// The leader did not answer, or does not lead.
     pub(crate) fn doubt(&mut self, topic: &TopicName, partition: PartitionId) {
         if let Some(topic) = self.topics.get_mut(topic)
@@ -149,11 +157,15 @@ mod tests {
             "older"
         );
         assert_eq!(leaders.leader(&topic, P), Some(2));
+        assert!(!leaders.is_unsure(&topic));
         leaders.doubt(&topic, P);
         assert!(!leaders.learn(&topic, &described(b"1", Some(2), 6)));
+        assert!(leaders.is_unsure(&topic));
         assert!(leaders.learn(&topic, &described(b"1", Some(3), 0)));
+        assert!(!leaders.is_unsure(&topic));
         assert!(leaders.learn(&topic, &described(b"1", None, 7)));
         assert_eq!(leaders.leader(&topic, P), None);
+        assert!(leaders.is_unsure(&topic));
     }
 
     #[test]
