@@ -2,135 +2,14 @@
 //! its leader is killed, and what many partitions cost.
 #![expect(clippy::disallowed_methods, reason = "this is a benchmark")]
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use tidelog_client::{
-    AdminOptions, Client, ClientConfig, NewTopic, PartitionId, Producer, ProducerConfig,
-    ProducerRecord, TopicName,
-};
+use tidelog_client::{PartitionId, Producer, ProducerConfig, ProducerRecord};
 
+use crate::brokers::{BROKERS, Cluster, LOOK, PATIENCE, create, is_well};
 use crate::figure::{Figure, Goal, in_turns, median, percentile};
 use crate::fixtures::Bench;
 use crate::process::Server;
-
-const BROKERS: u32 = 3;
-/// How long anything may take that is waited for.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How often what is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(5);
-
-/// The brokers of one cluster, or one that is alone.
-struct Cluster {
-    dir: tempfile::TempDir,
-    brokers: Vec<Option<Server>>,
-    ports: Vec<[u16; 3]>,
-    peers: String,
-}
-
-impl Cluster {
-    fn start(bench: &Bench, count: u32) -> anyhow::Result<Self> {
-        let dir = bench.dir()?;
-        if count == 1 {
-            let alone = Server::broker(&dir.path().join("1"))?;
-            return Ok(Self {
-                dir,
-                brokers: vec![Some(alone)],
-                ports: Vec::new(),
-                peers: String::new(),
-            });
-        }
-        // Below those that the system gives to connections.
-        let mut free =
-            (12_000..30_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-        let mut port = || free.next().context("a free port");
-        let mut ports = Vec::new();
-        for _ in 0..count {
-            ports.push([port()?, port()?, port()?]);
-        }
-        let peers = (1..)
-            .zip(&ports)
-            .map(|(id, ports)| format!("{id}@127.0.0.1:{}", ports[2]));
-        let peers = peers.collect::<Vec<_>>().join(",");
-        let mut cluster = Self {
-            dir,
-            brokers: Vec::new(),
-            ports,
-            peers,
-        };
-        for at in 0..count as usize {
-            cluster.brokers.push(Some(cluster.spawn(at)?));
-        }
-        cluster.ready()?;
-        Ok(cluster)
-    }
-
-    fn spawn(&self, at: usize) -> anyhow::Result<Server> {
-        let id = u32::try_from(at)? + 1;
-        let data = self.dir.path().join(id.to_string());
-        Server::of_cluster(&data, id, self.ports[at], &self.peers)
-    }
-
-    fn ready(&mut self) -> anyhow::Result<()> {
-        self.brokers
-            .iter_mut()
-            .flatten()
-            .try_for_each(Server::ready)
-    }
-
-    fn client(&self) -> anyhow::Result<Client> {
-        let addresses: Vec<String> = if self.ports.is_empty() {
-            self.brokers
-                .iter()
-                .flatten()
-                .map(|one| one.addr.clone())
-                .collect()
-        } else {
-            let ports = self.ports.iter();
-            ports
-                .map(|ports| format!("127.0.0.1:{}", ports[0]))
-                .collect()
-        };
-        Ok(Client::lazy(ClientConfig::new(
-            addresses.join(",").parse()?,
-        ))?)
-    }
-
-    /// User and system time of all brokers, in seconds.
-    fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let brokers = self.brokers.iter().flatten();
-        brokers.map(Server::cpu_seconds).sum()
-    }
-}
-
-/// Waits until each partition is led, and all replicas are caught up.
-async fn is_well(client: &Client, brokers: usize) -> anyhow::Result<()> {
-    let alive = tidelog_client::proto::BrokerState::Alive as i32;
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Ok(described) = client.describe_cluster().await {
-            let there = described.brokers.iter().filter(|one| one.state == alive);
-            if described.problem_count == 0 && there.count() == brokers {
-                return Ok(());
-            }
-        }
-        anyhow::ensure!(Instant::now() < until, "the cluster does not get well");
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-async fn create(client: &Client, name: &str, partitions: u32) -> anyhow::Result<TopicName> {
-    let topic = TopicName::new(name)?;
-    let new = NewTopic {
-        partitions,
-        ..NewTopic::default()
-    };
-    client
-        .create_topic_as(&topic, new, AdminOptions::default())
-        .await?;
-    Ok(topic)
-}
 
 const RECORD_BYTES: usize = 1024;
 const BATCH_BYTES: usize = 128 << 10;

@@ -1,5 +1,6 @@
 //! A broker of its own process beside the bare server: the same client, the same messages.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -206,44 +207,87 @@ fn wait_for_space(dir: &Path, before: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same batch again and again over one stream.
+pub(crate) struct Stream<'a> {
+    pub(crate) topic: &'a str,
+    /// Those that it goes to, one after the other.
+    pub(crate) partitions: &'a [u32],
+    pub(crate) acks: Acks,
+    /// Requests that are not answered yet, at most.
+    pub(crate) in_flight: usize,
+    pub(crate) batch: Bytes,
+    pub(crate) count: usize,
+}
+
+impl Stream<'_> {
+    /// Gives how long each batch took to be answered, in milliseconds.
+    pub(crate) async fn produce(self, mut log: LogClient<Channel>) -> anyhow::Result<Vec<f64>> {
+        let room = Arc::new(Semaphore::new(self.in_flight));
+        let (sender, requests) = mpsc::channel(8);
+        let (begun, mut begins) = mpsc::channel(self.in_flight);
+        let places = room.clone();
+        let (topic, partitions) = (self.topic.to_owned(), self.partitions.to_owned());
+        let (acks, batch, count) = (self.acks, self.batch, self.count);
+        let sending = tokio::spawn(async move {
+            let partitions = partitions.iter().cycle();
+            for (correlation_id, partition) in (0..count as u64).zip(partitions) {
+                places.acquire().await?.forget();
+                let append = AppendRequest {
+                    acks: acks.into(),
+                    ..append_request(&topic, *partition, batch.clone())
+                };
+                let request = ProduceRequest {
+                    correlation_id,
+                    append: Some(append),
+                };
+                begun.send(now()).await?;
+                sender.send(request).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        let mut answers = log
+            .produce(ReceiverStream::new(requests))
+            .await?
+            .into_inner();
+        let mut millis = Vec::with_capacity(count);
+        let mut under_way = HashMap::new();
+        let mut last = 0;
+        while let Some(answer) = answers.message().await? {
+            let is_appended =
+                matches!(answer.outcome, Some(produce_response::Outcome::Appended(_)));
+            anyhow::ensure!(is_appended, "an append failed: {answer:?}");
+            // Those of several partitions may come in another order.
+            while let Ok(began) = begins.try_recv() {
+                under_way.insert(last, began);
+                last += 1;
+            }
+            let began = under_way.remove(&answer.correlation_id);
+            let took = began.context("an answer to no request")?.elapsed();
+            millis.push(took.as_secs_f64() * 1e3);
+            room.add_permits(1);
+        }
+        sending.await??;
+        let answered = millis.len();
+        anyhow::ensure!(answered == count, "{answered} answers to {count} requests");
+        Ok(millis)
+    }
+}
+
 async fn produce(
-    mut log: LogClient<Channel>,
+    log: LogClient<Channel>,
     topic: &str,
     batch: Bytes,
     count: usize,
 ) -> anyhow::Result<()> {
-    let room = Arc::new(Semaphore::new(IN_FLIGHT));
-    let (sender, requests) = mpsc::channel(8);
-    let (topic, places) = (topic.to_owned(), room.clone());
-    let sending = tokio::spawn(async move {
-        for correlation_id in 0..count as u64 {
-            places.acquire().await?.forget();
-            let append = AppendRequest {
-                acks: Acks::Leader.into(),
-                ..append_request(&topic, 0, batch.clone())
-            };
-            let request = ProduceRequest {
-                correlation_id,
-                append: Some(append),
-            };
-            sender.send(request).await?;
-        }
-        Ok::<_, anyhow::Error>(())
-    });
-    let mut answers = log
-        .produce(ReceiverStream::new(requests))
-        .await?
-        .into_inner();
-    let mut answered = 0;
-    while let Some(answer) = answers.message().await? {
-        let is_appended = matches!(answer.outcome, Some(produce_response::Outcome::Appended(_)));
-        anyhow::ensure!(is_appended, "an append failed: {answer:?}");
-        room.add_permits(1);
-        answered += 1;
-    }
-    sending.await??;
-    anyhow::ensure!(answered == count, "{answered} answers to {count} requests");
-    Ok(())
+    let stream = Stream {
+        topic,
+        partitions: &[0],
+        acks: Acks::Leader,
+        in_flight: IN_FLIGHT,
+        batch,
+        count,
+    };
+    stream.produce(log).await.map(drop)
 }
 
 /// A topic read from its beginning, over one stream.

@@ -4,18 +4,20 @@
 //! builds and calls it. A figure (`figure.rs`) is made by one of the modules: `append.rs` and
 //! `read.rs` drive a log, `concurrent.rs` and `cold.rs` a broker inside this process, `reopen.rs`
 //! and `restart.rs` open what was written, `grpc.rs` a broker of its own process beside a bare
-//! server (`bare.rs`) that gets the same messages from the same client, and `cluster.rs` three brokers
-//! beside one.
+//! server (`bare.rs`) that gets the same messages from the same client, `cluster.rs` three brokers
+//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka.
 
 mod append;
 mod bare;
 mod broker;
+mod brokers;
 mod cluster;
 mod cold;
 mod concurrent;
 mod figure;
 mod fixtures;
 mod grpc;
+mod kafka;
 mod process;
 mod read;
 mod reopen;
@@ -82,6 +84,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("cluster", cluster::load),
     ("failover", cluster::failover),
     ("replicated-partitions", cluster::partitions),
+    ("kafka", kafka::measure),
 ];
 
 fn main() -> anyhow::Result<()> {

@@ -71,32 +71,52 @@ impl Server {
         Ok(Self { child, addr })
     }
 
+    /// Any other server, which is not waited for.
+    pub(crate) fn other(mut command: Command, addr: String) -> anyhow::Result<Self> {
+        let child = command.spawn().with_context(|| format!("{command:?}"))?;
+        Ok(Self { child, addr })
+    }
+
     /// User and system time so far, in seconds.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The second field is the program's name in parentheses, which may hold blanks.
-        let (_, fields) = stat
-            .rsplit_once(") ")
-            .context("/proc/PID/stat has a name")?;
-        let mut fields = fields.split(' ').skip(11);
-        let mut ticks = || -> anyhow::Result<f64> {
-            let field = fields.next().context("/proc/PID/stat has 52 fields")?;
-            Ok(field.parse()?)
-        };
-        // In hundredths of a second on every Linux.
-        Ok((ticks()? + ticks()?) / 100.0)
+        cpu_seconds(self.child.id())
     }
 
     /// Anonymous memory it holds, in MiB.
     pub(crate) fn anonymous_mib(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
-            .context("/proc/PID/status has RssAnon")?;
-        let kib = line.split_whitespace().next().context("with a number")?;
-        Ok(kib.parse::<f64>()? / 1024.0)
+        anonymous_mib(self.child.id())
     }
+}
+
+/// Anonymous memory of a process, in MiB: files that are mapped are not counted.
+fn anonymous_mib(process: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .context("/proc/PID/status has RssAnon")?;
+    let kib = line.split_whitespace().next().context("with a number")?;
+    Ok(kib.parse::<f64>()? / 1024.0)
+}
+
+/// User and system time of this process so far, in seconds.
+pub(crate) fn own_cpu_seconds() -> anyhow::Result<f64> {
+    cpu_seconds(std::process::id())
+}
+
+fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The second field is the program's name in parentheses, which may hold blanks.
+    let (_, fields) = stat
+        .rsplit_once(") ")
+        .context("/proc/PID/stat has a name")?;
+    let mut fields = fields.split(' ').skip(11);
+    let mut ticks = || -> anyhow::Result<f64> {
+        let field = fields.next().context("/proc/PID/stat has 52 fields")?;
+        Ok(field.parse()?)
+    };
+    // In hundredths of a second on every Linux.
+    Ok((ticks()? + ticks()?) / 100.0)
 }
 
 impl Drop for Server {
