@@ -1,7 +1,8 @@
 //! The brokers of a cluster, each a process of its own on this machine.
 #![expect(clippy::disallowed_methods, reason = "this is a benchmark")]
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -18,7 +19,7 @@ pub(crate) const LOOK: Duration = Duration::from_millis(5);
 
 /// The brokers of one cluster, or one that is alone.
 pub(crate) struct Cluster {
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     pub(crate) brokers: Vec<Option<Server>>,
     ports: Vec<[u16; 3]>,
     peers: String,
@@ -88,6 +89,31 @@ impl Cluster {
         Ok(Client::lazy(ClientConfig::new(
             addresses.join(",").parse()?,
         ))?)
+    }
+
+    /// The high watermark of the first partition of a topic, as a broker's metrics have it.
+    pub(crate) fn high_watermark(&self, at: usize, topic: &str) -> anyhow::Result<u64> {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.ports[at][1]))?;
+        let request = "GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
+        socket.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let of_it = format!("topic=\"{topic}\"");
+        let mut lines = answer.lines();
+        let line = lines.find(|line| {
+            line.starts_with("tidelog_high_watermark{") && line.contains(of_it.as_str())
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        Ok(value.context("the metrics have the partition")?.parse()?)
+    }
+
+    /// Kills a broker and starts it again; gives the process, which is not ready yet.
+    pub(crate) fn restart(&mut self, at: usize) -> anyhow::Result<u32> {
+        drop(self.brokers[at].take());
+        let back = self.spawn(at)?;
+        let process = back.process();
+        self.brokers[at] = Some(back);
+        Ok(process)
     }
 
     /// User and system time of all brokers, in seconds.

@@ -5,12 +5,14 @@
 //! `read.rs` drive a log, `concurrent.rs` and `cold.rs` a broker inside this process, `reopen.rs`
 //! and `restart.rs` open what was written, `grpc.rs` a broker of its own process beside a bare
 //! server (`bare.rs`) that gets the same messages from the same client, `cluster.rs` three brokers
-//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka.
+//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka. `catch_up.rs`
+//! has one of three come back.
 
 mod append;
 mod bare;
 mod broker;
 mod brokers;
+mod catch_up;
 mod cluster;
 mod cold;
 mod concurrent;
@@ -84,6 +86,8 @@ const GROUPS: &[(&str, Measure)] = &[
     ("cluster", cluster::load),
     ("failover", cluster::failover),
     ("replicated-partitions", cluster::partitions),
+    ("catch-up", catch_up::measure),
+    ("unapplied", catch_up::unapplied),
     ("kafka", kafka::measure),
 ];
 

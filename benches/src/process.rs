@@ -3,8 +3,15 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
+
+/// How often memory is looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A running server; killed when dropped.
 pub(crate) struct Server {
@@ -82,6 +89,11 @@ impl Server {
         cpu_seconds(self.child.id())
     }
 
+    /// The number of its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Anonymous memory it holds, in MiB.
     pub(crate) fn anonymous_mib(&self) -> anyhow::Result<f64> {
         anonymous_mib(self.child.id())
@@ -97,6 +109,38 @@ fn anonymous_mib(process: u32) -> anyhow::Result<f64> {
         .context("/proc/PID/status has RssAnon")?;
     let kib = line.split_whitespace().next().context("with a number")?;
     Ok(kib.parse::<f64>()? / 1024.0)
+}
+
+/// Looks at the memory of processes again and again, and keeps the most that each had.
+pub(crate) struct Peaks {
+    is_over: Arc<AtomicBool>,
+    looking: JoinHandle<Vec<f64>>,
+}
+
+impl Peaks {
+    pub(crate) fn watch(processes: Vec<u32>) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = is_over.clone();
+        let looking = std::thread::spawn(move || {
+            let mut peaks = vec![0.0_f64; processes.len()];
+            while !over.load(Ordering::Relaxed) {
+                for (peak, process) in peaks.iter_mut().zip(&processes) {
+                    *peak = peak.max(anonymous_mib(*process).unwrap_or(0.0));
+                }
+                #[allow(clippy::disallowed_methods, reason = "it is paced")]
+                std::thread::sleep(LOOK);
+            }
+            peaks
+        });
+        Self { is_over, looking }
+    }
+
+    /// In MiB.
+    pub(crate) fn end(self) -> anyhow::Result<Vec<f64>> {
+        self.is_over.store(true, Ordering::Relaxed);
+        let peaks = self.looking.join();
+        peaks.map_err(|_| anyhow::anyhow!("whoever looked at memory panicked"))
+    }
 }
 
 /// User and system time of this process so far, in seconds.
