@@ -5,8 +5,8 @@
 //! `read.rs` drive a log, `concurrent.rs` and `cold.rs` a broker inside this process, `reopen.rs`
 //! and `restart.rs` open what was written, `grpc.rs` a broker of its own process beside a bare
 //! server (`bare.rs`) that gets the same messages from the same client, `cluster.rs` three brokers
-//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka. `catch_up.rs`
-//! has one of three come back.
+//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka. In
+//! `catch_up.rs` one of three comes back, in `transfer.rs` leaderships are handed over.
 
 mod append;
 mod bare;
@@ -24,6 +24,7 @@ mod process;
 mod read;
 mod reopen;
 mod restart;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -88,6 +89,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("replicated-partitions", cluster::partitions),
     ("catch-up", catch_up::measure),
     ("unapplied", catch_up::unapplied),
+    ("transfer", transfer::measure),
     ("kafka", kafka::measure),
 ];
 
