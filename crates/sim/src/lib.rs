@@ -61,7 +61,7 @@ mod state;
 
 pub use tidelog_replica::Planted;
 
-pub use cluster::{ClusterOptions, ClusterStats, run_cluster};
+pub use cluster::{ClusterOptions, ClusterStats, IdleCluster, IdleStats, run_cluster};
 pub use disk::SimDisk;
 pub use faults::{Astray, FailMode, InjectedError, OpFilter};
 pub use holds::Hang;

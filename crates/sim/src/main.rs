@@ -3,6 +3,11 @@
 //! `cargo run --release -p tidelog-sim -- --seeds 10000` or `-- --hours 2`; `--from N` begins at another seed
 //! than one drawn from the clock, `--replay N` runs one seed. Ends with 1 when a seed fails, which it
 //! prints.
+//!
+//! `-- --idle 10000` finds nothing: it tells what so many partitions with three replicas and nothing to do
+//! take of memory and of the processor.
+
+mod idle;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -16,7 +21,8 @@ struct Hunt {
     time: Option<Duration>,
 }
 
-const USAGE: &str = "usage: tidelog-sim [--seeds N] [--hours H] [--from SEED] | --replay SEED";
+const USAGE: &str = "usage: tidelog-sim [--seeds N] [--hours H] [--from SEED] | --replay SEED | \
+                     --idle PARTITIONS";
 
 fn parse(arguments: impl Iterator<Item = String>) -> Option<Hunt> {
     let mut hunt = Hunt {
@@ -57,6 +63,14 @@ fn now() -> SystemTime {
 }
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if let (Some("--idle"), Some(partitions)) = (arguments.next().as_deref(), arguments.next()) {
+        let Some(partitions) = partitions.parse().ok().filter(|count| *count > 0) else {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        };
+        return idle::report(partitions);
+    }
     let Some(hunt) = parse(std::env::args().skip(1)) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tidelog_sim::{ClusterOptions, ClusterStats, Planted, run_cluster};
+use tidelog_sim::{ClusterOptions, ClusterStats, IdleCluster, Planted, run_cluster};
 
 /// Runs 200 seeds, or as many as `TIDELOG_SEEDS` says, or the one that `TIDELOG_SEED` says.
 #[test]
@@ -98,4 +98,21 @@ fn each_planted_bug_is_found_by_its_check() {
         println!("{bug:?} is found at seed {seed:?}");
         assert!(seed.is_some(), "{bug:?} is not found by {check:?}");
     }
+}
+
+/// What [`IdleCluster`] measures are leaderships that last, told of in few frames.
+#[test]
+fn partitions_with_nothing_to_do_keep_their_leaders() {
+    let mut cluster = IdleCluster::new(50);
+    cluster.elect(50);
+    // The elections under way come to their end.
+    cluster.run(10_000);
+    let before = cluster.stats();
+    cluster.run(60_000);
+    let after = cluster.stats();
+    assert_eq!(after.elections, before.elections);
+    // Each leader is heard of by two followers every 0.6 s, and is answered.
+    assert_eq!(after.letters - before.letters, 50 * 100 * 2 * 2);
+    // A node has one frame at most for another and tick, and one of answers.
+    assert!(after.frames - before.frames <= 600 * 6 * 2, "{after:?}");
 }

@@ -161,11 +161,21 @@ impl Node {
 
     /// Makes an empty replica, which knows who founded its group.
     pub(super) fn add_replica(&mut self, key: GroupKey, founders: &[ReplicaId], rng: &mut SimRng) {
+        let config = self.config(self.next_replica(key), rng);
+        self.add_replica_as(key, founders, config);
+    }
+
+    /// Makes an empty replica that works in this way.
+    pub(super) fn add_replica_as(
+        &mut self,
+        key: GroupKey,
+        founders: &[ReplicaId],
+        config: GroupConfig,
+    ) {
         // How a replica is made on a disk that fails is another matter.
         self.disk.stop_failing();
         self.disk.set_free_bytes(None);
-        let id = self.next_replica(key);
-        let config = self.config(id, rng);
+        let id = config.id;
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let now = Timestamp::from_millis(0);
         let log = Log::create_replica(disk, &dir_of(key, id), identity(key), options(), now);
