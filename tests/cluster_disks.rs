@@ -79,7 +79,7 @@ async fn a_broker_whose_syncs_fail_is_done_without_until_its_next_start() {
     let broker = [("TIDELOG_BROKER", cluster.nodes[&1].grpc.as_str())];
     let status = support::run(&["cluster", "status"], &broker, b"");
     let said = String::from_utf8(status.stdout).unwrap();
-    assert!(said.contains("3 under-replicated, 3 faulted"), "{said}");
+    assert!(said.contains("3 not well: 3 faulted"), "{said}");
     cluster.kill(ILL);
     cluster.start(ILL).await;
     cluster.is_well().await;

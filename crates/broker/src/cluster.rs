@@ -12,6 +12,9 @@ use crate::partition::Partition;
 use crate::{Broker, Inner};
 
 mod change;
+mod problems;
+
+use self::problems::{Faults, problem};
 
 /// A broker that was not heard for so long is silent; heartbeats come every half second.
 const SILENT_AFTER_MS: u64 = 2_500;
@@ -390,27 +393,24 @@ impl Broker {
         });
         let brokers: Vec<_> = brokers.collect();
         let feature_level = cluster.level();
-        let removed_or_gone = |node: NodeId| match cluster.broker(node) {
+        let how_is = |node: NodeId| match cluster.broker(node) {
             None => "is not registered",
             Some(broker) if broker.is_fenced => "is not heard of (fenced)",
             Some(_) if node != own && !inner.is_heard(node) => "is silent",
             Some(_) => "is catching up",
         };
-        let mut problems: Vec<PartitionProblem> = places
-            .iter()
-            .filter_map(|place| problem(place, &removed_or_gone))
-            .collect();
+        let mut faults = Faults::new();
         for (node, fault) in inner.seen.faults() {
-            let key = fault.key;
-            if let Some(topic) = cluster.topics().by_id(key.topic) {
-                problems.push(PartitionProblem {
-                    topic: topic.name.to_string(),
-                    partition: key.partition,
-                    kind: ProblemKind::Faulted,
-                    cause: format!("at broker {node}: {}", fault.cause),
-                });
+            if let Some(topic) = cluster.topics().by_id(fault.key.topic) {
+                let of_partition = (topic.name.to_string(), fault.key.partition);
+                let faults = faults.entry(of_partition).or_default();
+                faults.insert(node, fault.cause);
             }
         }
+        let mut problems: Vec<PartitionProblem> = places
+            .iter()
+            .filter_map(|place| problem(place, &faults, how_is))
+            .collect();
         let problem_count = problems.len();
         problems.truncate(PROBLEMS_MAX);
         drop(cluster);
@@ -510,49 +510,4 @@ fn known(broker: &tidelog_controller::Broker) -> KnownBroker {
         grpc_address: registration.grpc_address.clone(),
         generation: broker.generation,
     }
-}
-
-/// What is not well with a partition, if anything.
-fn problem(
-    place: &PartitionPlace,
-    how_is: &impl Fn(NodeId) -> &'static str,
-) -> Option<PartitionProblem> {
-    let told = |kind, cause| {
-        Some(PartitionProblem {
-            topic: place.topic.clone(),
-            partition: place.partition,
-            kind,
-            cause,
-        })
-    };
-    let missing = place
-        .replicas
-        .iter()
-        .filter(|node| !place.in_sync.contains(node));
-    let missing: Vec<String> = missing
-        .map(|node| format!("broker {node} {}", how_is(*node)))
-        .collect();
-    if place.leader.is_none() {
-        let replicas: Vec<String> = place
-            .replicas
-            .iter()
-            .map(|node| format!("broker {node} {}", how_is(*node)))
-            .map(|said| said.replace("is catching up", "is there"))
-            .collect();
-        let cause = format!("no leader is known: {}", replicas.join(", "));
-        return told(ProblemKind::Leaderless, cause);
-    }
-    if missing.is_empty() {
-        return None;
-    }
-    let is_moving = place
-        .change
-        .as_ref()
-        .is_some_and(|change| change.phase != Phase::Adding);
-    let cause = if is_moving {
-        format!("{} (its replicas are being changed)", missing.join(", "))
-    } else {
-        missing.join(", ")
-    };
-    told(ProblemKind::UnderReplicated, cause)
 }
