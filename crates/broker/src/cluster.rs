@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidelog_controller::{Change, NodeId, PartitionKey, Phase, Placement, ReplicaId, node_of};
+use tidelog_controller::{Change, NodeId, PartitionKey, Placement, ReplicaId, node_of};
 use tidelog_record::{TopicId, TopicName};
 
 use crate::controller::METADATA_KEY;
@@ -132,6 +132,8 @@ pub struct PartitionPlace {
     pub replicas: Vec<NodeId>,
     /// Those that are caught up.
     pub in_sync: Vec<NodeId>,
+    /// How many it has lost for good and not got again.
+    pub lacking: u32,
     /// The change of replicas that is under way.
     pub change: Option<Change>,
     /// Entries that each broker lacks.
@@ -492,6 +494,7 @@ impl Broker {
                     leader_epoch: led.map_or(0, |(_, epoch)| epoch),
                     in_sync: inner.in_sync(key, &placement.replicas),
                     replicas,
+                    lacking: placement.lacking,
                     change: placement.change,
                     lag,
                 });

@@ -12,7 +12,7 @@ use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::state::{GroupKey, GroupState, StateRecord};
 use tidelog_log::{BATCH_BYTES_LIMIT, CreateError, INITIAL_EPOCH, Log, LogIdentity, LogOptions};
 use tidelog_record::{PartitionId, TopicId};
-use tidelog_replica::{Group, GroupConfig, GroupError, Members, ReplicaId, StateStore};
+use tidelog_replica::{Group, GroupConfig, GroupError, Members, ReplicaId, StateStore, first_term};
 use tokio::sync::oneshot;
 
 use crate::error::{AppendError, TopicError};
@@ -62,7 +62,8 @@ fn new_group(replica: ReplicaId, incarnation: u32) -> GroupState {
     GroupState {
         incarnation,
         replica_id: replica,
-        term: initial,
+        // One that begins anew, since nothing was left of it, must not have epochs that it had before.
+        term: first_term(incarnation),
         vote: 0,
         commit: initial,
         checkpoint: None,

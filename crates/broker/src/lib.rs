@@ -94,7 +94,7 @@ pub use read::{
     Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
     PartitionHandle, Resolved,
 };
-pub use recovery::{is_of_metadata, metadata_keeper, position_of};
+pub use recovery::{MetadataRecovery, is_of_metadata, position_of, recover_metadata};
 pub use seams::{Clock, NoPeers, Peers, Random, Seams};
 pub use start::StartError;
 pub use stop::StopError;

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidelog_controller::{NodeId, Placement, ReplicaId, Topic, life_of};
 use tidelog_log::state::GroupKey;
 use tidelog_record::{PartitionId, TopicId};
@@ -44,6 +46,9 @@ pub(crate) fn replica_here(
     let replica = placement.replica_at(node);
     replica.filter(|replica| life_of(*replica) >= generation)
 }
+
+/// For how long it is waited until groups that are told to have gone on.
+const KEEP_UP_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Broker {
     /// The replicas that this broker is to have of the partitions `numbers` of a topic.
@@ -90,13 +95,14 @@ impl Broker {
             .map_or(Vec::new(), |route| route.slots.clone());
         let wanted = self.wanted(id, 0..topic.partitions);
         let mut missing = Vec::new();
+        let mut told = Vec::new();
         for number in 0..topic.partitions {
             let want = wanted.iter().find(|want| want.number == number);
             let is_there = match slots.get(number as usize) {
                 Some(Slot::Serving(partition)) => {
                     let same = want.filter(|want| want.replica == partition.replica);
                     if let Some(want) = same {
-                        self.keep_up(partition, want).await;
+                        told.extend(self.keep_up(partition, want).await);
                         true
                     } else {
                         let gone = [Slot::Serving(partition.clone())];
@@ -123,6 +129,10 @@ impl Broker {
             slots[at] = Slot::Elsewhere;
             missing.extend(want.cloned());
         }
+        if !Self::kept_up(told).await {
+            // It is tried again.
+            folded.unmade.push(id);
+        }
         if !missing.is_empty() {
             self.make(folded, &topic, &missing, &mut slots).await;
         }
@@ -130,25 +140,38 @@ impl Broker {
         self.put_route(&topic, slots);
     }
 
-    /// Has a replica go on that has missed that its group was recovered: it does by itself.
-    async fn keep_up(&self, partition: &Partition, want: &Wanted) {
+    /// Has a replica go on that has missed that its group was recovered. Where one was told, it says how that
+    /// went.
+    async fn keep_up(
+        &self,
+        partition: &Partition,
+        want: &Wanted,
+    ) -> Option<oneshot::Receiver<Result<(), String>>> {
         if want.incarnation == FIRST_INCARNATION {
-            return;
+            return None;
         }
         let how = if want.is_alone {
             Recovery::Alone
         } else {
             Recovery::Follows
         };
-        // One that does is not told twice; where it fails it says so itself.
-        let (reply, _replied) = oneshot::channel();
+        // One that does already says so.
+        let (reply, replied) = oneshot::channel();
         let recover = Command::Recover {
             key: partition.key,
             incarnation: want.incarnation,
             how,
             reply,
         };
-        drop(partition.shard.send(recover).await);
+        // Without its thread the partition is faulted, and goes on at the next start.
+        partition.shard.send(recover).await.ok()?;
+        Some(replied)
+    }
+
+    /// Waits for a moment until all that were told to have gone on; says whether they have.
+    async fn kept_up(told: Vec<oneshot::Receiver<Result<(), String>>>) -> bool {
+        let all = tokio::time::timeout(KEEP_UP_WAIT_MAX, join_all(told)).await;
+        all.is_ok_and(|all| all.iter().all(|one| matches!(one, Ok(Ok(())))))
     }
 
     /// Whether what is here of a partition is not this replica, but an earlier one.

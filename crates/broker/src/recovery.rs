@@ -2,7 +2,7 @@
 //! decide on that, never the broker.
 //!
 //! First the metadata, if they have lost their majority: of the replicas that are left the one goes on that
-//! has most ([`metadata_keeper`]), and the others follow it. Then whoever decides gives the lost brokers up,
+//! has most ([`recover_metadata`]), and the others follow it. Then whoever decides gives the lost brokers up,
 //! so that none of them is heard again with the directory that it had, and has the partitions go on that
 //! have lost their majority; the brokers carry that out as everything that is decided
 //! ([`Broker::reconcile`]). How one group goes on is in `tidelog_replica`.
@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tidelog_controller::{
     ClusterCommand, Left, NodeId, PartitionKey, RecoveredPartition, Recovery as Plan,
 };
@@ -24,7 +25,7 @@ use crate::error::TopicError;
 use crate::mailbox::Command;
 use crate::topics::detached;
 
-/// How long a shard may take to tell where it is.
+/// How long the shards may take to tell where they are: less than another broker waits for that.
 const POSITIONS_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long the metadata group may take to go on.
 const RECOVERY_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -37,16 +38,16 @@ impl Broker {
     /// # Errors
     /// When a shard does not answer: then nothing is known of what it has.
     pub async fn positions(&self) -> Result<Vec<Position>, String> {
-        let mut all = Vec::new();
-        for shard in &self.inner().shards {
+        let asked = self.inner().shards.iter().map(|shard| async move {
             let (reply, replied) = oneshot::channel();
-            let asked = async {
-                shard.send(Command::Positions { reply }).await.ok()?;
-                replied.await.ok()
-            };
-            let positions = timeout(POSITIONS_WAIT_MAX, asked).await.ok().flatten();
-            all.extend(positions.ok_or("its disk hangs: it cannot tell what it has")?);
-        }
+            shard.send(Command::Positions { reply }).await.ok()?;
+            replied.await.ok()
+        });
+        let told = timeout(POSITIONS_WAIT_MAX, join_all(asked)).await;
+        let told: Option<Vec<Vec<Position>>> =
+            told.ok().and_then(|told| told.into_iter().collect());
+        let hangs = "its disk hangs: it cannot tell what it has";
+        let mut all: Vec<Position> = told.ok_or(hangs)?.into_iter().flatten().collect();
         all.sort_by_key(|position| position.key);
         Ok(all)
     }
@@ -143,25 +144,52 @@ impl Broker {
     }
 }
 
-/// Which replica of the metadata has to go on without a majority, and in which incarnation. `left` is what the
-/// brokers say that are not lost. `None` where one leads, or can be elected.
-pub fn metadata_keeper(left: &[Position]) -> Option<(ReplicaId, u32)> {
+/// How the metadata go on when only these are left of their replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataRecovery {
+    /// As before: one leads, or can be elected.
+    NotNeeded,
+    /// With this replica alone, in this incarnation.
+    Alone(ReplicaId, u32),
+    /// Not at all: this one has most, and cannot go on alone.
+    Stuck(ReplicaId),
+}
+
+/// How the metadata go on. `left` is what the brokers say that are not lost.
+pub fn recover_metadata(left: &[Position]) -> MetadataRecovery {
     let of_metadata = left.iter().filter(|one| is_of_metadata(one));
-    // Where it was begun before, those that have not heard of it have no say any more.
-    let newest = of_metadata.clone().map(|one| one.incarnation).max()?;
-    let members: Vec<&Position> = of_metadata
-        .filter(|one| one.incarnation == newest)
-        .collect();
-    if members
+    let all: Vec<&Position> = of_metadata.clone().collect();
+    let alike = |one: &Position| -> Vec<&Position> {
+        let same = all
+            .iter()
+            .filter(|other| other.incarnation == one.incarnation);
+        same.copied().collect()
+    };
+    if all
         .iter()
-        .any(|one| one.leads && has_majority(one, &members))
+        .any(|one| one.leads && has_majority(one, &alike(one)))
     {
-        return None;
+        return MetadataRecovery::NotNeeded;
     }
+    // Where it was begun before, those that have not heard of it have no say any more.
+    let newest = of_metadata.clone().map(|one| one.incarnation).max();
+    let members: Vec<&Position> = of_metadata
+        .filter(|one| Some(one.incarnation) == newest)
+        .collect();
     let best = members
         .iter()
-        .max_by_key(|one| (votes(one), one.last_term, one.last_index))?;
-    (!has_majority(best, &members)).then(|| (best.replica, newest.saturating_add(1)))
+        .max_by_key(|one| (one.last_term, one.last_index, one.is_able));
+    let (Some(best), Some(newest)) = (best, newest) else {
+        return MetadataRecovery::NotNeeded;
+    };
+    if has_majority(best, &members) {
+        return MetadataRecovery::NotNeeded;
+    }
+    if best.is_able {
+        MetadataRecovery::Alone(best.replica, newest.saturating_add(1))
+    } else {
+        MetadataRecovery::Stuck(best.replica)
+    }
 }
 
 /// Whether a majority of those that vote, as this one knows, is there: one that leads does not notice for
@@ -177,11 +205,6 @@ pub fn is_of_metadata(position: &Position) -> bool {
     position.key == group_key(METADATA_KEY)
 }
 
-fn votes(position: &Position) -> bool {
-    let [_, incoming] = &position.voters;
-    incoming.contains(&position.replica)
-}
-
 fn by_partition(left: &[Position]) -> BTreeMap<PartitionKey, Vec<Left>> {
     let mut all: BTreeMap<PartitionKey, Vec<&Position>> = BTreeMap::new();
     for position in left.iter().filter(|one| !is_of_metadata(one)) {
@@ -193,7 +216,8 @@ fn by_partition(left: &[Position]) -> BTreeMap<PartitionKey, Vec<Left>> {
             replica: position.replica,
             last_term: position.last_term,
             last_index: position.last_index,
-            votes: votes(position),
+            is_able: position.is_able,
+            has_majority: has_majority(position, &members),
             leads: position.leads && has_majority(position, &members),
         });
         left.collect()
@@ -228,41 +252,47 @@ mod tests {
             end: Offset::ZERO,
             committed: Offset::ZERO,
             leads: false,
+            is_able: true,
             voters: [Vec::new(), vec![1, 2, 3]],
         }
     }
 
+    use MetadataRecovery::{Alone, NotNeeded, Stuck};
+
     #[test]
     fn the_one_that_has_most_goes_on_where_a_majority_is_lost() {
-        assert_eq!(metadata_keeper(&[]), None);
+        assert_eq!(recover_metadata(&[]), NotNeeded);
         let one = position(1, (7, 50));
-        assert_eq!(metadata_keeper(std::slice::from_ref(&one)), Some((1, 2)));
+        let alone = recover_metadata(std::slice::from_ref(&one));
+        assert_eq!(alone, Alone(1, 2));
         let two = position(2, (6, 90));
-        assert_eq!(
-            metadata_keeper(&[one.clone(), two.clone()]),
-            None,
-            "two of three"
-        );
+        let both = recover_metadata(&[one.clone(), two.clone()]);
+        assert_eq!(both, NotNeeded, "two of three");
         let five = [one, two].map(|one| Position {
             voters: [Vec::new(), vec![1, 2, 3, 4, 5]],
             ..one
         });
-        assert_eq!(metadata_keeper(&five), Some((1, 2)));
-        // A learner may have more, and does not count.
-        let learner = position(9, (8, 100));
+        assert_eq!(recover_metadata(&five), Alone(1, 2));
+        // A learner may have what no voter has that is left: then it goes on.
+        let learner = Position {
+            voters: [Vec::new(), vec![1, 2, 3, 4, 5]],
+            ..position(9, (8, 100))
+        };
         let [one, two] = five;
-        assert_eq!(metadata_keeper(&[one, learner, two]), Some((1, 2)));
+        assert_eq!(recover_metadata(&[one, learner, two]), Alone(9, 2));
     }
 
     #[test]
     fn both_halves_of_a_joint_configuration_need_their_majority() {
         let joint = |replica| Position {
             voters: [vec![1, 2, 3], vec![1, 4, 5]],
+            is_able: [1, 4, 5].contains(&replica),
             ..position(replica, (7, 50))
         };
-        assert_eq!(metadata_keeper(&[joint(1), joint(2), joint(4)]), None);
-        let kept = metadata_keeper(&[joint(1), joint(2), joint(3)]);
-        assert_eq!(kept, Some((1, 2)));
+        assert_eq!(recover_metadata(&[joint(1), joint(2), joint(4)]), NotNeeded);
+        let kept = recover_metadata(&[joint(1), joint(2), joint(3)]);
+        assert_eq!(kept, Alone(1, 2), "the one of these that could leave it");
+        assert_eq!(recover_metadata(&[joint(2)]), Stuck(2));
     }
 
     #[test]
@@ -271,24 +301,33 @@ mod tests {
             incarnation: 2,
             leads: true,
             voters: [Vec::new(), vec![1]],
-            ..position(1, (1007, 60))
+            ..position(1, (100_006, 60))
         };
-        assert_eq!(
-            metadata_keeper(&[keeper.clone(), position(2, (7, 50))]),
-            None
-        );
+        let led = recover_metadata(&[keeper.clone(), position(2, (7, 50))]);
+        assert_eq!(led, NotNeeded);
+        // A majority that leads is one, whatever another replica was told.
+        let leads = Position {
+            leads: true,
+            ..position(1, (7, 50))
+        };
+        let strayed = Position {
+            incarnation: 2,
+            ..position(3, (7, 50))
+        };
+        let led = recover_metadata(&[leads, position(2, (7, 50)), strayed]);
+        assert_eq!(led, NotNeeded);
         let cut_off = Position {
             leads: true,
             ..position(1, (7, 50))
         };
-        let kept = metadata_keeper(&[cut_off]);
-        assert_eq!(kept, Some((1, 2)), "it has not noticed yet");
+        let kept = recover_metadata(&[cut_off]);
+        assert_eq!(kept, Alone(1, 2), "it has not noticed yet");
         let stopped = Position {
             leads: false,
             voters: [Vec::new(), vec![1, 2, 3]],
             ..keeper
         };
-        let kept = metadata_keeper(&[stopped, position(2, (7, 50))]);
-        assert_eq!(kept, Some((1, 3)), "it had not come to its end");
+        let kept = recover_metadata(&[stopped, position(2, (7, 50))]);
+        assert_eq!(kept, Alone(1, 3), "it had not come to its end");
     }
 }

@@ -197,12 +197,6 @@ impl Shard {
                 how,
                 reply,
             } => {
-                tracing::warn!(
-                    ?key,
-                    incarnation,
-                    ?how,
-                    "a group goes on without a majority"
-                );
                 let waiter = Waiter::Recover { reply };
                 self.groups.recover(key, incarnation, how, waiter);
             }

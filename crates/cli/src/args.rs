@@ -194,6 +194,7 @@ mod tests {
             "tidelog cluster replace 3 --directory 000102030405060708090a0b0c0d0e0f --dry-run",
             "tidelog cluster recover",
             "tidelog cluster recover --lost 2,3 --accept-loss -o json",
+            "tidelog cluster recover --accept-loss --yes",
             "tidelog topic create t --replicas 3",
             "tidelog topic create t --assignment 1,2,3/2,3,1",
             "tidelog topic reassign t --partition 0 --to 1,2,3 --wait",

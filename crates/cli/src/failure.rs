@@ -174,6 +174,9 @@ fn next_step(error: &ClientError) -> Option<String> {
         "BROKER_NOT_FOUND" | "BROKER_UNAVAILABLE" | "INVALID_REPLICAS" => {
             Some("see which there are with: tidelog cluster brokers".into())
         }
+        "RECOVERY_REFUSED" => Some(
+            "see which brokers are heard with: tidelog cluster status; at each that runs".into(),
+        ),
         "BROKER_REFUSED" => Some("see how it is with: tidelog cluster status".into()),
         "REASSIGNMENT_REFUSED" => Some(format!(
             "see where it is with: tidelog cluster partitions {topic}"

@@ -187,19 +187,20 @@ impl Client {
 
     /// Gives up the brokers that are lost for good, and has everything go on that has lost its majority
     /// with them; tells what is lost. Without `accept_loss` nothing is changed. `lost` are all that do
-    /// not answer, or none, which stands for these.
+    /// not answer; `None` stands for these, whichever they are.
     ///
     /// # Errors
     /// [`ClientError::Broker`] (not possible: one of them is heard, another one does not answer), and what
     /// any call meets.
     pub async fn recover_cluster(
         &self,
-        lost: &[u32],
+        lost: Option<&[u32]>,
         accept_loss: bool,
     ) -> Result<v1::RecoverClusterResponse, ClientError> {
         let request = v1::RecoverClusterRequest {
-            lost: lost.to_vec(),
+            lost: lost.unwrap_or_default().to_vec(),
             accept_loss,
+            exactly: lost.is_some(),
         };
         self.call_cluster("RecoverCluster", |mut cluster| {
             let request = request.clone();

@@ -108,6 +108,8 @@ pub struct Placement {
     pub founders: Vec<ReplicaId>,
     /// How many times it went on without a majority of its replicas: see [`Placement::incarnation`].
     pub recoveries: u32,
+    /// How many replicas it lost by that, and has not got again.
+    pub lacking: u32,
     /// The highest life of the replicas that were removed, by node.
     pub(crate) past: BTreeMap<NodeId, u32>,
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tidelog_record::TopicId;
 
-use crate::cluster::{Cluster, Placement};
+use crate::cluster::{Cluster, Placement, REPLICAS_MAX};
 use crate::ids::{NodeId, ReplicaId, node_of, replica_of};
 
 /// The most members a group may have, each counted twice while they change: a limit of what a broker
@@ -125,6 +125,42 @@ pub(crate) fn one_more(
     let next = load.pick(&others, &[])?;
     load.add(&[replica_of(next.node, 0)], false);
     Some(next.node)
+}
+
+/// The replicas of a partition with as many more as it lacks, and brokers can take; `None` where none can.
+pub(crate) fn with_more(
+    cluster: &Cluster,
+    placement: &Placement,
+    load: &mut Load,
+) -> Option<Vec<ReplicaId>> {
+    let usable = candidates(cluster, |node| {
+        cluster
+            .broker(node)
+            .is_some_and(|broker| broker.is_usable())
+    });
+    let mut target = placement.replicas.clone();
+    let rack = |node| {
+        let broker = cluster.broker(node);
+        broker.and_then(|broker| broker.registration.rack.as_deref())
+    };
+    let taken = target.iter().map(|replica| node_of(*replica));
+    let mut taken: Vec<_> = taken
+        .map(|node| Candidate {
+            node,
+            rack: rack(node),
+        })
+        .collect();
+    for _ in 0..placement.lacking {
+        if target.len() >= REPLICAS_MAX {
+            break;
+        }
+        let Some(next) = load.pick(&usable, &taken) else {
+            break;
+        };
+        taken.push(next);
+        target.push(cluster.fresh(next.node, placement));
+    }
+    (target.len() > placement.replicas.len()).then_some(target)
 }
 
 /// Places `count` new partitions of a topic with `factor` replicas each; there are at least so many

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::convert::{hello, identity_of};
 use crate::frame::{
@@ -198,6 +198,7 @@ impl Run {
     async fn run(mut self) {
         let (first, most) = self.config.pauses;
         let mut pause = first;
+        let mut refused: Option<String> = None;
         loop {
             let began = Instant::now();
             let ended = self.connect_and_send().await;
@@ -210,6 +211,13 @@ impl Run {
                 tracing::warn!(broker = self.to, address = %self.address, why = %ended,
                     "the link to a broker is lost");
                 self.sink.unreachable(self.to);
+            } else if ended.code() == Code::PermissionDenied {
+                // Once for each reason: it is refused again and again.
+                if refused.as_deref() != Some(ended.message()) {
+                    refused = Some(ended.message().to_owned());
+                    tracing::error!(broker = self.to, address = %self.address, why = ended.message(),
+                        "a broker does not listen to this one");
+                }
             } else {
                 tracing::debug!(broker = self.to, address = %self.address, why = %ended,
                     "a broker cannot be reached");

@@ -59,7 +59,7 @@ pub use payload::stub_of;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
 pub use raft::eraftpb;
-pub use recover::RecoverError;
+pub use recover::{RecoverError, first_term};
 pub use shard::{
     Answer, Delivery, Done, Effects, Letter, NodeId, Position, Post, Proposal, Received, Recovery,
     Refusal, Shard, Until, node_of, replica_of,

@@ -10,6 +10,10 @@ use crate::message;
 use crate::payload::Placed;
 use crate::planted::Planted;
 
+/// No election ever raises a term so far, and neither do hundreds of recoveries; with terms that come from
+/// nowhere a group would soon have none left.
+const TERMS_AHEAD_MAX: u64 = 1 << 24;
+
 impl Group {
     /// Takes a message from another replica, with its batches as [`crate::Outgoing`] has them.
     ///
@@ -22,6 +26,11 @@ impl Group {
         now: Timestamp,
     ) -> Result<(), StepError> {
         let placed = message::check(&mut message, payloads, &self.config)?;
+        if message.term > self.node.raft.term.saturating_add(TERMS_AHEAD_MAX) {
+            let what = "its term is too far above that of the group";
+            let from = message.from;
+            return Err(StepError::Malformed { from, what });
+        }
         self.check_not_stalled()?;
         let last = self.node.raft.raft_log.last_index();
         let is_beyond = match message.get_msg_type() {

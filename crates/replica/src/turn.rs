@@ -398,6 +398,9 @@ impl Group {
                 let index = entry.index;
                 self.step_down_if_removed();
                 let members = Members { state, index };
+                if let Some(incarnation) = self.begins_with(&members) {
+                    self.set_incarnation(incarnation);
+                }
                 if !self.config.has(Planted::MembersForgotten) {
                     self.node.mut_store().members = members.clone();
                 }

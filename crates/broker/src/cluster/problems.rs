@@ -40,7 +40,13 @@ pub(super) fn problem(
     let is_missing = |node: &&NodeId| !place.in_sync.contains(node) || fault_of(node).is_some();
     let missing: Vec<&NodeId> = place.replicas.iter().filter(is_missing).collect();
     if missing.is_empty() {
-        return None;
+        let lacking = place.lacking;
+        if lacking == 0 {
+            return None;
+        }
+        let cause =
+            format!("replicas that it lost for good and no broker has taken yet: {lacking}");
+        return told(ProblemKind::UnderReplicated, cause);
     }
     let is_faulted = missing.iter().any(|node| fault_of(node).is_some());
     let missing: Vec<String> = missing.into_iter().map(how).collect();
@@ -69,6 +75,7 @@ mod tests {
             leader_epoch: 7,
             replicas: vec![1, 2, 3],
             in_sync: in_sync.to_vec(),
+            lacking: 0,
             change: None,
             lag: BTreeMap::new(),
         }
@@ -92,6 +99,13 @@ mod tests {
         assert_eq!(kind, ProblemKind::UnderReplicated);
         assert_eq!(cause, "broker 2 is catching up, broker 3 is silent");
 
+        let lacks = PartitionPlace {
+            lacking: 2,
+            ..place(Some(1), &[1, 2, 3])
+        };
+        let (kind, cause) = told(lacks, &none).unwrap();
+        assert_eq!(kind, ProblemKind::UnderReplicated);
+        assert!(cause.ends_with(": 2"), "{cause}");
         let fault = BTreeMap::from([(2, "no disk".to_owned())]);
         let faults = Faults::from([(("t".to_owned(), 0), fault)]);
         let (kind, cause) = told(place(Some(1), &[1]), &faults).unwrap();

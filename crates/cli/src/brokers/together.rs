@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tidelog_client::proto::BrokerState;
 use tidelog_client::{Client, ClientConfig, ClientError};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::plan::Plan;
@@ -19,14 +19,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Starts them, and waits until all serve. Where one does not, the others are ended.
 pub(crate) async fn start(plans: &[Plan]) -> Result<Vec<Broker>, Failure> {
-    let mut starting = JoinSet::new();
-    for plan in plans {
-        starting.spawn(Starting::spawn(plan)?.ready());
-    }
-    let mut brokers = Vec::new();
-    while let Some(ready) = starting.join_next().await {
-        brokers.push(ready.map_err(|error| Failure::failed(error.to_string()))??);
-    }
+    // Not as tasks, which may outlive this: dropping them kills their brokers at once.
+    let starting: Result<Vec<_>, Failure> = plans.iter().map(Starting::spawn).collect();
+    let mut brokers = try_join_all(starting?.into_iter().map(Starting::ready)).await?;
     brokers.sort_by_key(|broker: &Broker| broker.plan.node_id);
     if plans.len() > 1 {
         all_see_each_other(plans).await?;

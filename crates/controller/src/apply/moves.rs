@@ -22,7 +22,12 @@ impl Cluster {
                     "replicas are changed that are being changed, or not",
                 )?;
                 self.check_replicas(there, target)?;
-                self.placement_mut(*key)?.change = Some(Change {
+                let there = self.placement_mut(*key)?;
+                if !is_automatic {
+                    // It is to have as many as somebody wants now.
+                    there.lacking = 0;
+                }
+                there.change = Some(Change {
                     target: target.clone(),
                     phase: Phase::Adding,
                     is_cancelling: false,
@@ -125,6 +130,12 @@ impl Placement {
         let all: Vec<_> = self.all().collect();
         for gone in all.iter().filter(|replica| !after.contains(replica)) {
             self.retire(*gone);
+        }
+        let more = after.len().saturating_sub(self.replicas.len());
+        if !is_cancelled {
+            self.lacking = self
+                .lacking
+                .saturating_sub(u32::try_from(more).unwrap_or(0));
         }
         self.replicas = after;
         self.change = None;

@@ -60,6 +60,13 @@ impl Cluster {
         let there = self.placement_mut(*key)?;
         let all: Vec<ReplicaId> = there.all().collect();
         let target: Vec<ReplicaId> = [keeper].into_iter().chain(others).copied().collect();
+        // A change that was under way ends with it, and counts as what it was to come to.
+        let had = there
+            .change
+            .as_ref()
+            .map_or(&there.replicas, |it| &it.target);
+        let lost = had.len().saturating_sub(target.len());
+        there.lacking += u32::try_from(lost).unwrap_or(0);
         for gone in all.iter().filter(|replica| !target.contains(replica)) {
             there.retire(*gone);
         }

@@ -18,9 +18,11 @@ pub struct Left {
     pub last_term: u64,
     /// The index of its last entry.
     pub last_index: u64,
-    /// Whether it votes, as far as it knows, and will after a change that is under way.
-    pub votes: bool,
-    /// Whether it leads, with a majority that is left.
+    /// Whether it could go on alone.
+    pub is_able: bool,
+    /// Whether a majority is left of the members that it knows of.
+    pub has_majority: bool,
+    /// Whether it leads, with that majority.
     pub leads: bool,
 }
 
@@ -29,7 +31,8 @@ pub struct Left {
 pub struct Recovery {
     /// These go on with what is left.
     pub partitions: Vec<RecoveredPartition>,
-    /// These cannot: what is left of them does not serve, and has to be repaired first.
+    /// These cannot: something that is left of them does not serve, and has to be repaired first, or cannot go on
+    /// alone.
     pub stuck: Vec<PartitionKey>,
 }
 
@@ -52,8 +55,9 @@ impl Cluster {
     /// is what the replicas at all other brokers say.
     ///
     /// Of those that are left the one goes on that has most: a later term, and in the same one more entries.
-    /// All that was committed with it in the majority is there. Where none is left the partition begins
-    /// anew, empty.
+    /// All that was committed and is left is there. Where none is left the partition begins anew, empty.
+    /// Where one that is left does not serve, or the one that has most cannot go on alone, nothing is done:
+    /// it may have what the others have not.
     pub fn plan_recovery(
         &self,
         lost: &BTreeSet<NodeId>,
@@ -62,42 +66,38 @@ impl Cluster {
         let mut recovery = Recovery::default();
         let mut load = None;
         for (key, placement) in self.placements() {
-            let left = left.get(&key).map_or(&[][..], Vec::as_slice);
-            let is_there =
+            let is_left =
                 |replica: &ReplicaId| !lost.contains(&node_of(*replica)) && !self.is_lost(*replica);
-            let serves = |replica: &ReplicaId| {
-                is_there(replica) && left.iter().any(|one| one.replica == *replica)
-            };
-            if left.iter().any(|one| one.leads) || has_majority(placement, serves) {
+            let all: Vec<ReplicaId> = placement.all().filter(is_left).collect();
+            let serving = left.get(&key).map_or(&[][..], Vec::as_slice).iter();
+            let serving: Vec<&Left> = serving.filter(|one| all.contains(&one.replica)).collect();
+            let serves = |replica: &ReplicaId| serving.iter().any(|one| one.replica == *replica);
+            let best = serving
+                .iter()
+                .max_by_key(|one| (one.last_term, one.last_index, one.is_able));
+            let is_well =
+                has_majority(placement, &serves) && best.is_some_and(|best| best.has_majority);
+            if is_well || serving.iter().any(|one| one.leads) {
                 continue;
             }
-            let all: Vec<ReplicaId> = placement.all().filter(is_there).collect();
-            let able = left.iter().filter(|one| all.contains(&one.replica));
-            let best = able.max_by_key(|one| (one.votes, one.last_term, one.last_index));
             let keeper = match best {
-                Some(best) => best.replica,
+                Some(best) if best.is_able && all.iter().all(serves) => Some(best.replica),
                 None if all.is_empty() => {
                     let load = load.get_or_insert_with(|| Load::new(self, None));
-                    let is_lost = |node| lost.contains(&node);
-                    match one_more(self, load, is_lost) {
-                        Some(node) => self.fresh(node, placement),
-                        None => {
-                            recovery.stuck.push(key);
-                            continue;
-                        }
-                    }
+                    let node = one_more(self, load, |node| lost.contains(&node));
+                    node.map(|node| self.fresh(node, placement))
                 }
-                None => {
-                    recovery.stuck.push(key);
-                    continue;
-                }
+                _ => None,
             };
-            let others = left.iter().map(|one| one.replica);
-            let others = others.filter(|one| *one != keeper && all.contains(one));
+            let Some(keeper) = keeper else {
+                recovery.stuck.push(key);
+                continue;
+            };
+            let others = serving.iter().map(|one| one.replica);
             recovery.partitions.push(RecoveredPartition {
                 key,
                 keeper,
-                others: others.collect(),
+                others: others.filter(|one| *one != keeper).collect(),
                 recoveries: placement.recoveries.saturating_add(1),
             });
         }
@@ -106,7 +106,7 @@ impl Cluster {
 }
 
 /// Whether a majority is there of all that may have to agree, as far as a change of replicas may have come.
-fn has_majority(placement: &Placement, is_there: impl Fn(&ReplicaId) -> bool) -> bool {
+fn has_majority(placement: &Placement, is_there: &impl Fn(&ReplicaId) -> bool) -> bool {
     let has = |replicas: &[ReplicaId]| {
         2 * replicas.iter().filter(|one| is_there(one)).count() > replicas.len()
     };

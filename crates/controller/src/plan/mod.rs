@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cluster::{Cluster, PartitionKey, is_same_set};
 use crate::command::ClusterCommand;
 use crate::ids::{NodeId, ReplicaId, node_of};
-use crate::place::{Load, elsewhere};
+use crate::place::{Load, elsewhere, with_more};
 
 /// Limits and waits of [`plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +236,7 @@ impl<'a> Planner<'a> {
         is_new.then_some(report)
     }
 
-    /// Begins what draining and replaced brokers need, as long as not too much is under way. A partition
+    /// Begins what draining and replaced brokers need, and partitions that lost replicas for good, as long as not too much is under way. A partition
     /// without a leader waits: its change would not come further, and keep others from being begun.
     fn begin(&mut self) {
         let cluster = self.cluster;
@@ -265,7 +265,8 @@ impl<'a> Planner<'a> {
                 let broker = cluster.broker(node_of(*replica));
                 broker.is_some_and(|broker| broker.is_draining) || cluster.is_lost(*replica)
             };
-            if placement.change.is_some() || !placement.replicas.iter().any(must_change) {
+            let moves = placement.replicas.iter().any(must_change);
+            if placement.change.is_some() || !moves && placement.lacking == 0 {
                 continue;
             }
             let is_at_rest = self.report(key).is_some_and(|report| {
@@ -273,7 +274,11 @@ impl<'a> Planner<'a> {
                     && is_same_set(&report.members.voters, &placement.replicas)
             });
             let load = load.get_or_insert_with(|| Load::new(cluster, None));
-            if is_at_rest && let Some(target) = elsewhere(cluster, placement, load, None) {
+            let mut target = || match moves {
+                true => elsewhere(cluster, placement, load, None),
+                false => with_more(cluster, placement, load),
+            };
+            if is_at_rest && let Some(target) = target() {
                 left -= 1;
                 let begin = ClusterCommand::BeginReassignment {
                     key,

@@ -17,8 +17,17 @@ fn left(replica: ReplicaId, last_term: u64, last_index: u64) -> Left {
         replica,
         last_term,
         last_index,
-        votes: true,
+        is_able: true,
+        has_majority: false,
         leads: false,
+    }
+}
+
+/// A majority of those that it knows of is left.
+fn whole(left: Left) -> Left {
+    Left {
+        has_majority: true,
+        ..left
     }
 }
 
@@ -37,10 +46,16 @@ fn only_partitions_without_a_majority_go_on_with_whoever_has_most() {
     create(&mut cluster, "wide", 2, &[&[5, 4, 3, 2, 1]]);
     let lost = BTreeSet::from([4, 5]);
     let positions = BTreeMap::from([
-        (key(1, 0), vec![left(1, 7, 9), left(2, 7, 9), left(3, 7, 9)]),
+        (
+            key(1, 0),
+            [1, 2, 3].map(|replica| whole(left(replica, 7, 9))).to_vec(),
+        ),
         (key(1, 1), vec![left(3, 7, 9)]),
         (key(1, 2), vec![left(1, 6, 50)]),
-        (key(2, 0), vec![left(3, 7, 9), left(2, 7, 9), left(1, 7, 9)]),
+        (
+            key(2, 0),
+            [3, 2, 1].map(|replica| whole(left(replica, 7, 9))).to_vec(),
+        ),
     ]);
     give_up(&mut cluster, &[4, 5]);
     let recovery = cluster.plan_recovery(&lost, &positions);
@@ -68,13 +83,15 @@ fn only_partitions_without_a_majority_go_on_with_whoever_has_most() {
         partitions: recovery.partitions,
     };
     assert!(cluster.apply(&again).is_err());
-    assert!(
-        cluster
-            .plan_recovery(&lost, &positions)
-            .partitions
-            .is_empty(),
-        "what has gone on has its majority"
-    );
+    // One whose replica has not gone on is offered again; then it has its majority.
+    assert_eq!(cluster.plan_recovery(&lost, &positions).partitions.len(), 2);
+    let mut positions = positions;
+    for number in [1, 2] {
+        let left = positions.get_mut(&key(1, number)).unwrap();
+        *left = left.iter().copied().map(whole).collect();
+    }
+    let again = cluster.plan_recovery(&lost, &positions);
+    assert!(again.partitions.is_empty(), "{again:?}");
     // A snapshot has all that.
     let mut folded = Cluster::default();
     for part in cluster.snapshot() {
@@ -110,20 +127,27 @@ fn a_later_term_has_more_than_a_longer_log_and_the_others_follow() {
 }
 
 #[test]
-fn of_those_that_vote_one_goes_on_before_a_learner_that_has_more() {
+fn a_learner_that_has_more_than_those_who_vote_goes_on() {
     let mut cluster = cluster(4, &[]);
     create(&mut cluster, "t", 1, &[&[1, 2, 3]]);
     let change = cluster.decide_reassign("t", 0, &[1, 2, 4]).unwrap();
     commit(&mut cluster, change);
     let lost = BTreeSet::from([2, 3]);
-    let learner = Left {
-        votes: false,
+    let positions = BTreeMap::from([(key(1, 0), vec![left(1, 7, 50), left(4, 7, 60)])]);
+    let recovery = cluster.plan_recovery(&lost, &positions);
+    assert_eq!(recovery.partitions[0].keeper, 4);
+    assert_eq!(recovery.partitions[0].others, [1]);
+    // Where it cannot lead, what it has is not given up for that.
+    let unable = Left {
+        is_able: false,
         ..left(4, 7, 60)
     };
-    let positions = BTreeMap::from([(key(1, 0), vec![left(1, 7, 50), learner])]);
+    let positions = BTreeMap::from([(key(1, 0), vec![left(1, 7, 50), unable])]);
     let recovery = cluster.plan_recovery(&lost, &positions);
-    assert_eq!(recovery.partitions[0].keeper, 1);
-    assert_eq!(recovery.partitions[0].others, [4]);
+    assert_eq!(
+        (recovery.partitions, recovery.stuck),
+        (vec![], vec![key(1, 0)])
+    );
 }
 
 #[test]
@@ -149,6 +173,75 @@ fn what_has_nothing_left_begins_anew_and_what_does_not_serve_is_left_alone() {
         (&placement.replicas, &placement.founders),
         (&vec![2], &vec![2])
     );
+}
+
+#[test]
+fn what_lost_replicas_gets_as_many_again_when_there_are_brokers() {
+    let mut cluster = cluster(3, &[]);
+    create(&mut cluster, "t", 1, &[&[1, 2, 3]]);
+    let lost = BTreeSet::from([2, 3]);
+    let positions = BTreeMap::from([(key(1, 0), vec![left(1, 7, 9)])]);
+    let recovery = cluster.plan_recovery(&lost, &positions);
+    give_up(&mut cluster, &[2, 3]);
+    let partitions = recovery.partitions;
+    commit(
+        &mut cluster,
+        ClusterCommand::RecoverPartitions { partitions },
+    );
+    let members = Seen {
+        voters: vec![1],
+        index: 20,
+        ..Seen::default()
+    };
+    let report = Report {
+        at_ms: 1000,
+        leader: 1,
+        epoch: 100_006,
+        members,
+        ..Report::default()
+    };
+    let heard = |cluster: &Cluster| Observed {
+        heard: cluster
+            .brokers()
+            .map(|one| (one.registration.node, 1000))
+            .collect(),
+        partitions: [(key(1, 0), report.clone())].into(),
+        ..Observed::default()
+    };
+    let planned = |cluster: &Cluster| plan(cluster, &heard(cluster), &PlanOptions::default(), 1000);
+    assert_eq!(planned(&cluster), [], "nobody could take them");
+    for node in [4, 5] {
+        let register = cluster.decide_register(ID, registration(node)).unwrap();
+        commit(&mut cluster, register);
+    }
+    let steps = planned(&cluster);
+    let [Step::Commit(begin @ ClusterCommand::BeginReassignment { target, .. })] = &steps[..]
+    else {
+        panic!("{steps:?}");
+    };
+    assert_eq!(target, &[1, 4, 5]);
+    commit(&mut cluster, begin.clone());
+    for (phase, members_index) in [(Phase::Joint, 20), (Phase::Leaving, 22)] {
+        let key = key(1, 0);
+        commit(
+            &mut cluster,
+            ClusterCommand::AdvanceReassignment {
+                key,
+                phase,
+                members_index,
+            },
+        );
+    }
+    assert_eq!(cluster.placement(topic_id(1), 0).unwrap().lacking, 2);
+    commit(
+        &mut cluster,
+        ClusterCommand::FinishReassignment {
+            key: key(1, 0),
+            is_cancelled: false,
+            members_index: 23,
+        },
+    );
+    assert_eq!(cluster.placement(topic_id(1), 0).unwrap().lacking, 0);
 }
 
 #[test]

@@ -109,6 +109,7 @@ fn partition_to_wire(placement: &Placement) -> wire::PartitionState {
         members_index: placement.members_index,
         founders: placement.founders.clone(),
         recoveries: placement.recoveries,
+        lacking: placement.lacking,
         change: change.map(|change| wire::ReassignmentState {
             target: change.target.clone(),
             phase: phase_to_wire(change.phase).into(),
@@ -134,6 +135,7 @@ fn partition_of_wire(state: wire::PartitionState) -> Result<Placement, CommandEr
         members_index: state.members_index,
         founders: state.founders,
         recoveries: state.recoveries,
+        lacking: state.lacking,
         past: state.past,
     };
     let has_nodes = placement.all().all(|replica| node_of(replica) != 0);

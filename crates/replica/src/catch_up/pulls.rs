@@ -54,6 +54,8 @@ pub struct PullTarget {
 pub struct Pulled {
     /// The group.
     pub key: GroupKey,
+    /// Its incarnation when the copy was begun.
+    pub incarnation: u32,
     /// The copy.
     pub staged: Staged,
 }
@@ -186,8 +188,14 @@ impl Pulls {
         match pull.complete() {
             Complete::Not => (self.ask_parts(key, now), None),
             Complete::Staged(staged) => {
+                let incarnation = pull.target.incarnation;
                 self.pulls.remove(&key);
-                (Vec::new(), Some(Pulled { key, staged }))
+                let pulled = Pulled {
+                    key,
+                    incarnation,
+                    staged,
+                };
+                (Vec::new(), Some(pulled))
             }
             Complete::NotNow => (Vec::new(), None),
         }

@@ -103,6 +103,8 @@ pub struct Position {
     pub committed: Offset,
     /// It leads, and a majority hears it.
     pub leads: bool,
+    /// It could go on alone: see [`Group::could_go_on_alone`](crate::Group::could_go_on_alone).
+    pub is_able: bool,
     /// Who votes, as it knows, before and after a change that is under way.
     pub voters: [Vec<ReplicaId>; 2],
 }

@@ -54,6 +54,9 @@ pub(super) struct Hosted<W> {
     pub(super) failed: Option<GroupError>,
 }
 
+/// A group that has missed more of them than so many is another one.
+const INCARNATIONS_AT_ONCE: u32 = 16;
+
 impl<W> Hosted<W> {
     pub(super) fn new(key: GroupKey, group: Group, store: StateStore, incarnation: u32) -> Self {
         Self {
@@ -124,17 +127,24 @@ impl<W> Hosted<W> {
         if self.incarnation >= incarnation {
             return effects.answer(self.key, waiter, Ok(Done::Recovered));
         }
-        if self.recovering.is_some() {
-            // It is asked again.
-            return effects.answer(
-                self.key,
-                waiter,
-                Err(Refusal::Refused(ProposeError::NotReady)),
-            );
+        let has = self.incarnation;
+        let refused = if self.recovering.is_some() {
+            Some(RecoverError::UnderWay)
+        } else if incarnation.saturating_sub(has) > INCARNATIONS_AT_ONCE {
+            let asked = incarnation;
+            Some(RecoverError::Incarnation { has, asked })
+        } else if self.group.is_led() && !self.group.is_sole_voter() {
+            Some(RecoverError::IsLed)
+        } else {
+            None
+        };
+        if let Some(e) = refused {
+            return effects.answer(self.key, waiter, Err(Refusal::NotRecovered(e)));
         }
+        tracing::warn!(key = ?self.key, incarnation, ?how, "a group goes on without a majority");
         match how {
             Recovery::Follows => self.raise_incarnation(incarnation, waiter, effects),
-            Recovery::Alone => match self.group.begin_recovery() {
+            Recovery::Alone => match self.group.begin_recovery(incarnation) {
                 Ok(()) => self.recovering = Some((incarnation, waiter)),
                 Err(e) => effects.answer(self.key, waiter, Err(Refusal::NotRecovered(e))),
             },
@@ -186,6 +196,7 @@ impl<W> Hosted<W> {
             end: end.offset,
             committed: log.reader().committed_offset(),
             leads: self.is_taking(),
+            is_able: self.group.could_go_on_alone(),
             voters: [state.voters_outgoing.clone(), state.voters.clone()],
         }
     }

@@ -201,11 +201,16 @@ impl<W> Shard<W> {
     /// Puts a complete copy into the place of a group's log, which then is another one. Whoever waits is
     /// told that it is not known what becomes of it. Says whether the copy was taken.
     pub fn adopt(&mut self, pulled: Pulled, disk: Arc<dyn Disk>) -> bool {
-        let Pulled { key, staged } = pulled;
+        let Pulled {
+            key,
+            incarnation,
+            staged,
+        } = pulled;
         let Some(mut hosted) = self.groups.remove(&key) else {
             return false;
         };
-        if hosted.failed.is_some() {
+        let is_meant = hosted.incarnation == incarnation && !hosted.group.is_recovering();
+        if hosted.failed.is_some() || !is_meant {
             self.groups.insert(key, hosted);
             return false;
         }

@@ -153,6 +153,9 @@ impl FoundingFile {
         if json.get("metadata_incarnation").is_some() {
             file.metadata_incarnation =
                 u32::try_from(number(json, "metadata_incarnation")?).ok()?;
+            if file.metadata_incarnation == 0 {
+                return None;
+            }
         }
         let founders = json.get("founders")?.as_array()?;
         if founders.is_empty() || founders.len() > FOUNDERS_MAX {

@@ -227,17 +227,22 @@ impl Gate for Known {
             return Err(Refused(format!("broker {} is this one", who.node_id)));
         }
         let registered = here.brokers.iter().find(|one| one.node_id == who.node_id);
-        let known = registered
-            .map(|one| one.directory_id)
-            // It founds the cluster, and has not come to register yet.
-            .or_else(|| {
-                let mut founders = here.founders.iter();
-                let founder = founders.find(|one| one.node_id == who.node_id)?;
-                let removed = self.host.get().map(|host| host.removed());
-                let is_removed = removed.is_some_and(|removed| removed.contains(&who.node_id));
-                (!is_removed).then_some(founder.directory_id)
-            });
+        let registered = registered.map(|one| one.directory_id);
+        let removed = || self.host.get().map(|host| host.removed());
+        let is_removed =
+            registered.is_none() && removed().is_some_and(|removed| removed.contains(&who.node_id));
+        // One that founds the cluster may not have come to register yet.
+        let known = registered.or_else(|| {
+            let mut founders = here.founders.iter().filter(|_| !is_removed);
+            let founder = founders.find(|one| one.node_id == who.node_id)?;
+            Some(founder.directory_id)
+        });
         match known {
+            None if is_removed => Err(Refused(format!(
+                "broker {} was removed or given up as lost, and must not run any more with the data that it \
+                 has: stop it, empty its data directory, and start it with --join",
+                who.node_id
+            ))),
             None => Err(Refused(format!("broker {} is not known here", who.node_id))),
             Some(known) if known != who.directory_id => Err(Refused(format!(
                 "broker {} is known here with the data directory {}, not {}: if that is lost, run: {}",

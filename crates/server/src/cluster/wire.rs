@@ -185,6 +185,7 @@ pub(crate) fn positions_to_wire(
             end: one.end.get(),
             committed: one.committed.get(),
             leads: one.leads,
+            able: one.is_able,
             voters,
             voters_outgoing,
         }
@@ -217,6 +218,7 @@ pub(crate) fn positions(positions: Vec<PeerPosition>) -> Option<Vec<Position>> {
             end: Offset::new(one.end)?,
             committed: Offset::new(one.committed)?,
             leads: one.leads,
+            is_able: one.able,
             voters: [one.voters_outgoing, one.voters],
         })
     });

@@ -18,9 +18,10 @@ use crate::transport::held;
 
 /// How many partitions a page of the list has at most.
 const PAGE_SIZE_MAX: u32 = 1000;
-/// Where a partition has no leader nonetheless, that has other reasons.
-const NOTHING_LOST: &str = "all brokers answer, and no partition has lost its majority: there is nothing to \
-     go on without. See what is not well with: tidelog cluster health";
+/// Whatever is not well has other reasons.
+const NOTHING_LOST: &str = "neither the metadata nor a partition has lost its majority: there is nothing to go on \
+     without. A broker that has lost its disk is replaced, with: tidelog cluster replace; one that is not to \
+     come back is drained and removed";
 /// Partitions that are told of at most when a cluster is recovered.
 const TOLD_MAX: usize = 1000;
 /// What a broker, a partition or a problem takes in an answer, about.
@@ -289,12 +290,15 @@ impl Cluster for ClusterService {
         let alone = "this broker is alone: there are no others to go on without";
         let links = self.shared.links.as_ref();
         let links = links.ok_or_else(|| refused(alone.to_owned()))?;
-        let survey = Survey::make(broker, links, &request.lost).await;
+        let is_named = request.exactly || !request.lost.is_empty();
+        let named = is_named.then_some(&request.lost[..]);
+        let survey = Survey::make(broker, links, named).await;
         let survey = survey.map_err(refused)?;
+        let keeper = survey.keeper().map_err(refused)?;
         let plan = broker.plan_recovery(&survey.lost, &survey.positions);
-        let told = told(broker, &survey, &plan);
+        let told = told(broker, &survey, keeper, &plan);
         let changes = told.partition_count + told.stuck_count;
-        if survey.lost.is_empty() && told.metadata_keeper.is_none() && changes == 0 {
+        if keeper.is_none() && changes == 0 && !survey.is_half_done() {
             return Err(refused(NOTHING_LOST.to_owned()));
         }
         if !request.accept_loss {
@@ -305,6 +309,7 @@ impl Cluster for ClusterService {
         // Those that are lost are named from now on, so that nobody else is given up on the way.
         let named = v1::RecoverClusterRequest {
             lost: survey.lost.iter().copied().collect(),
+            exactly: true,
             ..request
         };
         let recover = || async {
@@ -347,12 +352,17 @@ fn recovered(
 }
 
 /// What is lost, as it is told.
-fn told(broker: &broker::Broker, survey: &Survey, plan: &Recovery) -> v1::RecoverClusterResponse {
+fn told(
+    broker: &broker::Broker,
+    survey: &Survey,
+    keeper: Option<(u32, u32)>,
+    plan: &Recovery,
+) -> v1::RecoverClusterResponse {
     let partitions = plan.partitions.iter().take(TOLD_MAX);
     let stuck = plan.stuck.iter().take(TOLD_MAX);
     v1::RecoverClusterResponse {
         lost: survey.lost.iter().copied().collect(),
-        metadata_keeper: survey.keeper().map(|(node, _)| node),
+        metadata_keeper: keeper.map(|(node, _)| node),
         partitions: partitions
             .map(|one| recovered(broker, survey, one.key, Some(one)))
             .collect(),

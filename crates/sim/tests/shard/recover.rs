@@ -7,26 +7,35 @@ use tidelog_sim::{FailMode, InjectedError, OpFilter};
 
 use crate::nodes::{Nodes, key};
 
-/// Tells a node to go on alone, and waits until it does.
+/// Tells a node to go on, again and again as long as it may be led; gives what it says then.
+fn told(nodes: &mut Nodes, id: u32, incarnation: u32, how: Recovery) -> Result<Done, Refusal> {
+    for _ in 0..200 {
+        let shard = &mut nodes.node(id).shard;
+        shard.recover(key(0), incarnation, how, 9_000);
+        nodes.settle();
+        let answers = &mut nodes.node(id).answers;
+        let answer = answers.iter().position(|(ticket, _)| *ticket == 9_000);
+        match answers.remove(answer.unwrap()).1 {
+            Err(Refusal::NotRecovered(RecoverError::IsLed)) => nodes.tick(),
+            other => return other,
+        }
+    }
+    panic!("it does not notice that it is not led any more");
+}
+
 fn go_on_alone(nodes: &mut Nodes, id: u32, incarnation: u32) {
-    let how = Recovery::Alone;
-    nodes
-        .node(id)
-        .shard
-        .recover(key(0), incarnation, how, 9_000);
-    nodes.settle();
-    let answers = &nodes.node(id).answers;
-    let answer = answers.iter().find(|(ticket, _)| *ticket == 9_000);
-    assert!(
-        matches!(answer, Some((_, Ok(Done::Recovered)))),
-        "{answer:?}"
-    );
+    let done = told(nodes, id, incarnation, Recovery::Alone);
+    assert!(matches!(done, Ok(Done::Recovered)), "{done:?}");
 }
 
 fn last(nodes: &Nodes, id: u32) -> (u64, u64) {
     let positions = nodes.nodes[id as usize - 1].shard.positions();
     let position = positions.iter().find(|one| one.key == key(0)).unwrap();
     (position.last_term, position.last_index)
+}
+
+fn incarnation(nodes: &Nodes, id: u32) -> u32 {
+    nodes.nodes[id as usize - 1].shard.positions()[0].incarnation
 }
 
 fn voters(nodes: &Nodes, id: u32) -> Vec<u64> {
@@ -72,12 +81,12 @@ fn one_of_three_goes_on_with_all_it_has_and_those_who_come_back_are_not_heard() 
         let log = nodes.node(keeper).shard.log(key(0)).unwrap();
         assert_eq!(log.reader().committed_offset(), end.offset);
         nodes.append(key(0), "after", 100);
-        let told = |nodes: &Nodes, id: u32, ticket: u64| {
+        let is_stored = |nodes: &Nodes, id: u32, ticket: u64| {
             let answers = &nodes.nodes[id as usize - 1].answers;
             let answer = answers.iter().find(|(told, _)| *told == ticket);
             matches!(answer, Some((_, Ok(Done::Stored { .. }))))
         };
-        assert!(told(&nodes, keeper, 100));
+        assert!(is_stored(&nodes, keeper, 100));
 
         // They were not lost after all: they are a group of their own, as they were before.
         for id in (1..=3).filter(|id| *id != keeper) {
@@ -132,9 +141,8 @@ fn another_that_is_left_follows_and_comes_to_the_same_members() {
         let committed = nodes.commit(follower, key(0));
         go_on_alone(&mut nodes, keeper, 2);
         assert!(nodes.commit(keeper, key(0)) >= committed);
-        let shard = &mut nodes.node(follower).shard;
-        shard.recover(key(0), 2, Recovery::Follows, 9_001);
-        nodes.settle();
+        told(&mut nodes, follower, 2, Recovery::Follows).unwrap();
+        assert_eq!(incarnation(&nodes, follower), 2);
         add_learner(&mut nodes, keeper, follower);
         nodes.append(key(0), "after", 100);
         nodes.until("the other has all", |nodes| {
@@ -157,6 +165,10 @@ fn a_stop_in_the_middle_costs_nothing_and_it_is_done_again() {
         nodes.tick();
         let end = nodes.node(3).shard.log(key(0)).unwrap().end();
         (1..=2).for_each(|id| nodes.node(id).stop(false));
+        nodes.until("it has no leader", |nodes| {
+            let group = nodes.nodes[2].shard.group(key(0)).unwrap();
+            group.role().leader.is_none()
+        });
         let node = nodes.node(3);
         node.may_fail = true;
         node.disk.fail_nth(
@@ -179,6 +191,33 @@ fn a_stop_in_the_middle_costs_nothing_and_it_is_done_again() {
 }
 
 #[test]
+fn a_group_that_is_led_goes_on_as_it_is() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    for ticket in 0..5 {
+        nodes.append(key(0), "before", ticket);
+    }
+    for id in 1..=3 {
+        for (incarnation, how) in [
+            (2, Recovery::Alone),
+            (2, Recovery::Follows),
+            (u32::MAX, Recovery::Follows),
+        ] {
+            let shard = &mut nodes.node(id).shard;
+            shard.recover(key(0), incarnation, how, 9_004);
+            nodes.settle();
+            let answer = nodes.node(id).answers.pop().unwrap();
+            assert!(
+                matches!(answer, (9_004, Err(Refusal::NotRecovered(_)))),
+                "{answer:?}"
+            );
+        }
+        assert_eq!(incarnation(&nodes, id), 1);
+    }
+    nodes.append(key(0), "after", 10);
+}
+
+#[test]
 fn one_that_is_no_member_does_not_go_on_alone() {
     let mut nodes = Nodes::new(3, 1, 1);
     nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
@@ -197,16 +236,11 @@ fn one_that_is_no_member_does_not_go_on_alone() {
         !voters(nodes, gone).contains(&replica_of(gone, 0))
     });
     let before = last(&nodes, gone);
-    let how = Recovery::Alone;
-    nodes.node(gone).shard.recover(key(0), 2, how, 9_003);
-    nodes.settle();
-    let answer = nodes.node(gone).answers.pop();
+    let refused = told(&mut nodes, gone, 2, Recovery::Alone);
+    let e = RecoverError::NoMember;
     assert!(
-        matches!(
-            answer,
-            Some((9_003, Err(Refusal::NotRecovered(RecoverError::NoMember))))
-        ),
-        "{answer:?}"
+        matches!(&refused, Err(Refusal::NotRecovered(said)) if *said == e),
+        "{refused:?}"
     );
     assert_eq!(last(&nodes, gone), before);
 }

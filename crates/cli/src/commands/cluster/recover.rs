@@ -7,24 +7,30 @@ use tidelog_client::proto::{RecoverClusterResponse, RecoveredPartition};
 use super::partitions::nodes;
 use super::unanswered;
 use crate::args::{OutputArgs, OutputForm};
+use crate::commands::confirm::confirm;
 use crate::failure::Failure;
 use crate::output::sink::print;
 use crate::output::table::Table;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RecoverArgs {
-    /// The brokers that are lost for good, as a list with commas; all that do not answer otherwise.
+    /// The brokers that are lost for good, as a list with commas: it has to be all that do not answer. By
+    /// default it is these.
     #[arg(long, value_name = "NODE", value_delimiter = ',')]
     lost: Vec<u32>,
     /// Do it: give these brokers up for good, and with them what only they have.
     #[arg(long)]
     accept_loss: bool,
+    /// Do not ask, where --lost does not name them.
+    #[arg(long)]
+    yes: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(super) async fn run(client: &Client, args: &RecoverArgs) -> Result<(), Failure> {
-    let looked = client.recover_cluster(&args.lost, false).await;
+    let named = (!args.lost.is_empty()).then_some(&args.lost[..]);
+    let looked = client.recover_cluster(named, false).await;
     let plan = looked.map_err(unanswered)?;
     let is_table = args.output.form == OutputForm::Table;
     if is_table {
@@ -45,8 +51,12 @@ pub(super) async fn run(client: &Client, args: &RecoverArgs) -> Result<(), Failu
         }
         return Ok(());
     }
+    if named.is_none() {
+        let lost = nodes(&plan.lost);
+        confirm(&format!("gives up broker(s) {lost}"), &lost, args.yes)?;
+    }
     // Those that were told of, and nobody else.
-    let done = client.recover_cluster(&plan.lost, true).await?;
+    let done = client.recover_cluster(Some(&plan.lost), true).await?;
     if is_table {
         say!(
             "done. The brokers that were given up must not be started again with the disks that they had"
@@ -67,7 +77,7 @@ fn described(plan: &RecoverClusterResponse) -> String {
     let mut text = String::new();
     if !plan.lost.is_empty() {
         let lost = nodes(&plan.lost);
-        text += &format!("Lost, and given up with all they have: broker(s) {lost}\n");
+        text += &format!("To be given up, with all they have: broker(s) {lost}\n");
     }
     text += &match plan.metadata_keeper {
         Some(node) => format!(
@@ -85,11 +95,12 @@ fn described(plan: &RecoverClusterResponse) -> String {
         text += &format!("Partitions: {have} lost the majority of their replicas\n\n");
         text += &table(&plan.partitions).text();
         text += &more(plan.partition_count, plan.partitions.len());
-        text += "\nWhat was acknowledged from END OFFSET on is lost for good, as are changes of topics and \
-                 brokers that only the lost brokers knew of.\n";
+        text += "\nLost for good is what was acknowledged from END OFFSET on; everything of a partition that goes \
+                 on nowhere; and changes of topics and brokers that only the lost brokers knew of.\n";
     }
     if plan.stuck_count > 0 {
-        text += "\nCannot go on: the replicas that are left do not serve, and are to be repaired first\n\n";
+        text += "\nCannot go on, since a replica that is left does not serve and may have most, or the one that has \
+                 most was leaving. Repair it first: see `tidelog cluster health` and the log of its broker\n\n";
         text += &table(&plan.stuck).text();
         text += &more(plan.stuck_count, plan.stuck.len());
     }
