@@ -8,7 +8,7 @@ use super::{BIG, b};
 use crate::wire::Case;
 
 pub(super) fn all() -> Vec<Case> {
-    [descriptions(), partitions(), brokers()]
+    [descriptions(), partitions(), brokers(), recovery()]
         .into_iter()
         .flatten()
         .collect()
@@ -182,6 +182,52 @@ fn brokers() -> Vec<Case> {
             "ReplaceBrokerResponse",
             "",
             &v1::ReplaceBrokerResponse { replicas: 300 },
+        ),
+    ]
+}
+
+fn recovery() -> Vec<Case> {
+    vec![
+        Case::new(
+            "RecoverClusterRequest",
+            "",
+            &v1::RecoverClusterRequest {
+                lost: vec![3, 300],
+                accept_loss: true,
+                exactly: true,
+            },
+        ),
+        Case::new(
+            "RecoverClusterResponse",
+            "",
+            &v1::RecoverClusterResponse {
+                lost: vec![3, 300],
+                metadata_keeper: Some(0),
+                partitions: vec![v1::RecoveredPartition {
+                    partition: 3,
+                    ..Default::default()
+                }],
+                partition_count: 300,
+                stuck: vec![v1::RecoveredPartition {
+                    partition: 4,
+                    ..Default::default()
+                }],
+                stuck_count: 301,
+                done: true,
+            },
+        ),
+        Case::new(
+            "RecoveredPartition",
+            "",
+            &v1::RecoveredPartition {
+                topic: "t".to_owned(),
+                partition: 300,
+                keeper: Some(0),
+                end_offset: BIG,
+                high_watermark: BIG,
+                lost: vec![3, 300],
+                others: vec![4, 301],
+            },
         ),
     ]
 }
