@@ -105,14 +105,20 @@ impl Load {
 }
 
 fn candidates(cluster: &Cluster, is_allowed: impl Fn(NodeId) -> bool) -> Vec<Candidate<'_>> {
-    let brokers = cluster.brokers.iter();
-    let allowed = brokers.filter(|(node, _)| is_allowed(**node));
-    allowed
-        .map(|(node, broker)| Candidate {
-            node: *node,
-            rack: broker.registration.rack.as_deref(),
-        })
-        .collect()
+    let allowed = cluster.brokers.keys().filter(|node| is_allowed(**node));
+    allowed.map(|node| candidate(cluster, *node)).collect()
+}
+
+fn candidate(cluster: &Cluster, node: NodeId) -> Candidate<'_> {
+    let broker = cluster.broker(node);
+    let rack = broker.and_then(|broker| broker.registration.rack.as_deref());
+    Candidate { node, rack }
+}
+
+/// The brokers that have these.
+fn taken<'c>(cluster: &'c Cluster, replicas: &[ReplicaId]) -> Vec<Candidate<'c>> {
+    let nodes = replicas.iter().map(|replica| node_of(*replica));
+    nodes.map(|node| candidate(cluster, node)).collect()
 }
 
 /// The broker that gets one more replica, the only one of its partition; none that is excluded.
@@ -139,17 +145,7 @@ pub(crate) fn with_more(
             .is_some_and(|broker| broker.is_usable())
     });
     let mut target = placement.replicas.clone();
-    let rack = |node| {
-        let broker = cluster.broker(node);
-        broker.and_then(|broker| broker.registration.rack.as_deref())
-    };
-    let taken = target.iter().map(|replica| node_of(*replica));
-    let mut taken: Vec<_> = taken
-        .map(|node| Candidate {
-            node,
-            rack: rack(node),
-        })
-        .collect();
+    let mut taken = taken(cluster, &target);
     for _ in 0..placement.lacking {
         if target.len() >= REPLICAS_MAX {
             break;
@@ -159,6 +155,7 @@ pub(crate) fn with_more(
         };
         taken.push(next);
         target.push(cluster.fresh(next.node, placement));
+        load.counts.entry(next.node).or_default().of_all += 1;
     }
     (target.len() > placement.replicas.len()).then_some(target)
 }
@@ -179,7 +176,7 @@ pub(crate) fn place(
         allowed = candidates(cluster, |node| is(node, |broker| !broker.is_fenced));
     }
     let mut load = Load::new(cluster, topic);
-    let mut placed = Vec::new();
+    let mut placed: Vec<Vec<ReplicaId>> = Vec::new();
     for _ in 0..count {
         let mut taken = Vec::new();
         while taken.len() < factor
@@ -191,7 +188,33 @@ pub(crate) fn place(
         load.add(&replicas, true);
         placed.push(replicas);
     }
+    even_out(&mut placed, &mut load);
     placed
+}
+
+/// Each leadership went to whoever had the fewest then. Now that all are known, one goes on to another
+/// replica as long as that has at least two fewer of the topic: so often that none could any more.
+fn even_out(placed: &mut [Vec<ReplicaId>], load: &mut Load) {
+    let mut has_moved = true;
+    while has_moved {
+        has_moved = false;
+        for replicas in &mut *placed {
+            let leads = |at: usize| load.of(node_of(replicas[at])).leaders_of_topic;
+            let Some(fewest) = (0..replicas.len()).min_by_key(|at| leads(*at)) else {
+                continue;
+            };
+            if leads(fewest) + 2 > leads(0) {
+                continue;
+            }
+            for (at, change) in [(0, -1), (fewest, 1)] {
+                let count = load.counts.entry(node_of(replicas[at])).or_default();
+                count.leaders_of_topic += change;
+                count.leaders_of_all += change;
+            }
+            replicas.rotate_left(fewest);
+            has_moved = true;
+        }
+    }
 }
 
 /// The preferred leader first, then the others in a circle from it on, so that the second choices are
@@ -234,10 +257,6 @@ pub(crate) fn elsewhere(
     };
     let must_leave = |node| is_draining(node) || leave == Some(node);
     let allowed = candidates(cluster, |node| is_usable(node) && leave != Some(node));
-    let rack = |node| {
-        let broker = cluster.broker(node);
-        broker.and_then(|broker| broker.registration.rack.as_deref())
-    };
     let mut target = placement.replicas.clone();
     // Half of what is left beside those that are there goes to new ones, half to removed ones.
     let mut moves = CHANGING_MEMBERS_MAX.saturating_sub(2 * target.len()) / 4;
@@ -246,15 +265,8 @@ pub(crate) fn elsewhere(
         let to = if moves == 0 {
             None
         } else if must_leave(node) {
-            let others = target.iter().map(|other| node_of(*other));
-            let taken: Vec<_> = others
-                .map(|node| Candidate {
-                    node,
-                    rack: rack(node),
-                })
-                .collect();
             // The one that leaves takes no room in its rack, and cannot be chosen either.
-            let mut kept = taken.clone();
+            let mut kept = taken(cluster, &target);
             kept.remove(i);
             let free: Vec<_> = allowed
                 .iter()
