@@ -16,7 +16,7 @@ fn main() {
     let ask = Method::builder()
         .name("ask")
         .route_name("Ask")
-        .comment("A question to a broker, before there is a link.")
+        .comment("A question to a broker, without a link.")
         .input_type("tidelog_proto::internal::v1::PeerQuestion")
         .output_type("tidelog_proto::internal::v1::PeerAnswer")
         .codec_path("crate::ask::AskCodec")
@@ -26,7 +26,13 @@ fn main() {
         .package("tidelog.internal.v1")
         .comment("What brokers of a cluster tell each other.")
         .method(link)
+        .build();
+    // By itself, since a server has one limit for what it takes: questions are short, and frames are not.
+    let questions = Service::builder()
+        .name("Questions")
+        .package("tidelog.internal.v1")
+        .comment("What a broker is asked without a link.")
         .method(ask)
         .build();
-    Builder::new().compile(&[peer]);
+    Builder::new().compile(&[peer, questions]);
 }

@@ -3,7 +3,6 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use bytes::Buf;
 use prost::Message;
 use thiserror::Error;
 use tidelog_proto::internal::v1::{PeerAnswer, PeerQuestion};
@@ -12,7 +11,7 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
 
-use crate::generated::peer_client::PeerClient;
+use crate::generated::questions_client::QuestionsClient;
 
 /// The longest question, and the longest answer.
 pub const ASK_BYTES_MAX: usize = 256 << 10;
@@ -59,7 +58,7 @@ pub async fn ask(
     let asked = async {
         let channel = endpoint.tcp_nodelay(true).connect().await;
         let channel = channel.map_err(|e| AskError::Unreachable { why: root(&e) })?;
-        let mut client = PeerClient::new(channel).max_decoding_message_size(ASK_BYTES_MAX);
+        let mut client = QuestionsClient::new(channel).max_decoding_message_size(ASK_BYTES_MAX);
         match client.ask(question).await {
             Ok(answer) => Ok(answer.into_inner()),
             Err(status) => Err(AskError::Refused {
@@ -81,7 +80,7 @@ fn root(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Messages of protobuf, none longer than [`ASK_BYTES_MAX`].
+/// Messages of protobuf. That none is longer than [`ASK_BYTES_MAX`] is checked before any of it is kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AskCodec<E, D>(PhantomData<(E, D)>);
 
@@ -133,11 +132,6 @@ impl<D: Message + Default> Decoder for AskDecoder<D> {
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
-        let len = bytes.remaining();
-        if len > ASK_BYTES_MAX {
-            let what = format!("{len} bytes are more than a question or answer has");
-            return Err(Status::out_of_range(what));
-        }
         let message = D::decode(bytes);
         let message = message.map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Some(message))

@@ -33,6 +33,7 @@ pub use ask::{ASK_BYTES_MAX, AskError, ask};
 pub use convert::carried;
 pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError, NOTE_BYTES_MAX};
 pub use generated::peer_server::PeerServer;
+pub use generated::questions_server::QuestionsServer;
 pub use link::{Link, LinkConfig, LinkState, LinkStats};
 pub use service::{Answers, Gate, PeerService, Refused, Sink};
 
@@ -49,6 +50,10 @@ use tidelog_replica::NodeId;
 )]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/tidelog.internal.v1.Peer.rs"));
+    include!(concat!(
+        env!("OUT_DIR"),
+        "/tidelog.internal.v1.Questions.rs"
+    ));
 }
 
 /// The version of what is said here.

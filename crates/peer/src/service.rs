@@ -12,9 +12,11 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::ask::ASK_BYTES_MAX;
 use crate::convert::{delivery, hello, identity_of};
 use crate::frame::{FRAME_BYTES_MAX, Frame};
 use crate::generated::peer_server::{Peer, PeerServer};
+use crate::generated::questions_server::{Questions, QuestionsServer};
 use crate::{Identity, PROTOCOL_VERSION};
 
 /// Where what comes of other brokers goes.
@@ -68,21 +70,26 @@ pub struct PeerService {
 }
 
 impl PeerService {
-    /// The service of the broker `own`, to be put behind a listener. As long as it does not know its
+    /// The services of the broker `own`, to be put behind a listener. As long as it does not know its
     /// cluster, it answers to questions, and nobody is linked to it.
-    pub fn server(
+    pub fn servers(
         own: Arc<OnceLock<Identity>>,
         gate: Arc<dyn Gate>,
         sink: Arc<dyn Sink>,
         answers: Arc<dyn Answers>,
-    ) -> PeerServer<Self> {
+    ) -> (PeerServer<Self>, QuestionsServer<Self>) {
         let service = Self {
             own,
             gate,
             sink,
             answers,
         };
-        PeerServer::new(service).max_decoding_message_size(FRAME_BYTES_MAX)
+        let questions = QuestionsServer::new(service.clone());
+        let peer = PeerServer::new(service);
+        (
+            peer.max_decoding_message_size(FRAME_BYTES_MAX),
+            questions.max_decoding_message_size(ASK_BYTES_MAX),
+        )
     }
 
     fn own(&self) -> Result<Identity, Status> {
@@ -178,6 +185,10 @@ impl Peer for PeerService {
         tokio::spawn(self.clone().listen(own.node_id, who, frames, answers));
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
+}
+
+#[tonic::async_trait]
+impl Questions for PeerService {
     async fn ask(&self, request: Request<PeerQuestion>) -> Result<Response<PeerAnswer>, Status> {
         let answer = timeout(ANSWER_TIMEOUT, self.answers.answer(request.into_inner())).await;
         let answer = answer.map_err(|_| Status::deadline_exceeded("the answer takes too long"))?;

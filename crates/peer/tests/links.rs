@@ -168,13 +168,13 @@ impl Answers for Echoes {
     }
 }
 
-async fn serve(own: Identity, gate: Refuses, sink: &Sunk, at: &str) -> (String, Served) {
+async fn serve(own: Identity, gate: impl Gate, sink: &Sunk, at: &str) -> (String, Served) {
     serve_as(Arc::new(OnceLock::from(own)), gate, sink, at).await
 }
 
 async fn serve_as(
     own: Arc<OnceLock<Identity>>,
-    gate: Refuses,
+    gate: impl Gate,
     sink: &Sunk,
     at: &str,
 ) -> (String, Served) {
@@ -183,7 +183,8 @@ async fn serve_as(
         .enable_all()
         .build()
         .unwrap();
-    let service = PeerService::server(own, Arc::new(gate), sink.sink.clone(), Arc::new(Echoes));
+    let (peer, questions) =
+        PeerService::servers(own, Arc::new(gate), sink.sink.clone(), Arc::new(Echoes));
     let at = at.to_owned();
     let (bound, address) = tokio::sync::oneshot::channel();
     runtime.spawn(async move {
@@ -191,7 +192,9 @@ async fn serve_as(
         bound
             .send(listener.local_addr().unwrap().to_string())
             .unwrap();
-        let server = tonic::transport::Server::builder().add_service(service);
+        let server = tonic::transport::Server::builder()
+            .add_service(peer)
+            .add_service(questions);
         server
             .serve_with_incoming(TcpIncoming::from(listener))
             .await
@@ -303,6 +306,37 @@ async fn whoever_is_no_peer_is_refused() {
         assert_eq!(link.state().borrow().connections, 0);
         assert!(link.send(ask(1, 2, CatchUp::Ask)).is_err());
     }
+}
+
+/// Lets everybody in until it is closed.
+#[derive(Debug)]
+struct Closes(watch::Receiver<bool>);
+
+impl Gate for Closes {
+    fn admit(&self, who: &Identity) -> Result<(), Refused> {
+        match *self.0.borrow() {
+            true => Err(Refused(format!("broker {} was removed", who.node_id))),
+            false => Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_removed_is_not_heard_any_more_on_the_connection_it_has() {
+    let (mut two, mut one) = (Sunk::new(), Sunk::new());
+    let (close, is_closed) = watch::channel(false);
+    let (address, _served) = serve(identity(2), Closes(is_closed), &two, "127.0.0.1:0").await;
+    let link = link(1, 2, &address, &one, LinkConfig::default());
+    until("it is connected", &link, is_connected).await;
+    link.send(ask(1, 2, CatchUp::Ask)).unwrap();
+    two.delivered().await;
+    close.send_replace(true);
+    // It may be noticed before, by a ping.
+    drop(link.send(ask(1, 2, CatchUp::Gone)));
+    let told = one.next().await;
+    assert!(matches!(told, Told::Unreachable(2)), "{told:?}");
+    until("it is refused", &link, |state| state.failures > 2).await;
+    assert!(two.told.try_recv().is_err(), "nothing more was delivered");
 }
 
 #[tokio::test]
@@ -478,10 +512,8 @@ async fn questions_and_answers_have_a_bound_and_every_wait_ends() {
     let who = question(Question::Who(who));
     let error = ask_broker(&address, who.clone(), patience).await;
     let error = error.unwrap_err();
-    assert!(
-        error.to_string().contains("more than a question"),
-        "{error}"
-    );
+    let limit = format!("the limit is: {ASK_BYTES_MAX} bytes");
+    assert!(error.to_string().contains(&limit), "{error}");
     // Nobody is there, or says anything, or it is no address.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = silent.local_addr().unwrap().to_string();

@@ -126,6 +126,27 @@ async fn three_servers_elect_replicate_and_survive_the_loss_of_one() {
     }
 }
 
+/// A question that says to be as long as a frame of a link is refused before any of it has come: what it takes
+/// would be held.
+async fn long_question(port: SocketAddr) {
+    let socket = TcpStream::connect(port).await.unwrap();
+    let (requests, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post("http://tidelog/tidelog.internal.v1.Questions/Ask")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    let mut ready = requests.ready().await.unwrap();
+    let (response, mut body) = ready
+        .send_request(request.body(()).unwrap(), false)
+        .unwrap();
+    let mut head = vec![0];
+    head.extend(60_000_000_u32.to_be_bytes());
+    body.send_data(head.into(), false).unwrap();
+    let response = response.await.unwrap();
+    // OUT_OF_RANGE, and the stream is not closed by this side.
+    assert_eq!(response.headers()["grpc-status"], "11");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_at_the_cluster_port_ends_its_connection_and_nothing_else() {
     let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
@@ -165,6 +186,9 @@ async fn garbage_at_the_cluster_port_ends_its_connection_and_nothing_else() {
         let request = v1::ListTopicsRequest::default();
         let status = client.list_topics(request).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unimplemented);
+    }
+    for port in &ports {
+        soon("a refusal", long_question(*port)).await;
     }
     // More than there are places, and none of them says a word: the links that there are go on.
     let mut silent = Vec::new();

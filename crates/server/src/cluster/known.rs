@@ -134,23 +134,26 @@ impl Known {
         here
     }
 
-    /// Whom to ask, where another broker means this cluster; what it is told otherwise.
-    fn host(&self, cluster_id: &[u8]) -> Result<&Arc<dyn Host>, String> {
-        let Some(own) = lock(&self.state).here.cluster_id else {
-            return Err("this broker belongs to no cluster yet".to_owned());
-        };
-        if wire::id_of(cluster_id) != Some(own) {
-            return Err(format!("this is another cluster: {}", hex(&own)));
+    /// Whether another broker means this cluster; what it is told otherwise.
+    fn check_cluster(&self, cluster_id: &[u8]) -> Result<(), String> {
+        let own = lock(&self.state).here.cluster_id;
+        let own = own.ok_or("this broker belongs to no cluster yet")?;
+        match wire::id_of(cluster_id) == Some(own) {
+            true => Ok(()),
+            false => Err(format!("this is another cluster: {}", hex(&own))),
         }
+    }
+
+    fn host(&self) -> Result<&Arc<dyn Host>, String> {
         let host = self.host.get();
         host.ok_or_else(|| "this broker is not open yet".to_owned())
     }
 
     async fn positions(&self, asked: PeerAskPositions) -> Result<Answer, String> {
-        let host = self.host(&asked.cluster_id)?;
+        self.check_cluster(&asked.cluster_id)?;
         let after = wire::after(&asked);
         let after = after.ok_or("the partition after which to go on makes no sense")?;
-        let positions = host.positions().await?;
+        let positions = self.host()?.positions().await?;
         let here = lock(&self.state).here.clone();
         Ok(Answer::Positions(wire::positions_to_wire(
             &here, &positions, after,
@@ -158,22 +161,22 @@ impl Known {
     }
 
     async fn recover(&self, asked: PeerRecover) -> Result<Answer, String> {
-        let host = self.host(&asked.cluster_id)?;
+        self.check_cluster(&asked.cluster_id)?;
         let how = if asked.alone {
             Recovery::Alone
         } else {
             Recovery::Follows
         };
-        host.recover(asked.incarnation, how).await?;
+        self.host()?.recover(asked.incarnation, how).await?;
         Ok(Answer::Recovered(PeerRecovered {}))
     }
 
     async fn join(&self, join: PeerJoin) -> Result<Answer, String> {
-        let host = self.host(&join.cluster_id)?;
+        self.check_cluster(&join.cluster_id)?;
         let founders = lock(&self.state).here.founders.clone();
         let registration = join.registration.filter(wire::is_sound);
         let registration = registration.ok_or("what the broker says of itself makes no sense")?;
-        Ok(match host.join(registration).await {
+        Ok(match self.host()?.join(registration).await {
             JoinAnswer::Joined {
                 generation,
                 brokers,

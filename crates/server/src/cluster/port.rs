@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tidelog_peer::PeerService;
+use tidelog_peer::{PeerServer, PeerService, QuestionsServer};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
@@ -29,6 +30,10 @@ const HEADERS_MAX: u32 = 16 << 10;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After how long of silence a connection is asked for a sign of life, and how long it has to give one.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// How long a question may take to come and be answered, and a link until it is greeted.
+const CALL_TIMEOUT: Duration = Duration::from_secs(40);
+/// That connections are refused is said so often at most.
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How long connections that are cut get to end.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -42,12 +47,13 @@ pub(crate) struct Port {
 impl Port {
     pub(crate) fn start(
         listener: TcpListener,
-        service: tidelog_peer::PeerServer<PeerService>,
+        (peer, questions): (PeerServer<PeerService>, QuestionsServer<PeerService>),
     ) -> Self {
         let end = CancellationToken::new();
         let admission = Admission {
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             end: end.clone(),
+            said_at: None,
         };
         let incoming = Accepting::new(listener, admission);
         let server = tonic::transport::Server::builder()
@@ -58,7 +64,9 @@ impl Port {
             .http2_max_header_list_size(HEADERS_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .add_service(service);
+            .timeout(CALL_TIMEOUT)
+            .add_service(peer)
+            .add_service(questions);
         let ended = end.clone().cancelled_owned();
         let task = tokio::spawn(server.serve_with_incoming_shutdown(incoming, ended));
         Self { end, task }
@@ -84,6 +92,8 @@ impl Drop for Port {
 struct Admission {
     places: Arc<Semaphore>,
     end: CancellationToken,
+    /// When it was said last that there are too many.
+    said_at: Option<Instant>,
 }
 
 impl Admit for Admission {
@@ -91,7 +101,12 @@ impl Admit for Admission {
 
     fn admit(&mut self) -> Option<Admitted> {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            tracing::warn!("the cluster port has {CONNECTIONS_MAX} connections and takes no more");
+            if self.said_at.is_none_or(|at| at.elapsed() >= SAY_INTERVAL) {
+                self.said_at = Some(Instant::now());
+                tracing::warn!(
+                    "the cluster port has {CONNECTIONS_MAX} connections and takes no more"
+                );
+            }
             return None;
         };
         Some(Admitted {

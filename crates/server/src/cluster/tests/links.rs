@@ -38,7 +38,7 @@ async fn garbage_on_the_port_harms_nobody() {
         panic!("another answer");
     };
     assert_eq!(here.node_id, 1);
-    // What is meant for another cluster is refused, and all else until the broker is open.
+    // What is meant for another cluster, or says nothing of a broker, is refused.
     let join = |cluster_id: &[u8]| PeerJoin {
         cluster_id: cluster_id.to_vec().into(),
         registration: None,
@@ -46,7 +46,7 @@ async fn garbage_on_the_port_harms_nobody() {
     for (join, expected) in [
         (join(b"short"), "another cluster"),
         (join(&[9; 16]), "another cluster"),
-        (join(&node.settled().cluster_id), "is not open yet"),
+        (join(&node.settled().cluster_id), "makes no sense"),
     ] {
         let question = PeerQuestion {
             question: Some(Question::Join(join)),
