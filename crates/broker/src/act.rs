@@ -3,10 +3,8 @@
 use tidelog_controller::{Action, Order, PartitionKey, Report, Seen};
 use tidelog_log::state::GroupKey;
 use tidelog_record::PartitionId;
-use tidelog_replica::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
-};
-use tidelog_replica::{Group, ReplicaId};
+use tidelog_replica::eraftpb::{ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use tidelog_replica::{Group, ReplicaId, single};
 
 /// A partition, as the controller names it.
 pub(crate) fn partition_key(key: GroupKey) -> PartitionKey {
@@ -105,11 +103,4 @@ fn change(
         Action::TransferLeadership(_) => return Err("that changes no members".to_owned()),
     }
     Ok(change)
-}
-
-fn single(change: ConfChangeType, id: ReplicaId) -> ConfChangeSingle {
-    ConfChangeSingle {
-        change_type: change as i32,
-        node_id: id,
-    }
 }

@@ -6,6 +6,7 @@ use tidelog_log::state::GROUP_MEMBERS_MAX;
 use tidelog_log::{InternalKind, LogEntry};
 use tidelog_record::{Offset, ProducedBatch, Timestamp, TimestampType};
 
+use crate::config::ReplicaId;
 use crate::error::ProposeError;
 use crate::group::{Group, Proposed, epoch};
 use crate::payload::stub;
@@ -217,5 +218,13 @@ impl Group {
         self.last_read += 1;
         self.node.read_index(self.last_read.to_be_bytes().to_vec());
         Ok(self.last_read)
+    }
+}
+
+/// One member that a change of them is about.
+pub fn single(change: ConfChangeType, id: ReplicaId) -> ConfChangeSingle {
+    ConfChangeSingle {
+        change_type: change as i32,
+        node_id: id,
     }
 }

@@ -10,12 +10,13 @@
 //! part, should they not be lost after all, are not heard any more, and do not hear this one.
 
 use raft::StateRole;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use raft::eraftpb::{ConfChangeTransition, ConfChangeType, ConfChangeV2};
 use thiserror::Error;
 
 use tidelog_log::INITIAL_EPOCH;
 
 use crate::group::Group;
+use crate::propose::single;
 use crate::storage::Members;
 
 /// The terms of an incarnation begin so far above those of the one before: whoever is lost may have had later
@@ -177,12 +178,5 @@ impl Group {
     /// The group has this incarnation from now on.
     pub(crate) fn set_incarnation(&mut self, incarnation: u32) {
         self.node.mut_store().state.incarnation = incarnation;
-    }
-}
-
-fn single(change: ConfChangeType, id: u64) -> ConfChangeSingle {
-    ConfChangeSingle {
-        change_type: change as i32,
-        node_id: id,
     }
 }

@@ -13,8 +13,10 @@ use tidelog_disk::DiskOp;
 use tidelog_log::Log;
 use tidelog_log::state::{DirectoryIdentity, GroupState, StateFile};
 use tidelog_record::{Offset, Timestamp};
+use tidelog_replica::eraftpb::{Message, MessageType};
 use tidelog_replica::{
-    Done, Group, GroupConfig, Members, Proposal, ProposeError, Refusal, Shard, StateStore, Until,
+    Done, Group, GroupConfig, Members, Proposal, ProposeError, Received, Refusal, Shard,
+    StateStore, Until, replica_of,
 };
 use tidelog_sim::{FailMode, InjectedError, OpFilter};
 
@@ -239,7 +241,7 @@ fn a_leader_that_was_cut_off_gives_up_what_it_took_for_what_others_wrote() {
         }
         let third = (1..=3).find(|id| ![old, second].contains(id)).unwrap();
         let shard = &mut nodes.node(second).shard;
-        let to = tidelog_replica::replica_of(third, 0);
+        let to = replica_of(third, 0);
         shard.with(key(0), |group| group.transfer_leader(to));
         nodes.until("the third leads", |nodes| others(nodes) == Some(third));
         for ticket in 300..303 {
@@ -328,4 +330,35 @@ fn a_sole_voter_needs_no_time_and_others_do() {
     let mut nodes = Nodes::new(3, 1, 4);
     nodes.settle();
     assert!(nodes.node(1).shard.needs_ticks());
+}
+
+#[test]
+fn a_term_that_comes_from_nowhere_is_not_taken() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let follower = leader % 3 + 1;
+    let term = |nodes: &Nodes| {
+        let group = nodes.nodes[follower as usize - 1].shard.group(key(0));
+        group.unwrap().role().term
+    };
+    let before = term(&nodes);
+    for (above, is_taken) in [((1 << 24) + 1, false), (1 << 24, true)] {
+        let mut message = Message {
+            from: replica_of(leader, 0),
+            to: replica_of(follower, 0),
+            term: before + above,
+            ..Message::default()
+        };
+        message.set_msg_type(MessageType::MsgHeartbeat);
+        let received = Received {
+            key: key(0),
+            incarnation: 1,
+            message,
+            payloads: Vec::new(),
+        };
+        let shard = &mut nodes.node(follower).shard;
+        let taken = shard.receive(received, Timestamp::from_millis(0));
+        assert_eq!((taken.is_ok(), term(&nodes) > before), (is_taken, is_taken));
+    }
 }

@@ -1,7 +1,7 @@
 //! A majority is lost for good, and one replica goes on alone.
 
-use tidelog_replica::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
-use tidelog_replica::{Done, RecoverError, Recovery, Refusal, replica_of};
+use tidelog_replica::eraftpb::{ConfChangeType, ConfChangeV2};
+use tidelog_replica::{Done, RecoverError, Recovery, Refusal, replica_of, single};
 
 use tidelog_sim::{FailMode, InjectedError, OpFilter};
 
@@ -45,12 +45,11 @@ fn voters(nodes: &Nodes, id: u32) -> Vec<u64> {
 
 /// A change of members, as the controller asks for it.
 fn add_learner(nodes: &mut Nodes, leader: u32, learner: u32) {
-    let single = ConfChangeSingle {
-        change_type: ConfChangeType::AddLearnerNode as i32,
-        node_id: replica_of(learner, 0),
-    };
     let mut change = ConfChangeV2::default();
-    change.changes.push(single);
+    change.changes.push(single(
+        ConfChangeType::AddLearnerNode,
+        replica_of(learner, 0),
+    ));
     let proposed = nodes
         .node(leader)
         .shard
@@ -223,12 +222,10 @@ fn one_that_is_no_member_does_not_go_on_alone() {
     nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
     let leader = nodes.leader(key(0)).unwrap();
     let gone = (1..=3).find(|id| *id != leader).unwrap();
-    let single = ConfChangeSingle {
-        change_type: ConfChangeType::RemoveNode as i32,
-        node_id: replica_of(gone, 0),
-    };
     let mut change = ConfChangeV2::default();
-    change.changes.push(single);
+    change
+        .changes
+        .push(single(ConfChangeType::RemoveNode, replica_of(gone, 0)));
     let shard = &mut nodes.node(leader).shard;
     let proposed = shard.with(key(0), |group| group.propose_members(&change));
     proposed.unwrap().unwrap();
