@@ -16,7 +16,6 @@ use tidelog_peer::ask;
 use tidelog_proto::internal::v1::{
     PeerAskPositions, PeerQuestion, PeerRecover, peer_answer::Answer, peer_question::Question,
 };
-
 use tokio::time::{Instant, sleep};
 
 use super::decide::Own;

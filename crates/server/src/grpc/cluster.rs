@@ -314,8 +314,11 @@ impl Cluster for ClusterService {
         };
         let recover = || async {
             let (lost, positions) = (survey.lost.clone(), survey.positions.clone());
-            broker.recover(lost, positions).await?;
+            let done = broker.recover(lost, positions).await?;
+            // What has gone on may know of more than what this broker knew when it told.
             Ok(v1::RecoverClusterResponse {
+                partition_count: count(done.partitions.len()),
+                stuck_count: count(done.stuck.len()),
                 done: true,
                 ..told.clone()
             })

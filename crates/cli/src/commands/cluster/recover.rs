@@ -58,6 +58,13 @@ pub(super) async fn run(client: &Client, args: &RecoverArgs) -> Result<(), Failu
     // Those that were told of, and nobody else.
     let done = client.recover_cluster(Some(&plan.lost), true).await?;
     if is_table {
+        if done.partition_count != plan.partition_count {
+            say!(
+                "{} partitions went on without a majority, not {}: the metadata that went on knew of others",
+                done.partition_count,
+                plan.partition_count
+            );
+        }
         say!(
             "done. The brokers that were given up must not be started again with the disks that they had"
         );
