@@ -99,6 +99,17 @@ async fn one_of_three_goes_on_alone_and_new_ones_take_the_places_of_the_lost() {
     assert_eq!(kept, before as u64);
     let described = cluster.client().describe_cluster().await.unwrap();
     assert_eq!((described.brokers.len(), described.problem_count), (3, 6));
+    // Who is given up has to be named, or confirmed.
+    let (exit, _, said) = recover(&cluster, 1, &["--accept-loss"]).await;
+    assert!(exit == 2 && said.contains("--lost 2,3"), "{said}");
+    cluster
+        .until_at(1, "nobody leads the metadata", |described| {
+            described.metadata_leader.is_none()
+        })
+        .await;
+    let broker = [("TIDELOG_BROKER", cluster.nodes[&1].grpc.as_str())];
+    let said = stderr(&run(&["cluster", "status"], &broker, b""));
+    assert!(said.contains("tidelog cluster recover"), "{said}");
     let (exit, _, said) = recover(&cluster, 1, &["--lost", "2"]).await;
     assert_eq!(exit, 3, "broker 3 does not answer either: {said}");
     let (exit, _, said) = recover(&cluster, 1, &["--lost", "1,2,3", "--accept-loss"]).await;

@@ -53,7 +53,12 @@ pub(super) async fn run(client: &Client, args: &RecoverArgs) -> Result<(), Failu
     }
     if named.is_none() {
         let lost = nodes(&plan.lost);
-        confirm(&format!("gives up broker(s) {lost}"), &lost, args.yes)?;
+        let confirmed = confirm(&format!("gives up broker(s) {lost}"), &lost, args.yes);
+        confirmed.map_err(|failure| {
+            failure.hint(format!(
+                "name them, with --lost {lost}; or add --yes if you mean it"
+            ))
+        })?;
     }
     // Those that were told of, and nobody else.
     let done = client.recover_cluster(Some(&plan.lost), true).await?;

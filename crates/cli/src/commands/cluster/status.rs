@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use tidelog_client::Client;
-use tidelog_client::proto::{BrokerState, DescribeClusterResponse, PartitionProblem, ProblemKind};
+use tidelog_client::proto::{
+    BrokerDescription, BrokerState, DescribeClusterResponse, PartitionProblem, ProblemKind,
+};
 
 use super::{brokers, unanswered};
 use crate::args::{OutputArgs, OutputForm};
@@ -22,7 +24,16 @@ pub(super) async fn status(client: &Client, output: OutputArgs) -> Result<(), Fa
     print(&match output.form {
         OutputForm::Table => as_text(&cluster),
         OutputForm::Json => format!("{}\n", as_json(&cluster)),
-    })
+    })?;
+    let is_silent = |broker: &BrokerDescription| broker.state() != BrokerState::Alive;
+    let is_table = output.form == OutputForm::Table;
+    if is_table && cluster.metadata_leader.is_none() && cluster.brokers.iter().any(is_silent) {
+        say!(
+            "start the brokers that are not heard; if they are lost for good, and a majority with them, see \
+             what is left with: tidelog cluster recover"
+        );
+    }
+    Ok(())
 }
 
 pub(super) async fn health(client: &Client, output: OutputArgs) -> Result<(), Failure> {
