@@ -11,7 +11,7 @@ use tidelog_log::state::GroupKey;
 use tidelog_replica::catch_up::{
     CatchUp, CatchUpLetter, Copies, Logs, PullConfig, PullTarget, Pulled,
 };
-use tidelog_replica::{Delivery, NodeId, Post, node_of};
+use tidelog_replica::{Delivery, NodeId, Post, Received, node_of};
 use tokio::sync::{mpsc, watch};
 
 use crate::Broker;
@@ -34,16 +34,15 @@ impl Broker {
     /// Takes what came of another broker. Waits while this one has not taken what came before.
     pub async fn deliver(&self, delivery: Delivery) {
         let shards = &self.inner().shards;
-        let mut by_shard: Vec<Vec<_>> = Vec::new();
-        by_shard.resize_with(shards.len(), Vec::new);
-        for received in delivery.raft {
-            by_shard[shard_number(received.key, shards.len())].push(received);
-        }
-        for (shard, received) in shards.iter().zip(by_shard) {
-            if !received.is_empty() {
-                // One that is gone has no replicas any more.
-                drop(shard.send(Command::Received(received)).await);
-            }
+        let shard_of = |received: &Received| shard_number(received.key, shards.len());
+        let mut left = delivery.raft;
+        while let Some(first) = left.first().map(shard_of) {
+            // Mostly there is one message, or all are for the same.
+            let others = left.extract_if(.., |received| shard_of(received) != first);
+            let others: Vec<_> = others.collect();
+            // One that is gone has no replicas any more.
+            drop(shards[first].send(Command::Received(left)).await);
+            left = others;
         }
         for note in &delivery.notes {
             self.take_note(delivery.from, note);

@@ -1,6 +1,6 @@
 //! Letters as frames have them, and back.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tidelog_log::state::GroupKey;
 use tidelog_proto::internal::v1 as wire;
 use tidelog_record::{PartitionId, TopicId};
@@ -9,11 +9,14 @@ use tidelog_replica::eraftpb::{Entry, EntryType, Message};
 use tidelog_replica::{Delivery, Letter, NodeId, Payload, Post, Received, node_of, stub_of};
 use wire::files_letter::What;
 
-use crate::frame::{Frame, FrameError, NOTE_BYTES_MAX, NOTES_MAX, payload_len};
+use crate::frame::{Frame, FrameError, LEN_LEN, NOTE_BYTES_MAX, NOTES_MAX, payload_len};
 use crate::{Identity, PROTOCOL_VERSION};
 
 /// So many entries one message of Raft has at most: no replica sends more.
 const ENTRIES_MAX: usize = 100_000;
+
+/// With so many letters of replicas no more join a frame: they take a hundred bytes each.
+const LETTERS_MAX: usize = 8192;
 
 fn len_of(len: usize) -> u32 {
     u32::try_from(len).expect("batches and parts are far below 4 GiB")
@@ -38,7 +41,7 @@ pub(crate) fn hello(own: &Identity, to: NodeId) -> Frame {
 
 impl Frame {
     /// Puts a post behind what is in the frame.
-    pub(crate) fn push(&mut self, post: Post) {
+    fn push(&mut self, post: Post) {
         for letter in post.raft {
             push_raft(self, letter);
         }
@@ -46,6 +49,12 @@ impl Frame {
             push_files(self, letter);
         }
         self.meta.notes.extend(post.notes);
+    }
+
+    /// Whether more may be put into the frame, as what it says of payloads is bounded too.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.meta.raft.len() + self.meta.files.len() < LETTERS_MAX
+            && self.meta.notes.len() < NOTES_MAX
     }
 }
 
@@ -57,9 +66,10 @@ impl Frame {
 pub fn carried(post: Post, from: NodeId, to: NodeId) -> Result<Delivery, FrameError> {
     let mut frame = Frame::default();
     frame.push(post);
-    let mut bytes = Vec::with_capacity(frame.len_bytes());
-    frame.encode_to(&mut bytes);
-    delivery(Frame::decode(bytes.into())?, from, to)
+    let mut pieces = frame.pieces();
+    pieces.advance(LEN_LEN);
+    let bytes = pieces.copy_to_bytes(pieces.remaining());
+    delivery(Frame::decode(bytes)?, from, to)
 }
 
 /// Who says so; `None` where it makes no sense.
@@ -94,6 +104,10 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
         }
     });
     let entries = entries.collect();
+    if frame.meta.raft.capacity() == 0 {
+        // Mostly there is one in a frame, and it takes hundreds of bytes.
+        frame.meta.raft.reserve_exact(1);
+    }
     frame.meta.raft.push(wire::RaftLetter {
         topic_id: Bytes::copy_from_slice(&key.topic_id.to_bytes()),
         partition: key.partition.get(),
@@ -112,6 +126,7 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
         priority: message.priority,
         entries,
     });
+    frame.payloads.reserve_exact(payloads.len());
     frame.payloads.extend(payloads);
 }
 

@@ -7,35 +7,38 @@
 //! | 8 | | `tidelog.internal.v1.PeerFrame`, protobuf |
 //! | | | payloads, one behind the other: their lengths are in the `PeerFrame` |
 //!
-//! A payload is a batch as it stands in the log, a manifest, or a part of a file.
+//! A payload is a batch as it stands in the log, a manifest, or a part of a file. How frames follow on each
+//! other is in `wire.rs`.
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use thiserror::Error;
 use tidelog_proto::internal::v1 as wire;
-use tidelog_record::crc32c;
+use tidelog_record::{BATCH_HEADER_LEN, crc32c};
 use tidelog_replica::Payload;
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::pieces::{Gathering, Pieces};
 
 /// The longest frame: one batch of the greatest length there is, and some.
 pub const FRAME_BYTES_MAX: usize = (64 << 20) + (1 << 20);
 /// The longest `PeerFrame` in one, so that decoding it takes no more memory than is reasonable.
 const META_BYTES_MAX: usize = 4 << 20;
+/// What goes before each frame on a link: its length.
+pub(crate) const LEN_LEN: usize = 4;
+const SUM_LEN: usize = 4;
 const HEAD_LEN: usize = 8;
 /// The longest note.
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
 /// So many notes a frame has at most.
 pub(crate) const NOTES_MAX: usize = 10_000;
-/// So many notes a post has at most, and so many bytes they have together: a frame takes no more than one
-/// post above what is left of these.
+/// So many notes a post has at most, and so many bytes they have together.
 pub(crate) const POST_NOTES_MAX: usize = NOTES_MAX / 2;
 pub(crate) const POST_NOTE_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(POST_NOTE_BYTES_MAX + (1 << 20) < META_BYTES_MAX);
 
 /// What goes over a link at once.
 #[derive(Debug, Default)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub(crate) meta: wire::PeerFrame,
     pub(crate) payloads: Vec<Payload>,
 }
@@ -57,37 +60,33 @@ pub enum FrameError {
     Senseless(&'static str),
 }
 
-impl From<FrameError> for Status {
-    fn from(e: FrameError) -> Self {
-        Self::data_loss(e.to_string())
-    }
-}
-
 impl Frame {
-    /// How many bytes it takes on the way.
-    pub(crate) fn len_bytes(&self) -> usize {
-        let payloads: usize = self.payloads.iter().map(payload_len).sum();
-        HEAD_LEN + self.meta.encoded_len() + payloads
-    }
-
-    /// Writes it. Copies each payload once.
-    pub(crate) fn encode_to(&self, out: &mut impl BufMut) {
-        let meta = self.meta.encode_to_vec();
-        let meta_len = u32::try_from(meta.len()).expect("bounded").to_le_bytes();
-        let mut parts: Vec<&[u8]> = vec![&meta_len, &meta];
+    /// Its length and the frame, as they go over a link. Copies no payload, but short ones.
+    pub(crate) fn pieces(&self) -> Pieces {
+        let meta_len = self.meta.encoded_len();
+        let mut head = Vec::with_capacity(LEN_LEN + HEAD_LEN + meta_len + 2 * BATCH_HEADER_LEN);
+        head.put_bytes(0, LEN_LEN + SUM_LEN);
+        head.put_u32_le(u32::try_from(meta_len).expect("bounded"));
+        self.meta.encode_raw(&mut head);
+        let mut gathering = Gathering::new(head);
         for payload in &self.payloads {
             match payload {
-                Payload::Bytes(bytes) => parts.push(bytes),
+                Payload::Bytes(bytes) => gathering.share(bytes),
                 Payload::Entry(entry) => {
                     let (header, body) = entry.parts();
-                    parts.extend([&header[..], &body[..]]);
+                    gathering.copy(header);
+                    gathering.share(body);
                 }
             }
         }
-        out.put_u32_le(crc32c(&parts));
-        for part in parts {
-            out.put_slice(part);
-        }
+        let summed = gathering.behind(LEN_LEN + SUM_LEN);
+        let len = SUM_LEN + summed.iter().map(|part| part.len()).sum::<usize>();
+        let sum = crc32c(&summed);
+        let (len_at, rest) = gathering.short_mut().split_at_mut(LEN_LEN);
+        let len = u32::try_from(len).expect("bounded");
+        len_at.copy_from_slice(&len.to_le_bytes());
+        rest[..SUM_LEN].copy_from_slice(&sum.to_le_bytes());
+        gathering.finish()
     }
 
     /// Reads it; payloads are slices of `bytes`.
@@ -144,58 +143,4 @@ fn payload_lens(meta: &wire::PeerFrame) -> impl Iterator<Item = u32> {
         _ => None,
     });
     batches.chain(parts)
-}
-
-/// [`Frame`]s as gRPC messages.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FrameCodec;
-
-impl Codec for FrameCodec {
-    type Encode = Frame;
-    type Decode = Frame;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-/// What is sent is gathered up to 256 KiB.
-fn buffer_settings() -> BufferSettings {
-    BufferSettings::new(64 << 10, 256 << 10)
-}
-
-impl Encoder for FrameCodec {
-    type Item = Frame;
-    type Error = Status;
-
-    fn encode(&mut self, frame: Frame, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.reserve(frame.len_bytes());
-        frame.encode_to(out);
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        buffer_settings()
-    }
-}
-
-impl Decoder for FrameCodec {
-    type Item = Frame;
-    type Error = Status;
-
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<Frame>, Status> {
-        // A slice of what was received: tonic collects a message in one piece.
-        let bytes = bytes.copy_to_bytes(bytes.remaining());
-        Ok(Some(Frame::decode(bytes)?))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        buffer_settings()
-    }
 }

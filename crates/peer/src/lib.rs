@@ -2,22 +2,23 @@
 //!
 //! # How data flows
 //!
-//! Each broker has one [`Link`] to each other one: a gRPC stream over which it sends what its replicas
+//! Each broker has one [`Link`] to each other one: a connection over which it sends what its replicas
 //! have to say ([`Post`](tidelog_replica::Post)), and over which nothing comes back but answers to pings. What the other has to
-//! say comes over a stream of its own, to the [`PeerService`]. So a broker that is slow to read, or to
+//! say comes over a connection of its own, to the [`PeerService`]. So a broker that is slow to read, or to
 //! answer, holds back what goes to itself alone.
 //!
 //! *Out*: [`Link::send`] puts letters into the link's queue, which is bounded; what does not fit is lost,
-//! as a network loses it, and Raft is told so. A task makes frames of them (`frame.rs`): payloads are
-//! copied once, into the buffer that is sent. It connects again and again, with growing pauses, and
-//! gives a connection up over which no answer to a ping has come for a while.
+//! as a network loses it, and Raft is told so. A task makes frames of them (`frame.rs`) and sends each with
+//! one call of the system, from where its payloads lie: they are not copied. It connects again and again, with
+//! growing pauses, and gives a connection up over which no answer to a ping has come for a while.
 //!
-//! *In*: a frame is taken when its checksum is right and it comes from a broker that the [`Gate`] lets
-//! in, for this one; payloads stay slices of it. It is handed to the [`Sink`], and as long as that
-//! waits, nothing more is read.
+//! *In*: a frame is read into a buffer of its own (`wire.rs`), which is all that is allocated for its
+//! payloads: they stay slices of it. It is taken when its checksum is right and it comes from a broker
+//! that the [`Gate`] lets in, for this one. It is handed to the [`Sink`], and as long as that waits,
+//! nothing more is read.
 //!
-//! *Before there is a link*, while a cluster is founded or joined, a broker [`ask`]s others, and they
-//! answer ([`Answers`]).
+//! *Before there is a link*, while a cluster is founded or joined, a broker [`ask`]s others by gRPC, on the
+//! same port, and they answer ([`Answers`]).
 //!
 //! Nothing here knows what a letter or a note means.
 
@@ -25,17 +26,18 @@ mod ask;
 mod convert;
 mod frame;
 mod link;
+mod pieces;
 mod service;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub use ask::{ASK_BYTES_MAX, AskError, ask};
 pub use convert::carried;
-pub use frame::{FRAME_BYTES_MAX, Frame, FrameCodec, FrameError, NOTE_BYTES_MAX};
-pub use generated::peer_server::PeerServer;
+pub use frame::{FRAME_BYTES_MAX, FrameError, NOTE_BYTES_MAX};
 pub use generated::questions_server::QuestionsServer;
 pub use link::{Link, LinkConfig, LinkState, LinkStats};
-pub use service::{Answers, Gate, PeerService, Refused, Sink};
+pub use service::{Answers, Gate, Greeted, LinkEnded, PeerService, Refused, Sink, begins_link};
 
 use tidelog_replica::NodeId;
 
@@ -49,7 +51,6 @@ use tidelog_replica::NodeId;
     reason = "generated"
 )]
 mod generated {
-    include!(concat!(env!("OUT_DIR"), "/tidelog.internal.v1.Peer.rs"));
     include!(concat!(
         env!("OUT_DIR"),
         "/tidelog.internal.v1.Questions.rs"

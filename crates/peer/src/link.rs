@@ -4,24 +4,26 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use std::vec::IntoIter;
 
-use bytes::Bytes;
-use futures_util::StreamExt;
-use tidelog_replica::{NodeId, Post};
+use bytes::{Buf, Bytes};
+use thiserror::Error;
+use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
+use tidelog_replica::{Letter, NodeId, Post};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
 
-use crate::convert::{hello, identity_of};
+use crate::convert::{hello, identity_of, push_files, push_raft};
 use crate::frame::{
-    FRAME_BYTES_MAX, Frame, NOTE_BYTES_MAX, NOTES_MAX, POST_NOTE_BYTES_MAX, POST_NOTES_MAX,
+    FRAME_BYTES_MAX, Frame, FrameError, NOTE_BYTES_MAX, POST_NOTE_BYTES_MAX, POST_NOTES_MAX,
     payload_len,
 };
-use crate::generated::peer_client::PeerClient;
 use crate::service::Sink;
+use crate::wire::{PREFACE, ReadError, Reader, read_frame, reader, write_frame};
 use crate::{Identity, PROTOCOL_VERSION};
 
 /// How a link works.
@@ -123,6 +125,7 @@ impl Link {
             config,
             stats: stats.clone(),
             queue,
+            begun: Unsent::default(),
         };
         Self {
             posts,
@@ -167,15 +170,25 @@ impl Link {
 }
 
 fn bytes_of(post: &Post) -> u64 {
-    use tidelog_replica::catch_up::CatchUp;
-    let raft = post.raft.iter().flat_map(|letter| &letter.payloads);
-    let raft = raft.map(payload_len).sum::<usize>();
-    let files = post.files.iter().map(|letter| match &letter.what {
+    payload_bytes(&post.raft, &post.files, &post.notes)
+}
+
+fn payload_bytes(raft: &[Letter], files: &[CatchUpLetter], notes: &[Bytes]) -> u64 {
+    let raft = raft.iter().map(letter_bytes);
+    let files = files.iter().map(files_bytes);
+    let notes = notes.iter().map(Bytes::len);
+    raft.chain(files).chain(notes).sum::<usize>() as u64
+}
+
+fn letter_bytes(letter: &Letter) -> usize {
+    letter.payloads.iter().map(payload_len).sum()
+}
+
+fn files_bytes(letter: &CatchUpLetter) -> usize {
+    match &letter.what {
         CatchUp::Manifest(bytes) | CatchUp::Part { bytes, .. } => bytes.len(),
         _ => 0,
-    });
-    let notes = post.notes.iter().map(Bytes::len).sum::<usize>();
-    (raft + files.sum::<usize>() + notes) as u64
+    }
 }
 
 fn are_notes_allowed(notes: &[Bytes]) -> bool {
@@ -192,6 +205,55 @@ struct Run {
     config: LinkConfig,
     stats: Arc<LinkStats>,
     queue: mpsc::Receiver<Post>,
+    /// What no frame has taken yet of the post that came last.
+    begun: Unsent,
+}
+
+/// What is left of a post.
+#[derive(Default)]
+struct Unsent {
+    raft: IntoIter<Letter>,
+    files: IntoIter<CatchUpLetter>,
+    notes: IntoIter<Bytes>,
+}
+
+impl Unsent {
+    fn is_empty(&self) -> bool {
+        self.raft.len() + self.files.len() + self.notes.len() == 0
+    }
+
+    fn bytes(&self) -> u64 {
+        let (raft, files) = (self.raft.as_slice(), self.files.as_slice());
+        payload_bytes(raft, files, self.notes.as_slice())
+    }
+
+    /// Moves what comes first into a frame; gives its bytes of payload, or `None` where nothing is left.
+    fn move_into(&mut self, frame: &mut Frame) -> Option<usize> {
+        if let Some(letter) = self.raft.next() {
+            let bytes = letter_bytes(&letter);
+            push_raft(frame, letter);
+            return Some(bytes);
+        }
+        if let Some(letter) = self.files.next() {
+            let bytes = files_bytes(&letter);
+            push_files(frame, letter);
+            return Some(bytes);
+        }
+        let note = self.notes.next()?;
+        let bytes = note.len();
+        frame.meta.notes.push(note);
+        Some(bytes)
+    }
+}
+
+impl From<Post> for Unsent {
+    fn from(post: Post) -> Self {
+        Self {
+            raft: post.raft.into_iter(),
+            files: post.files.into_iter(),
+            notes: post.notes.into_iter(),
+        }
+    }
 }
 
 impl Run {
@@ -211,12 +273,12 @@ impl Run {
                 tracing::warn!(broker = self.to, address = %self.address, why = %ended,
                     "the link to a broker is lost");
                 self.sink.unreachable(self.to);
-            } else if ended.code() == Code::PermissionDenied {
+            } else if let Ended::Refused(why) = ended {
                 // Once for each reason: it is refused again and again.
-                if refused.as_deref() != Some(ended.message()) {
-                    refused = Some(ended.message().to_owned());
-                    tracing::error!(broker = self.to, address = %self.address, why = ended.message(),
+                if refused.as_ref() != Some(&why) {
+                    tracing::error!(broker = self.to, address = %self.address, why,
                         "a broker does not listen to this one");
+                    refused = Some(why);
                 }
             } else {
                 tracing::debug!(broker = self.to, address = %self.address, why = %ended,
@@ -235,136 +297,192 @@ impl Run {
 
     /// What waits was for a connection that is not there any more.
     fn forget_queue(&mut self) {
-        while let Ok(post) = self.queue.try_recv() {
-            self.taken(&post);
-            self.stats.lost.fetch_add(1, Ordering::Relaxed);
+        let mut left = std::mem::take(&mut self.begun);
+        let mut lost = u64::from(!left.is_empty());
+        loop {
+            self.taken(left.bytes());
+            let Ok(post) = self.queue.try_recv() else {
+                break;
+            };
+            self.stats.queued.fetch_sub(1, Ordering::Relaxed);
+            lost += 1;
+            left = post.into();
         }
+        self.stats.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
-    fn taken(&self, post: &Post) {
-        self.stats.queued.fetch_sub(1, Ordering::Relaxed);
-        let bytes = bytes_of(post);
+    /// So many bytes of payload wait no more.
+    fn taken(&self, bytes: u64) {
         self.stats.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    async fn connect_and_send(&mut self) -> Status {
+    async fn connect_and_send(&mut self) -> Ended {
         let connected = timeout(self.config.connect_timeout, self.connect()).await;
         match connected {
-            Ok(Ok((frames, answers))) => self.send_on(frames, answers).await,
-            Ok(Err(status)) => status,
-            Err(_elapsed) => Status::deadline_exceeded("it does not answer"),
+            Ok(Ok((reader, io))) => self.send_on(reader, io).await,
+            Ok(Err(ended)) => ended,
+            Err(_elapsed) => Ended::Silent,
         }
     }
 
     /// Connects, says hello, and waits for the other's.
-    async fn connect(&self) -> Result<(mpsc::Sender<Frame>, Streaming<Frame>), Status> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
-        let endpoint = endpoint.map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let endpoint = endpoint
-            .tcp_nodelay(true)
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES);
-        let channel: Channel = endpoint
-            .connect()
-            .await
-            .map_err(|e| Status::unavailable(e.to_string()))?;
-        let mut client = PeerClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        // Only what is being sent: what waits, waits in the queue.
-        let (frames, outgoing) = mpsc::channel(1);
-        let first = frames.send(hello(&self.own, self.to)).await;
-        first.map_err(|_| Status::internal("there is nobody to send"))?;
-        let answers = client.link(ReceiverStream::new(outgoing)).await?;
-        let mut answers = answers.into_inner();
-        let first = answers.message().await?;
-        let answered = first.and_then(|frame| frame.meta.hello);
-        let answered = answered.ok_or_else(|| Status::data_loss("it does not say hello"))?;
-        let who = identity_of(&answered).filter(|_| answered.version == PROTOCOL_VERSION);
+    async fn connect(&self) -> Result<(Reader<OwnedReadHalf>, OwnedWriteHalf), Ended> {
+        let io = TcpStream::connect(&self.address).await?;
+        io.set_nodelay(true)?;
+        let (reading, mut io) = io.into_split();
+        let mut reader = reader(reading);
+        io.write_all(PREFACE).await?;
+        write_frame(&mut io, &hello(&self.own, self.to)).await?;
+        let answer = answer(&mut reader).await?;
+        let hello = answer.meta.hello.ok_or(Ended::NoBroker)?;
+        let who = identity_of(&hello).filter(|_| hello.version == PROTOCOL_VERSION);
         if who.is_none_or(|who| (who.cluster_id, who.node_id) != (self.own.cluster_id, self.to)) {
-            let what = format!("another broker answers at {}", self.address);
-            return Err(Status::failed_precondition(what));
+            return Err(Ended::NoBroker);
         }
         self.stats.state.send_modify(|state| {
             state.is_connected = true;
             state.connections += 1;
         });
-        Ok((frames, answers))
+        Ok((reader, io))
     }
 
     /// Sends what there is until the connection ends, and says why it did.
-    async fn send_on(&mut self, frames: mpsc::Sender<Frame>, answers: Streaming<Frame>) -> Status {
+    async fn send_on(
+        &mut self,
+        mut reader: Reader<OwnedReadHalf>,
+        mut io: OwnedWriteHalf,
+    ) -> Ended {
         let began = Instant::now();
-        let micros = |now: Instant| u64::try_from((now - began).as_micros()).unwrap_or(u64::MAX);
         let mut pings = interval(self.config.ping_interval);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut answered_at = Instant::now();
-        let mut answers = pin!(answers);
-        let mut ready: Option<Frame> = None;
+        let stats = self.stats.clone();
+        let ping_timeout = self.config.ping_timeout;
+        let mut heard = pin!(hear(&mut reader, &stats, began, ping_timeout));
         loop {
+            let mut frame = Frame::default();
             tokio::select! {
-                answer = answers.next() => match answer {
-                    Some(Ok(frame)) => {
-                        answered_at = Instant::now();
-                        let sent_at = frame.meta.pong.saturating_sub(1);
-                        let took = micros(answered_at).saturating_sub(sent_at);
-                        let took = Some(Duration::from_micros(took));
-                        self.stats.state.send_modify(|state| state.round_trip = took);
-                    }
-                    Some(Err(status)) => return status,
-                    None => return Status::unavailable("it has ended the connection"),
+                ended = &mut heard => return ended,
+                // Behind what is under way: where nothing moves, no ping does. 0 would be none.
+                _ = pings.tick() => frame.meta.ping = micros_since(began) + 1,
+                is_more = self.wait_for_more() => if !is_more {
+                    return Ended::Unneeded;
                 },
-                _ = pings.tick() => {
-                    if answered_at.elapsed() > self.config.ping_timeout {
-                        return Status::deadline_exceeded("it does not answer to pings");
-                    }
-                    let mut frame = Frame::default();
-                    // 0 would be none.
-                    frame.meta.ping = micros(Instant::now()) + 1;
-                    // Behind what is under way: where nothing moves, no ping does.
-                    drop(frames.try_send(frame));
+            }
+            self.fill(&mut frame);
+            let mut pieces = frame.pieces();
+            let len = pieces.remaining() as u64;
+            tokio::select! {
+                ended = &mut heard => return ended,
+                written = io.write_all_buf(&mut pieces) => if let Err(e) = written {
+                    return e.into();
                 },
-                place = frames.reserve(), if ready.is_some() => match place {
-                    Ok(place) => {
-                        if let Some(frame) = ready.take() {
-                            let len = frame.len_bytes() as u64;
-                            self.stats.sent_bytes.fetch_add(len, Ordering::Relaxed);
-                            place.send(frame);
-                        }
-                    }
-                    Err(_) => return Status::unavailable("it takes no more"),
-                },
-                post = self.queue.recv(), if ready.is_none() => match post {
-                    Some(post) => ready = Some(self.frame_of(post)),
-                    None => return Status::cancelled("the link is not needed any more"),
+            }
+            self.stats.sent_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until something is to be sent; says whether there will ever be.
+    async fn wait_for_more(&mut self) -> bool {
+        if self.begun.is_empty() {
+            match self.queue.recv().await {
+                Some(post) => self.begin(post),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn begin(&mut self, post: Post) {
+        self.stats.queued.fetch_sub(1, Ordering::Relaxed);
+        self.begun = post.into();
+    }
+
+    /// Puts what waits into a frame, as far as it fits: the receiver has nothing of a frame before it has all
+    /// of it.
+    fn fill(&mut self, frame: &mut Frame) {
+        let mut bytes = 0;
+        while bytes < self.config.frame_bytes && frame.takes_more() {
+            match self.begun.move_into(frame) {
+                Some(moved) => {
+                    bytes += moved;
+                    self.taken(moved as u64);
+                }
+                None => match self.queue.try_recv() {
+                    Ok(post) => self.begin(post),
+                    Err(_) => break,
                 },
             }
         }
     }
+}
 
-    /// One frame of a post and those that wait behind it, as far as they fit.
-    fn frame_of(&mut self, first: Post) -> Frame {
-        let mut frame = Frame::default();
-        let mut bytes = 0;
-        let mut next = Some(first);
-        while let Some(post) = next {
-            self.taken(&post);
-            bytes += usize::try_from(bytes_of(&post)).unwrap_or(usize::MAX);
-            frame.push(post);
-            let is_room = frame.meta.notes.len() < NOTES_MAX - POST_NOTES_MAX
-                && frame.meta.raft.len() < LETTERS_MAX;
-            next = if is_room && bytes < self.config.frame_bytes {
-                self.queue.try_recv().ok()
-            } else {
-                None
-            };
-        }
-        frame
+/// Why there is no connection, or none any more.
+#[derive(Debug, Error)]
+enum Ended {
+    /// Because of who this broker is.
+    #[error("it does not listen to this broker: {0}")]
+    Refused(String),
+    #[error("it has ended the connection: {0}")]
+    Told(String),
+    #[error("it has ended the connection")]
+    Closed,
+    #[error("what answers there is not that broker")]
+    NoBroker,
+    #[error("it does not answer")]
+    Silent,
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("the link is not needed any more")]
+    Unneeded,
+}
+
+impl From<std::io::Error> for Ended {
+    fn from(e: std::io::Error) -> Self {
+        Self::Read(e.into())
     }
 }
 
-/// With so many letters of replicas no more posts join a frame: what it says of each is bounded together.
-const LETTERS_MAX: usize = 8192;
-/// What is on its way without having been read.
-const WINDOW_BYTES: u32 = 16 << 20;
-/// Answers are hellos and pongs.
+/// The next frame of the other side, which listens.
+async fn answer(reader: &mut Reader<OwnedReadHalf>) -> Result<Frame, Ended> {
+    let frame = read_frame(reader, ANSWER_BYTES_MAX).await;
+    let frame = frame.map_err(|e| match e {
+        // No frame begins so: something else speaks there.
+        ReadError::Frame(FrameError::Length { .. }) => Ended::NoBroker,
+        e => e.into(),
+    })?;
+    let mut frame = frame.ok_or(Ended::Closed)?;
+    match frame.meta.end.take() {
+        Some(end) if end.refused => Err(Ended::Refused(end.cause)),
+        Some(end) => Err(Ended::Told(end.cause)),
+        None => Ok(frame),
+    }
+}
+
+fn micros_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Takes what the other side answers to pings, until nothing comes any more.
+async fn hear(
+    reader: &mut Reader<OwnedReadHalf>,
+    stats: &LinkStats,
+    began: Instant,
+    ping_timeout: Duration,
+) -> Ended {
+    loop {
+        match timeout(ping_timeout, answer(reader)).await {
+            Ok(Ok(frame)) => {
+                let sent_at = frame.meta.pong.saturating_sub(1);
+                let took = micros_since(began).saturating_sub(sent_at);
+                let took = Some(Duration::from_micros(took));
+                stats.state.send_modify(|state| state.round_trip = took);
+            }
+            Ok(Err(ended)) => return ended,
+            Err(_elapsed) => return Ended::Silent,
+        }
+    }
+}
+
+/// Answers are hellos, pongs, and why there are no more.
 const ANSWER_BYTES_MAX: usize = 4 << 10;
 const _: () = assert!(ANSWER_BYTES_MAX < FRAME_BYTES_MAX);

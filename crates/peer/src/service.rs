@@ -1,22 +1,23 @@
 //! The side that listens.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
-use tidelog_proto::internal::v1::{PeerAnswer, PeerQuestion};
+use tidelog_proto::internal::v1::{PeerAnswer, PeerEnd, PeerQuestion};
 use tidelog_replica::{Delivery, NodeId};
-use tokio::sync::mpsc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status};
 
 use crate::ask::ASK_BYTES_MAX;
 use crate::convert::{delivery, hello, identity_of};
 use crate::frame::{FRAME_BYTES_MAX, Frame};
-use crate::generated::peer_server::{Peer, PeerServer};
 use crate::generated::questions_server::{Questions, QuestionsServer};
+use crate::wire::{PREFACE, ReadError, Reader, read_frame, reader, write_end, write_frame};
 use crate::{Identity, PROTOCOL_VERSION};
 
 /// Where what comes of other brokers goes.
@@ -53,12 +54,14 @@ pub trait Answers: std::fmt::Debug + Send + Sync + 'static {
 
 /// How long whoever connects may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest frame with a hello.
+const HELLO_BYTES_MAX: usize = 4 << 10;
 /// A link over which nothing has come for so long is given up: its pings come much more often.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How long an answer may take.
+/// How long an answer to a question may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Answers that wait to be sent at most.
-const ANSWERS_MAX: usize = 16;
+/// How long the other side may take to make room for what it is told: a few bytes.
+const TELL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Listens to other brokers.
 #[derive(Clone, Debug)]
@@ -67,124 +70,225 @@ pub struct PeerService {
     gate: Arc<dyn Gate>,
     sink: Arc<dyn Sink>,
     answers: Arc<dyn Answers>,
+    /// What ends the link of each broker that was greeted: it has one, and that is the last.
+    links: Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>,
+}
+
+/// Whether a connection is a link, by the first byte that comes over it; otherwise it begins HTTP/2, for
+/// [questions](PeerService::questions).
+pub const fn begins_link(first: u8) -> bool {
+    first == PREFACE[0]
+}
+
+/// Why a link is not listened to any more.
+#[derive(Debug, Error)]
+#[error("{cause}")]
+pub struct LinkEnded {
+    cause: String,
+    /// It is because of who it is.
+    is_refused: bool,
+}
+
+impl LinkEnded {
+    fn of(cause: impl Into<String>) -> Self {
+        Self {
+            cause: cause.into(),
+            is_refused: false,
+        }
+    }
+
+    fn refused(cause: impl Into<String>) -> Self {
+        Self {
+            cause: cause.into(),
+            is_refused: true,
+        }
+    }
+}
+
+impl From<ReadError> for LinkEnded {
+    fn from(e: ReadError) -> Self {
+        Self::of(e.to_string())
+    }
+}
+
+impl From<std::io::Error> for LinkEnded {
+    fn from(e: std::io::Error) -> Self {
+        ReadError::from(e).into()
+    }
+}
+
+/// A link that was let in.
+#[derive(Debug)]
+pub struct Greeted<T> {
+    service: PeerService,
+    own: NodeId,
+    who: Identity,
+    io: Reader<T>,
+    superseded: oneshot::Receiver<()>,
 }
 
 impl PeerService {
-    /// The services of the broker `own`, to be put behind a listener. As long as it does not know its
-    /// cluster, it answers to questions, and nobody is linked to it.
-    pub fn servers(
+    /// Listens for the broker `own`. As long as it does not know its cluster, it answers to questions, and
+    /// nobody is linked to it.
+    pub fn new(
         own: Arc<OnceLock<Identity>>,
         gate: Arc<dyn Gate>,
         sink: Arc<dyn Sink>,
         answers: Arc<dyn Answers>,
-    ) -> (PeerServer<Self>, QuestionsServer<Self>) {
-        let service = Self {
+    ) -> Self {
+        Self {
             own,
             gate,
             sink,
             answers,
+            links: Arc::default(),
+        }
+    }
+
+    /// What answers to questions, to be put behind a listener.
+    pub fn questions(&self) -> QuestionsServer<Self> {
+        QuestionsServer::new(self.clone()).max_decoding_message_size(ASK_BYTES_MAX)
+    }
+
+    /// Takes the hello of a link, within a few seconds, and answers to it. A link that the same broker has
+    /// ends: it is of before.
+    ///
+    /// # Errors
+    /// [`LinkEnded`], which the other side was told.
+    pub async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        io: T,
+    ) -> Result<Greeted<T>, LinkEnded> {
+        let mut io = reader(io);
+        let greeted = timeout(HELLO_TIMEOUT, self.hear_hello(&mut io)).await;
+        let greeted = greeted.unwrap_or_else(|_| Err(LinkEnded::of("no hello came")));
+        let (own, who) = match greeted {
+            Ok(known) => known,
+            Err(ended) => {
+                tell_end(&mut io, &ended).await;
+                return Err(ended);
+            }
         };
-        let questions = QuestionsServer::new(service.clone());
-        let peer = PeerServer::new(service);
-        (
-            peer.max_decoding_message_size(FRAME_BYTES_MAX),
-            questions.max_decoding_message_size(ASK_BYTES_MAX),
-        )
+        let answer = hello(&own, who.node_id);
+        let told = timeout(TELL_TIMEOUT, write_frame(&mut io, &answer)).await;
+        told.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
+        let (supersede, superseded) = oneshot::channel();
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        // The receiver of the one before hears that its sender is gone.
+        drop(links.insert(who.node_id, supersede));
+        drop(links);
+        Ok(Greeted {
+            service: self.clone(),
+            own: own.node_id,
+            who,
+            io,
+            superseded,
+        })
     }
 
-    fn own(&self) -> Result<Identity, Status> {
+    async fn hear_hello<T: AsyncRead + Unpin>(
+        &self,
+        io: &mut Reader<T>,
+    ) -> Result<(Identity, Identity), LinkEnded> {
+        let mut preface = [0; PREFACE.len()];
+        io.read_exact(&mut preface).await?;
+        if preface != *PREFACE {
+            let what = "this port is for brokers of the cluster";
+            return Err(LinkEnded::refused(what));
+        }
+        let first = read_frame(io, HELLO_BYTES_MAX).await?;
+        let first = first.ok_or_else(|| LinkEnded::of("no hello came"))?;
         let own = self.own.get().copied();
-        own.ok_or_else(|| Status::unavailable("this broker does not belong to a cluster yet"))
+        let own =
+            own.ok_or_else(|| LinkEnded::of("this broker does not belong to a cluster yet"))?;
+        Ok((own, self.admit(&own, &first)?))
     }
 
-    fn greet(&self, own: &Identity, frame: &Frame) -> Result<Identity, Status> {
+    fn admit(&self, own: &Identity, frame: &Frame) -> Result<Identity, LinkEnded> {
         let Some(said) = &frame.meta.hello else {
-            return Err(Status::unauthenticated(
-                "this port is for brokers of the cluster",
-            ));
+            return Err(LinkEnded::of("the first frame has no hello"));
         };
         if said.version != PROTOCOL_VERSION {
             let what = format!(
                 "version {PROTOCOL_VERSION} of the peer protocol is spoken here, not {}",
                 said.version
             );
-            return Err(Status::failed_precondition(what));
+            return Err(LinkEnded::refused(what));
         }
         let who = identity_of(said);
-        let who = who.ok_or_else(|| Status::invalid_argument("ids have 16 bytes"))?;
+        let who = who.ok_or_else(|| LinkEnded::of("ids have 16 bytes"))?;
         if who.cluster_id != own.cluster_id {
-            return Err(Status::permission_denied("this is another cluster"));
+            return Err(LinkEnded::refused("this is another cluster"));
         }
         if said.to_node_id != own.node_id {
             let what = format!("this is broker {}", own.node_id);
-            return Err(Status::failed_precondition(what));
+            return Err(LinkEnded::of(what));
         }
         let admitted = self.gate.admit(&who);
-        admitted.map_err(|refused| Status::permission_denied(refused.0))?;
+        admitted.map_err(|refused| LinkEnded::refused(refused.0))?;
         Ok(who)
     }
+}
 
+impl<T: AsyncRead + AsyncWrite + Unpin> Greeted<T> {
     /// Takes what comes until it ends.
-    async fn listen(
-        self,
-        own: NodeId,
-        who: Identity,
-        mut frames: Streaming<Frame>,
-        answers: mpsc::Sender<Result<Frame, Status>>,
-    ) {
-        let from = who.node_id;
+    pub async fn listen(mut self) {
         let ended = loop {
-            let frame = match timeout(SILENCE_MAX, frames.message()).await {
-                Ok(Ok(Some(frame))) => frame,
-                Ok(Ok(None)) => return,
-                Ok(Err(status)) => break status,
-                Err(_elapsed) => break Status::deadline_exceeded("nothing comes any more"),
-            };
-            if frame.meta.ping != 0 {
-                let mut pong = Frame::default();
-                pong.meta.pong = frame.meta.ping;
-                // Whoever reads no answers gets none.
-                drop(answers.try_send(Ok(pong)));
-            }
-            // It may have been replaced or removed since it said hello.
-            if let Err(refused) = self.gate.admit(&who) {
-                break Status::permission_denied(refused.0);
-            }
-            match delivery(frame, from, own) {
-                Ok(delivery) if is_empty(&delivery) => {}
-                Ok(delivery) => self.sink.deliver(delivery).await,
-                Err(e) => break e.into(),
+            tokio::select! {
+                heard = hear(&self.service, self.own, &self.who, &mut self.io) => match heard {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(ended) => break ended,
+                },
+                _ = &mut self.superseded => {
+                    break LinkEnded::of("another connection of the same broker has come");
+                }
             }
         };
-        tracing::warn!(broker = from, why = %ended, "a broker is not listened to any more");
-        drop(answers.send(Err(ended)).await);
+        tracing::warn!(broker = self.who.node_id, why = %ended,
+            "a broker is not listened to any more");
+        tell_end(&mut self.io, &ended).await;
     }
+}
+
+/// Takes one frame; says whether there was one.
+async fn hear<T: AsyncRead + AsyncWrite + Unpin>(
+    service: &PeerService,
+    own: NodeId,
+    who: &Identity,
+    io: &mut Reader<T>,
+) -> Result<bool, LinkEnded> {
+    let read = timeout(SILENCE_MAX, read_frame(io, FRAME_BYTES_MAX)).await;
+    let read = read.map_err(|_| LinkEnded::of("nothing comes any more"))?;
+    let Some(frame) = read? else {
+        return Ok(false);
+    };
+    if frame.meta.ping != 0 {
+        let mut pong = Frame::default();
+        pong.meta.pong = frame.meta.ping;
+        let told = timeout(TELL_TIMEOUT, write_frame(io, &pong)).await;
+        told.map_err(|_| LinkEnded::of("it does not read what it is told"))??;
+    }
+    // It may have been replaced or removed since it said hello.
+    let admitted = service.gate.admit(who);
+    admitted.map_err(|refused| LinkEnded::refused(refused.0))?;
+    let delivery = delivery(frame, who.node_id, own).map_err(ReadError::from)?;
+    if !is_empty(&delivery) {
+        service.sink.deliver(delivery).await;
+    }
+    Ok(true)
+}
+
+async fn tell_end<T: AsyncRead + AsyncWrite + Unpin>(io: &mut Reader<T>, ended: &LinkEnded) {
+    let end = PeerEnd {
+        cause: ended.cause.clone(),
+        refused: ended.is_refused,
+    };
+    write_end(io, end, TELL_TIMEOUT).await;
 }
 
 fn is_empty(delivery: &Delivery) -> bool {
     delivery.raft.is_empty() && delivery.files.is_empty() && delivery.notes.is_empty()
-}
-
-#[tonic::async_trait]
-impl Peer for PeerService {
-    type LinkStream = ReceiverStream<Result<Frame, Status>>;
-
-    async fn link(
-        &self,
-        request: Request<Streaming<Frame>>,
-    ) -> Result<Response<Self::LinkStream>, Status> {
-        let mut frames = request.into_inner();
-        let first = timeout(HELLO_TIMEOUT, frames.message()).await;
-        let first = first.map_err(|_| Status::deadline_exceeded("no hello came"))??;
-        let first = first.ok_or_else(|| Status::unauthenticated("no hello came"))?;
-        let own = self.own()?;
-        let who = self.greet(&own, &first)?;
-        let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
-        let answered = answers.try_send(Ok(hello(&own, who.node_id)));
-        answered.map_err(|_| Status::internal("there is room for one answer"))?;
-        tokio::spawn(self.clone().listen(own.node_id, who, frames, answers));
-        Ok(Response::new(ReceiverStream::new(outgoing)))
-    }
 }
 
 #[tonic::async_trait]

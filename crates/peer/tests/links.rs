@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tidelog_log::state::GroupKey;
 use tidelog_peer::{
     ASK_BYTES_MAX, Answers, AskError, Gate, Identity, Link, LinkConfig, LinkState, NOTE_BYTES_MAX,
-    PeerService, Refused, Sink, ask as ask_broker,
+    PeerService, Refused, Sink, ask as ask_broker, begins_link,
 };
 use tidelog_proto::internal::v1::peer_answer::Answer;
 use tidelog_proto::internal::v1::peer_question::Question;
@@ -21,7 +21,7 @@ use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::{Delivery, NodeId, Post, replica_of};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tonic::transport::server::TcpIncoming;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// What a sink was told.
 #[derive(Debug)]
@@ -183,8 +183,7 @@ async fn serve_as(
         .enable_all()
         .build()
         .unwrap();
-    let (peer, questions) =
-        PeerService::servers(own, Arc::new(gate), sink.sink.clone(), Arc::new(Echoes));
+    let service = PeerService::new(own, Arc::new(gate), sink.sink.clone(), Arc::new(Echoes));
     let at = at.to_owned();
     let (bound, address) = tokio::sync::oneshot::channel();
     runtime.spawn(async move {
@@ -192,13 +191,25 @@ async fn serve_as(
         bound
             .send(listener.local_addr().unwrap().to_string())
             .unwrap();
-        let server = tonic::transport::Server::builder()
-            .add_service(peer)
-            .add_service(questions);
-        server
-            .serve_with_incoming(TcpIncoming::from(listener))
-            .await
-            .unwrap();
+        let (asking, asked) = mpsc::channel::<std::io::Result<TcpStream>>(16);
+        let questions = tonic::transport::Server::builder().add_service(service.questions());
+        tokio::spawn(questions.serve_with_incoming(ReceiverStream::new(asked)));
+        loop {
+            let (io, _) = listener.accept().await.unwrap();
+            let (service, asking) = (service.clone(), asking.clone());
+            tokio::spawn(async move {
+                let mut first = [0];
+                match io.peek(&mut first).await {
+                    Ok(1) if begins_link(first[0]) => {
+                        if let Ok(greeted) = service.greet(io).await {
+                            greeted.listen().await;
+                        }
+                    }
+                    Ok(1) => asking.send(Ok(io)).await.unwrap(),
+                    _ => {}
+                }
+            });
+        }
     });
     (soon(address).await.unwrap(), Served(Some(runtime)))
 }
@@ -306,6 +317,27 @@ async fn whoever_is_no_peer_is_refused() {
         assert_eq!(link.state().borrow().connections, 0);
         assert!(link.send(ask(1, 2, CatchUp::Ask)).is_err());
     }
+}
+
+#[tokio::test]
+async fn a_broker_that_connects_again_is_heard_on_its_last_connection_only() {
+    let (mut two, mut one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let hour = Duration::from_secs(3600);
+    let once = LinkConfig {
+        pauses: (hour, hour),
+        ..LinkConfig::default()
+    };
+    let first = link(1, 2, &address, &one, once);
+    until("it is connected", &first, is_connected).await;
+    // As after a loss of power: the connection of before is not known to be gone.
+    let second = link(1, 2, &address, &one, LinkConfig::default());
+    until("the second is connected", &second, is_connected).await;
+    let told = one.next().await;
+    assert!(matches!(told, Told::Unreachable(2)), "{told:?}");
+    assert!(!first.state().borrow().is_connected);
+    second.send(ask(1, 2, CatchUp::Gone)).unwrap();
+    assert_eq!(two.delivered().await.files[0].what, CatchUp::Gone);
 }
 
 /// Lets everybody in until it is closed.

@@ -1,5 +1,5 @@
-//! Accepting connections of gRPC, of clients and of brokers: each has a deadline for its beginning, is
-//! not delayed, and can be cut.
+//! Accepting connections of clients and of brokers: each has a deadline for its beginning, is not delayed,
+//! and can be cut.
 
 use std::future::Future;
 use std::io;
@@ -120,6 +120,36 @@ struct Handshake {
     /// Bytes still to come.
     left: usize,
     deadline: Pin<Box<Sleep>>,
+}
+
+impl<H: Held> Connection<H> {
+    /// The first byte that comes, which stays where it is; `None` when the connection ends, is cut, or its
+    /// deadline passes before.
+    pub(crate) async fn first_byte(&mut self) -> Option<u8> {
+        let mut first = [0];
+        let deadline = self.handshake.as_mut().map(|shake| &mut shake.deadline);
+        let held = &mut self.held;
+        let cut = std::future::poll_fn(|cx| held.poll_cut(cx));
+        let late = async {
+            match deadline {
+                Some(deadline) => deadline.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            peeked = self.io.peek(&mut first) => match peeked {
+                Ok(1) => Some(first[0]),
+                _ => None,
+            },
+            () = cut => None,
+            () = late => None,
+        }
+    }
+
+    /// What is below, for who does not speak HTTP/2.
+    pub(crate) fn into_parts(self) -> (TcpStream, H) {
+        (self.io, self.held)
+    }
 }
 
 impl<H: Held> Connected for Connection<H> {

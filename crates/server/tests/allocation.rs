@@ -20,14 +20,12 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Of payload, in each part of the test.
 const BYTES: usize = 64 << 20;
-/// Batches that are not acknowledged yet.
-const IN_FLIGHT: usize = 4;
-/// Allocated bytes for each byte of payload, at all three together, so that a further copy is noticed. Two
-/// would be the least, a copy of what it receives at each follower; the client's batch is there before, and
-/// logs are maps of files. Mostly it is 5 to 8. Nearly all of that is at the followers: the read buffers of
-/// HTTP/2, which begin anew while what was read before is still in use, and tonic's, in which a
-/// message is put together.
-const RATIO_MAX: f64 = 12.0;
+/// Batches of so many bytes, so many of which are not acknowledged yet, and how many bytes are allocated at most
+/// for each byte of payload, at all three together. Two would be the least, a copy of what it receives at each
+/// follower; the client's batch is there before, and logs are maps of files. Large batches take 2.05 to 2.4;
+/// small ones 2.7 where many of them share messages, and 3.6 where few do: what is said of each message.
+const PARTS: [(usize, usize, f64); 3] =
+    [(16 << 10, 4, 4.5), (16 << 10, 64, 3.0), (1 << 20, 4, 2.7)];
 
 /// A batch of one record.
 fn batch(bytes: usize) -> Bytes {
@@ -39,10 +37,16 @@ fn batch(bytes: usize) -> Bytes {
 }
 
 /// Appends the batch again and again, and waits until all have it.
-async fn replicate(servers: &[&Server], leader: &Server, batch: &Bytes, count: usize) {
+async fn replicate(
+    servers: &[&Server],
+    leader: &Server,
+    batch: &Bytes,
+    count: usize,
+    in_flight: usize,
+) {
     let mut waiting = VecDeque::new();
     let mut end = 0;
-    for number in 0..count + IN_FLIGHT {
+    for number in 0..count + in_flight {
         if number < count {
             let request = AppendRequest {
                 topic: "t".to_owned(),
@@ -52,7 +56,7 @@ async fn replicate(servers: &[&Server], leader: &Server, batch: &Bytes, count: u
             };
             waiting.push_back(leader.broker().submit(request).await.unwrap());
         }
-        if number >= IN_FLIGHT {
+        if number >= in_flight {
             let parts = waiting.pop_front().unwrap().await;
             let appended = parts[0].result.as_ref().unwrap();
             end = appended.base_offset.get() + 1;
@@ -97,28 +101,29 @@ async fn what_replication_allocates_is_bounded_by_what_is_replicated() {
     let all: Vec<_> = servers.iter().collect();
     soon("a topic", create_anywhere(&all, "t")).await;
     let leader = soon("a leader", leader(&all)).await;
-    let mut ratios = Vec::new();
-    for bytes in [16 << 10, 1 << 20] {
+    let mut too_many = Vec::new();
+    for (bytes, in_flight, most) in PARTS {
         let (batch, count) = (batch(bytes), BYTES / bytes);
         // What is made once: buffers of the connections.
-        replicate(&all, leader, &batch, count / 8).await;
+        replicate(&all, leader, &batch, count / 8, in_flight).await;
         let region = Region::new(ALLOCATOR);
-        replicate(&all, leader, &batch, count).await;
+        replicate(&all, leader, &batch, count, in_flight).await;
         let change = region.change();
         let grown = usize::try_from(change.bytes_reallocated.max(0)).unwrap();
         let allocated = change.bytes_allocated + grown;
         #[allow(clippy::cast_precision_loss, reason = "far below what a float holds")]
         let ratio = allocated as f64 / (count * batch.len()) as f64;
-        println!("batches of {bytes} bytes: {ratio:.2} bytes allocated a byte");
-        ratios.push(ratio);
+        let what =
+            format!("{in_flight} batches of {bytes} bytes: {ratio:.2} bytes allocated a byte");
+        println!("{what}");
+        if ratio > most {
+            too_many.push(what);
+        }
     }
     for server in servers {
         soon("a stop", server.stop(Duration::from_secs(10)))
             .await
             .unwrap();
     }
-    assert!(
-        ratios.iter().all(|ratio| *ratio <= RATIO_MAX),
-        "bytes allocated a byte of payload: {ratios:?}"
-    );
+    assert!(too_many.is_empty(), "{too_many:?}");
 }

@@ -86,7 +86,7 @@ impl Node {
             listener.http_addr,
             listener.cluster_addr,
         );
-        let service = PeerService::servers(identity, known.clone(), links.inbox(), known.clone());
+        let service = PeerService::new(identity, known.clone(), links.inbox(), known.clone());
         let port = Port::start(listener.cluster, service);
         let (settled, brokers) = match settled {
             Some(settled) => (settled, Vec::new()),

@@ -21,6 +21,11 @@ async fn garbage_on_the_port_harms_nobody() {
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[0xff; 5000],
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+        b"TIDELOG?",
+        // Frames that are longer than a hello, shorter than they say, or none.
+        b"TIDELINK\xff\xff\xff\xff",
+        b"TIDELINK\x40\0\0\0 is not what comes",
+        b"TIDELINK\x10\0\0\0no frame at all!",
     ] {
         let mut socket = TcpStream::connect(&address).await.unwrap();
         socket.write_all(garbage).await.unwrap();
@@ -58,6 +63,56 @@ async fn garbage_on_the_port_harms_nobody() {
         assert!(refused.cause.contains(expected), "{}", refused.cause);
     }
     assert_eq!(wire::here(here).unwrap().founders, node.settled().founders);
+}
+
+/// A broker and questions get in while somebody holds more connections than there are places, and says nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_kept_out_by_connections_that_say_nothing() {
+    let mut seats = seats(2);
+    let nodes = all_started(&mut seats).await;
+    let crowded = seats[0].address();
+    let mut idle = Vec::new();
+    for number in 0..100 {
+        let mut socket = TcpStream::connect(&crowded).await.unwrap();
+        // Some begin something, as a link or as a question.
+        let begun: &[u8] = [&b""[..], b"TIDE", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"][number % 3];
+        socket.write_all(begun).await.unwrap();
+        idle.push(socket);
+    }
+    let own = Own {
+        node_id: 3,
+        directory_id: [3; 16],
+    };
+    let answer = ask(&crowded, wire::who(&own), Duration::from_secs(30)).await;
+    assert!(matches!(answer.unwrap().answer, Some(Answer::Here(_))));
+    // The oldest were cut.
+    let mut said = Vec::new();
+    soon(idle[0].read_to_end(&mut said)).await.ok();
+
+    let mut brokers = Vec::new();
+    for (seat, node) in seats.iter().zip(&nodes) {
+        let broker = seat.open(node);
+        let data_dir = Path::new("/srv/data");
+        node.opened(&seat.config, broker.clone(), &seat.seams(), data_dir)
+            .await
+            .unwrap();
+        brokers.push(broker);
+    }
+    until_connected(nodes[0].links(), 2).await;
+    until_connected(nodes[1].links(), 1).await;
+    // A link has no place that could be taken.
+    for _ in 0..100 {
+        idle.push(TcpStream::connect(&crowded).await.unwrap());
+    }
+    let answer = ask(&crowded, wire::who(&own), Duration::from_secs(30)).await;
+    assert!(matches!(answer.unwrap().answer, Some(Answer::Here(_))));
+    let state = *nodes[1].links().state(1).unwrap().borrow();
+    assert!(state.is_connected);
+    assert_eq!(state.connections, 1);
+    for (node, broker) in nodes.into_iter().zip(brokers) {
+        broker.stop().await.unwrap();
+        node.stop().await;
+    }
 }
 
 async fn until_connected(links: &Links, to: u32) {
