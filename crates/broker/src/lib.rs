@@ -173,7 +173,7 @@ impl Default for BrokerConfig {
             data_dir: PathBuf::from("tidelog-data"),
             in_flight_bytes_max: 256 << 20,
             shards: cores,
-            sync_threads: 4,
+            sync_threads: cores.min(4),
             retention_check_interval: std::time::Duration::from_secs(300),
             removal_bytes_per_second: 1 << 30,
             compaction_check_interval: std::time::Duration::from_secs(15),

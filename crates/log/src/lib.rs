@@ -58,6 +58,7 @@ pub mod fuzzing;
 #[cfg(test)]
 mod golden;
 mod header;
+mod helpers;
 mod index;
 mod internal;
 mod log;

@@ -30,9 +30,9 @@ use parking_lot::{Condvar, Mutex};
 use tidelog_disk::{DiskError, DiskOp, FileSystem};
 
 use crate::error::Poisoned;
+use crate::helpers::Helpers;
 use crate::segment::LogEnd;
 use crate::shared::{Shared, SyncError};
-use crate::threads::share_out;
 use crate::together::Together;
 use crate::turns::ReadTurns;
 
@@ -141,7 +141,7 @@ struct Inner {
     patience: Duration,
     unawaited_interval: Duration,
     observer: Arc<dyn RoundObserver>,
-    threads_max: usize,
+    helpers: Helpers<Arc<dyn SyncTarget>, Result<LogEnd, SyncError>>,
     together: Together,
     turns: Arc<ReadTurns>,
 }
@@ -274,7 +274,8 @@ impl SyncCoordinator {
             patience: config.patience,
             unawaited_interval: config.unawaited_interval,
             observer,
-            threads_max: config.threads_max.max(1),
+            // The thread of the round is one.
+            helpers: Helpers::start(config.threads_max.saturating_sub(1), "tidelog-syncing")?,
             together: Together::new(config.file_system),
             turns: Arc::default(),
         });
@@ -481,8 +482,7 @@ impl Inner {
         if let Some(results) = self.together.sync(&logs) {
             return results;
         }
-        share_out(targets, self.threads_max, |target| {
-            target.log().shared.sync()
-        })
+        self.helpers
+            .share_out(targets.to_vec(), |target| target.log().shared.sync())
     }
 }

@@ -60,7 +60,7 @@ pub struct ServeArgs {
     /// Event loops that own partitions; 0: one a core [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub shards: Option<String>,
-    /// Threads that sync files at a time; 0: 4 [default: 0]
+    /// Threads that sync files at a time; 0: one a core, 4 at most [default: 0]
     #[arg(long, value_name = "N", help_heading = "Resources")]
     pub sync_threads: Option<String>,
     /// The largest request [default: 16MiB]
