@@ -51,8 +51,8 @@ impl Default for GroupConfig {
             election_ticks: 10,
             heartbeat_ticks: 2,
             batch_bytes_max: 1 << 20,
-            message_bytes_max: 1 << 20,
-            messages_in_flight_max: 32,
+            message_bytes_max: 256 << 10,
+            messages_in_flight_max: 8,
             uncommitted_bytes_max: 16 << 20,
             seed: 0,
             #[cfg(feature = "planted")]
