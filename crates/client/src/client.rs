@@ -83,6 +83,26 @@ struct Routing {
     leaders: Leaders,
 }
 
+/// To whom to turn with what another broker refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Successor {
+    /// Somebody else leads, as far as is known.
+    Known {
+        /// In a later epoch than was known before. There is always a last one, so that whoever follows these
+        /// need not wait: two brokers that point at each other name the same.
+        is_newer: bool,
+    },
+    /// Nobody is known to.
+    Nobody,
+}
+
+impl Successor {
+    /// Whether there is somebody.
+    pub(crate) fn is_known(self) -> bool {
+        self != Self::Nobody
+    }
+}
+
 impl Client {
     /// Connects to the first broker of `brokers` (`host:port[,host:port…]`) that answers, with the
     /// defaults of [`ClientConfig`].
@@ -199,21 +219,21 @@ impl Client {
         self.note_change(is_changed);
     }
 
-    /// Takes from a refusal of the broker at `from` who leads a partition instead. Gives whether there
-    /// is somebody else to turn to.
+    /// Takes from a refusal of the broker at `from` who leads a partition instead. Gives to whom to turn.
     pub(crate) fn learn_not_leader(
         &self,
         topic: &TopicName,
         partition: PartitionId,
         not_leader: &NotLeader,
         from: &Arc<str>,
-    ) -> bool {
+    ) -> Successor {
         let routing = &mut *self.inner.routing.lock();
         let leads = |routing: &mut Routing| {
             let node = routing.leaders.leader(topic, partition)?;
             Some(routing.brokers.route_to(node)?.address)
         };
         let mut is_changed = false;
+        let epoch_before = routing.leaders.epoch(topic, partition);
         // Others may know better by now than when this was asked.
         if leads(routing).is_none_or(|address| address == *from) {
             routing.leaders.doubt(topic, partition);
@@ -226,7 +246,12 @@ impl Client {
             is_changed |= routing.leaders.learn_one(topic, partition, node, epoch);
         }
         self.note_change(is_changed);
-        leads(routing).is_some_and(|address| address != *from)
+        match leads(routing) {
+            Some(address) if address != *from => Successor::Known {
+                is_newer: routing.leaders.epoch(topic, partition) > epoch_before,
+            },
+            _ => Successor::Nobody,
+        }
     }
 
     /// The leader of a partition did not answer: what is told next of it is believed.
@@ -328,6 +353,34 @@ mod tests {
         assert!(
             matches!(error, ClientError::Unreachable { .. }),
             "{error:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_a_later_epoch_makes_a_successor_newer() {
+        let config = ClientConfig::new("127.0.0.1:1,127.0.0.1:2".parse().unwrap());
+        let client = Client::lazy(config).unwrap();
+        let (topic, partition) = (TopicName::new("t").unwrap(), PartitionId::new(0));
+        let addresses: [Arc<str>; 2] = ["127.0.0.1:1".into(), "127.0.0.1:2".into()];
+        let told = |leader: Option<usize>, epoch: u32, from: usize| {
+            let not_leader = NotLeader {
+                leader: leader.map(|at| u32::try_from(at + 1).unwrap()),
+                address: leader.map(|at| addresses[at].to_string()),
+                epoch,
+            };
+            client.learn_not_leader(&topic, partition, &not_leader, &addresses[from])
+        };
+        let known = |is_newer| Successor::Known { is_newer };
+        assert_eq!(told(None, 0, 0), Successor::Nobody);
+        assert_eq!(told(Some(1), 3, 0), known(true));
+        // Two that point at each other.
+        assert_eq!(told(Some(0), 3, 1), known(false));
+        assert_eq!(told(Some(1), 3, 0), known(false));
+        assert_eq!(told(Some(0), 4, 1), known(true));
+        assert_eq!(
+            told(Some(0), 5, 0),
+            Successor::Nobody,
+            "it says so of itself"
         );
     }
 }

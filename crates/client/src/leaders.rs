@@ -39,6 +39,11 @@ impl Leaders {
         self.topics.get(topic)?.leaders.get(&partition)?.node
     }
 
+    /// The epoch of the last leader of a partition that is known of.
+    pub(crate) fn epoch(&self, topic: &TopicName, partition: PartitionId) -> Option<u32> {
+        Some(self.topics.get(topic)?.leaders.get(&partition)?.epoch)
+    }
+
     /// Whether a broker described the topic.
     pub(crate) fn is_known(&self, topic: &TopicName) -> bool {
         self.topics.contains_key(topic)

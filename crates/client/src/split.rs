@@ -174,7 +174,8 @@ impl Client {
         let (topic, partition) = (question.topic, question.partitions[place]);
         if let Some(not_leader) = error.not_leader() {
             let from = &part.route.address;
-            return Some(self.learn_not_leader(topic, partition, &not_leader, from));
+            let successor = self.learn_not_leader(topic, partition, &not_leader, from);
+            return Some(successor.is_known());
         }
         if self.may_be_elsewhere(question, error) {
             self.doubt(topic, partition);

@@ -40,6 +40,14 @@ impl Payload {
     }
 }
 
+/// Appends, with room for one at first: messages take hundreds of bytes, and mostly there is one in a turn.
+pub(crate) fn push_lean<T>(list: &mut Vec<T>, item: T) {
+    if list.capacity() == 0 {
+        list.reserve_exact(1);
+    }
+    list.push(item);
+}
+
 /// Whether the log keeps the entry as it is, with a stub in Raft: a batch, or an internal entry that
 /// is not Raft's own.
 pub(crate) fn has_payload(entry: &raft::eraftpb::Entry) -> bool {

@@ -12,7 +12,7 @@ use tidelog_record::Timestamp;
 use crate::config::ReplicaId;
 use crate::error::GroupError;
 use crate::group::{Group, GroupStore, Held, Role, at, epoch};
-use crate::message::{Outgoing, Payload, has_payload};
+use crate::message::{Outgoing, Payload, has_payload, push_lean};
 use crate::payload::Placed;
 use crate::planted::Planted;
 use crate::storage::{Members, is_out_of_files};
@@ -453,7 +453,7 @@ impl Group {
                 continue;
             }
             if let Some(recent) = self.recent.get(entry.index, entry.term) {
-                payloads.push(Payload::Entry(recent.clone()));
+                push_lean(&mut payloads, Payload::Entry(recent.clone()));
                 continue;
             }
             // From the log, all at once.
@@ -485,7 +485,7 @@ impl Group {
             }
             break;
         }
-        turn.messages.push(Outgoing { message, payloads });
+        push_lean(&mut turn.messages, Outgoing { message, payloads });
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use super::accumulator::{ClosedBatch, QueueId};
 use super::driver::{Driver, InFlight};
 use crate::ClientError;
 use crate::brokers::Route;
+use crate::client::Successor;
 use crate::error::NotLeader;
 
 /// The longest wait before a batch goes to the broker that is said to lead: two brokers that point
@@ -87,13 +88,17 @@ impl Driver {
         let client = &self.shared.client;
         let (topic, partition) = self.shared.accumulator.lock().place(queue);
         let backoff = &self.shared.config.backoff;
-        let wait = if client.learn_not_leader(&topic, partition, not_leader, from) {
-            let backoff = backoff.at_most(REDIRECT_WAIT_MAX);
-            backoff.wait(batch.attempts, None)
-        } else {
-            self.refresh.want(&topic);
-            let backoff = backoff.at_most(LEADERLESS_WAIT_MAX);
-            backoff.wait(batch.attempts, error.retry_after())
+        let wait = match client.learn_not_leader(&topic, partition, not_leader, from) {
+            Successor::Known { is_newer: true } => Duration::ZERO,
+            Successor::Known { is_newer: false } => {
+                let backoff = backoff.at_most(REDIRECT_WAIT_MAX);
+                backoff.wait(batch.attempts, None)
+            }
+            Successor::Nobody => {
+                self.refresh.want(&topic);
+                let backoff = backoff.at_most(LEADERLESS_WAIT_MAX);
+                backoff.wait(batch.attempts, error.retry_after())
+            }
         };
         self.send_again(queue, batch, error, wait);
     }

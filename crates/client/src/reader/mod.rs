@@ -333,7 +333,8 @@ impl Reader {
         if let (Some(not_leader), Some(from)) = (source.not_leader(), address) {
             progress.needs_leader = true;
             let (client, topic) = (&self.client, &self.config.topic);
-            has_leader = client.learn_not_leader(topic, partition, &not_leader, &from);
+            let successor = client.learn_not_leader(topic, partition, &not_leader, &from);
+            has_leader = successor.is_known();
         }
         self.on_trouble(stream, Some(partition), source, has_leader)?;
         if self.progress.of_stream(stream).next().is_none() {

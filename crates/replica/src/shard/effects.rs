@@ -10,7 +10,7 @@ use crate::catch_up::CatchUpLetter;
 use crate::config::ReplicaId;
 use crate::error::{GroupError, ProposeError};
 use crate::group::Role;
-use crate::message::Payload;
+use crate::message::{Payload, push_lean};
 use crate::recover::RecoverError;
 use crate::storage::Members;
 
@@ -256,7 +256,7 @@ impl<W> Effects<W> {
         let node = node_of(replica);
         let known = self.posts.iter().position(|(to, _)| *to == node);
         let at = known.unwrap_or_else(|| {
-            self.posts.push((node, Post::default()));
+            push_lean(&mut self.posts, (node, Post::default()));
             self.posts.len() - 1
         });
         &mut self.posts[at].1

@@ -15,6 +15,7 @@ use crate::adopt::AdoptFailed;
 use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
 use crate::group::{Group, GroupStore, Proposed, Role};
+use crate::message::push_lean;
 use crate::planted::Planted;
 use crate::recover::RecoverError;
 use crate::store::StateStore;
@@ -34,9 +35,11 @@ pub(super) struct Hosted<W> {
     pub(super) group: Group,
     pub(super) store: StateStore,
     pub(super) incarnation: u32,
-    /// Batches that are not proposed yet: the group does not know how far its log is committed, or too
-    /// much is under way. Bounded by what the broker takes from clients.
+    /// Batches that are not proposed yet: the group does not know how far its log is committed, or who
+    /// leads, or too much is under way. Bounded by what the broker takes from clients.
     queue: VecDeque<Proposal<W>>,
+    /// For how many ticks the queue has waited to hear who leads.
+    leaderless_ticks: u32,
     /// In the order of their ends, but for duplicates.
     waiting: VecDeque<Waiting<W>>,
     /// New log starts that are proposed.
@@ -54,6 +57,9 @@ pub(super) struct Hosted<W> {
     pub(super) failed: Option<GroupError>,
 }
 
+/// For so many ticks batches wait to hear who leads: mostly it is known soon, and then their senders go there at
+/// once, where otherwise they would have to ask again and again.
+const LEADERLESS_TICKS_MAX: u32 = 3;
 /// A group that has missed more of them than so many is another one.
 const INCARNATIONS_AT_ONCE: u32 = 16;
 
@@ -65,6 +71,7 @@ impl<W> Hosted<W> {
             store,
             incarnation,
             queue: VecDeque::new(),
+            leaderless_ticks: 0,
             waiting: VecDeque::new(),
             starts: Vec::new(),
             starts_asked: Vec::new(),
@@ -106,6 +113,21 @@ impl<W> Hosted<W> {
 
     pub(super) fn propose(&mut self, proposal: Proposal<W>) {
         self.queue.push_back(proposal);
+    }
+
+    /// Time passed: see [`Group::tick`].
+    pub(super) fn tick(&mut self) -> bool {
+        let is_waiting = !self.queue.is_empty() && self.is_leaderless();
+        self.leaderless_ticks = if is_waiting {
+            self.leaderless_ticks + 1
+        } else {
+            0
+        };
+        self.group.tick() || self.leaderless_ticks >= LEADERLESS_TICKS_MAX
+    }
+
+    fn is_leaderless(&self) -> bool {
+        self.group.role().leader.is_none()
     }
 
     pub(super) fn ask_log_start(&mut self, to: Offset, waiter: W) {
@@ -335,12 +357,13 @@ impl<W> Hosted<W> {
     fn take(&mut self, turn: Turn, effects: &mut Effects<W>) {
         for outgoing in turn.messages {
             let post = effects.post_to(outgoing.message.to);
-            post.raft.push(Letter {
+            let letter = Letter {
                 key: self.key,
                 incarnation: self.incarnation,
                 message: outgoing.message,
                 payloads: outgoing.payloads,
-            });
+            };
+            push_lean(&mut post.raft, letter);
         }
         for to in turn.behind {
             let first_index = self.group.log().first_index().get();
@@ -385,8 +408,8 @@ impl<W> Hosted<W> {
                 let leader = role.leader;
                 let begun = || Refusal::Lost { leader };
                 let new = || Refusal::Refused(ProposeError::NotLeader { leader });
-                if role.is_leader {
-                    // What is not proposed yet is proposed in the new term.
+                if role.is_leader || leader.is_none() {
+                    // What is not proposed yet is proposed in the new term, or waits for who leads.
                     let queue = std::mem::take(&mut self.queue);
                     self.drop_all(&begun, &new, effects);
                     self.queue = queue;
@@ -423,6 +446,9 @@ impl<W> Hosted<W> {
         }
         if !role.is_leader {
             let leader = role.leader;
+            if leader.is_none() && self.leaderless_ticks < LEADERLESS_TICKS_MAX {
+                return Vec::new();
+            }
             self.refuse_queue(|| ProposeError::NotLeader { leader }, effects);
             return Vec::new();
         }

@@ -314,7 +314,7 @@ impl<W> Shard<W> {
             let Some(hosted) = self.groups.get_mut(key) else {
                 continue;
             };
-            let ticked = hosted.guarded(&mut self.effects, |hosted, _| hosted.group.tick());
+            let ticked = hosted.guarded(&mut self.effects, |hosted, _| hosted.tick());
             if ticked == Some(true) {
                 self.due.insert(*key);
             }

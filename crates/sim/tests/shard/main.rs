@@ -16,7 +16,7 @@ use tidelog_record::{Offset, Timestamp};
 use tidelog_replica::eraftpb::{Message, MessageType};
 use tidelog_replica::{
     Done, Group, GroupConfig, Members, Proposal, ProposeError, Received, Refusal, Shard,
-    StateStore, Until, replica_of,
+    StateStore, Until, node_of, replica_of,
 };
 use tidelog_sim::{FailMode, InjectedError, OpFilter};
 
@@ -204,12 +204,60 @@ fn waiters_are_told_when_another_leads() {
     };
     nodes.node(old).shard.propose(key(0), proposal);
     nodes.settle();
+    // There may be a leader soon.
+    assert!(nodes.node(old).answers.is_empty());
+    for _ in 0..3 {
+        nodes.tick();
+    }
     let (_, result) = nodes.node(old).answers.pop().unwrap();
     let is_refused = matches!(
         result,
         Err(Refusal::Refused(ProposeError::NotLeader { leader: None }))
     );
     assert!(is_refused, "{result:?}");
+}
+
+/// What comes to a replica that knows of no leader waits, and is told who leads next, or taken where that is itself.
+#[test]
+fn what_comes_while_nobody_leads_is_sent_to_whoever_leads_next() {
+    for leads_itself in [false, true] {
+        let mut nodes = Nodes::new(3, 1, 5);
+        nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+        nodes.append(key(0), "before", 1);
+        let old = nodes.leader(key(0)).unwrap();
+        let (one, other) = (old % 3 + 1, (old + 1) % 3 + 1);
+        nodes.node(old).stop(false);
+        nodes.cut_off = Some(one);
+        nodes.until("it knows no leader", |nodes| {
+            let group = nodes.nodes[one as usize - 1].shard.group(key(0));
+            group.unwrap().role().leader.is_none()
+        });
+        let proposal = Proposal {
+            batch: nodes::batch("next"),
+            until: Until::Committed,
+            term: None,
+            waiter: 9,
+        };
+        nodes.node(one).shard.propose(key(0), proposal);
+        nodes.settle();
+        assert!(nodes.node(one).answers.is_empty());
+        nodes.cut_off = None;
+        let next = if leads_itself { one } else { other };
+        nodes.node(next).shard.with(key(0), Group::campaign);
+        nodes.settle();
+        let (ticket, result) = nodes.node(one).answers.pop().unwrap();
+        assert_eq!(ticket, 9);
+        match result {
+            Ok(Done::Stored { .. }) => assert!(leads_itself),
+            Err(Refusal::Refused(ProposeError::NotLeader {
+                leader: Some(leader),
+            })) => {
+                assert!(!leads_itself);
+                assert_eq!(node_of(leader), other);
+            }
+            result => panic!("{result:?}"),
+        }
+    }
 }
 
 /// A leader that nobody hears takes batches of several records; those who lead after it write others,
