@@ -22,7 +22,8 @@ use crate::error::{AppendError, DeleteError};
 use crate::partition::Partition;
 use crate::shard::Known;
 
-/// Commands that wait at most; bytes are bounded by the broker's budget before they get here.
+/// Commands that wait at most. The bytes of appends are bounded by the broker's budget before they get here, and those
+/// of messages by what leaders have on their way: 2 MiB a partition.
 const MAILBOX_LEN: usize = 4096;
 /// One append on its way to a log.
 #[derive(Debug)]

@@ -40,7 +40,9 @@ pub use cluster::{
     TopicPlacement,
 };
 pub use command::{ClusterCommand, RecoveredPartition};
-pub use decide::{BrokerError, Left, MoveError, PlaceError, Recovery, Replication, Unusable};
+pub use decide::{
+    BROKERS_MAX, BrokerError, Left, MoveError, PlaceError, Recovery, Replication, Unusable,
+};
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
 pub use metadata::plan_metadata;
 pub use notes::{Note, ReplicaFault};

@@ -9,14 +9,10 @@ use tidelog_replica::eraftpb::{Entry, EntryType, Message};
 use tidelog_replica::{Delivery, Letter, NodeId, Payload, Post, Received, node_of, stub_of};
 use wire::files_letter::What;
 
-use crate::frame::{Frame, FrameError, LEN_LEN, NOTE_BYTES_MAX, NOTES_MAX, payload_len};
+use crate::frame::{
+    Frame, FrameError, LEN_LEN, LETTERS_MAX, NOTE_BYTES_MAX, NOTES_MAX, payload_len,
+};
 use crate::{Identity, PROTOCOL_VERSION};
-
-/// So many entries one message of Raft has at most: no replica sends more.
-const ENTRIES_MAX: usize = 100_000;
-
-/// With so many letters of replicas no more join a frame: they take a hundred bytes each.
-const LETTERS_MAX: usize = 8192;
 
 fn len_of(len: usize) -> u32 {
     u32::try_from(len).expect("batches and parts are far below 4 GiB")
@@ -194,9 +190,6 @@ pub(crate) fn delivery(frame: Frame, from: NodeId, own: NodeId) -> Result<Delive
         Ok(())
     };
     let notes = frame.meta.notes;
-    if notes.len() > NOTES_MAX {
-        return Err(FrameError::Senseless("there are too many notes"));
-    }
     if notes.iter().any(|note| note.len() > NOTE_BYTES_MAX) {
         return Err(FrameError::Senseless("a note is too long"));
     }
@@ -231,9 +224,6 @@ fn received(
     letter: wire::RaftLetter,
     payloads: &mut impl Iterator<Item = Bytes>,
 ) -> Result<Received, FrameError> {
-    if letter.entries.len() > ENTRIES_MAX {
-        return Err(FrameError::Senseless("a message has too many entries"));
-    }
     let mut batches = Vec::new();
     let mut entries = Vec::with_capacity(letter.entries.len());
     let mut index = letter.index;

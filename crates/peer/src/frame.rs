@@ -12,6 +12,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
+use prost::encoding::decode_varint;
 use thiserror::Error;
 use tidelog_proto::internal::v1 as wire;
 use tidelog_record::{BATCH_HEADER_LEN, crc32c};
@@ -31,6 +32,10 @@ const HEAD_LEN: usize = 8;
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
 /// So many notes a frame has at most.
 pub(crate) const NOTES_MAX: usize = 10_000;
+/// So many letters: with these no more join a frame, as they take a hundred bytes each.
+pub(crate) const LETTERS_MAX: usize = 8192;
+/// So many entries all messages of Raft in a frame have at most: no link sends more.
+pub(crate) const ENTRIES_MAX: usize = 100_000;
 /// So many notes a post has at most, and so many bytes they have together.
 pub(crate) const POST_NOTES_MAX: usize = NOTES_MAX / 2;
 pub(crate) const POST_NOTE_BYTES_MAX: usize = 2 << 20;
@@ -106,7 +111,11 @@ impl Frame {
         if meta_len > bytes.len().min(META_BYTES_MAX) {
             return Err(FrameError::Length { len });
         }
-        let meta = wire::PeerFrame::decode(bytes.split_to(meta_len));
+        let meta = bytes.split_to(meta_len);
+        if !is_reasonable(&meta).unwrap_or(false) {
+            return Err(FrameError::Senseless("it says too much at once"));
+        }
+        let meta = wire::PeerFrame::decode(meta);
         let meta = meta.map_err(|_| FrameError::Senseless("it is no PeerFrame"))?;
         let mut payloads = Vec::new();
         for len in payload_lens(&meta) {
@@ -121,6 +130,53 @@ impl Frame {
         }
         Ok(Self { meta, payloads })
     }
+}
+
+/// Whether a `PeerFrame` has no more letters, entries and notes than a link sends: decoded, an empty one takes a
+/// hundred times as many bytes. `None` where it is no protobuf.
+fn is_reasonable(meta: &[u8]) -> Option<bool> {
+    let (mut letters, mut entries, mut notes) = (0, 0, 0);
+    let mut rest = meta;
+    while !rest.is_empty() {
+        let (number, mut content) = next_field(&mut rest)?;
+        match number {
+            RAFT_FIELD => {
+                letters += 1;
+                while !content.is_empty() {
+                    let (number, _) = next_field(&mut content)?;
+                    entries += usize::from(number == ENTRIES_FIELD);
+                }
+            }
+            FILES_FIELD => letters += 1,
+            NOTES_FIELD => notes += 1,
+            _ => {}
+        }
+    }
+    Some(letters <= LETTERS_MAX && entries <= ENTRIES_MAX && notes <= NOTES_MAX)
+}
+
+/// The numbers of fields in `peer.proto`: of a frame, and of a letter.
+const RAFT_FIELD: u64 = 2;
+const FILES_FIELD: u64 = 3;
+const NOTES_FIELD: u64 = 6;
+const ENTRIES_FIELD: u64 = 16;
+
+/// The number of the next field of a message, and its content where that has a length.
+fn next_field<'a>(rest: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
+    let key = decode_varint(rest).ok()?;
+    let len = match key & 7 {
+        0 => {
+            decode_varint(rest).ok()?;
+            0
+        }
+        1 => 8,
+        2 => usize::try_from(decode_varint(rest).ok()?).ok()?,
+        5 => 4,
+        _ => return None,
+    };
+    let (content, behind) = rest.split_at_checked(len)?;
+    *rest = behind;
+    Some((key >> 3, content))
 }
 
 pub(crate) fn payload_len(payload: &Payload) -> usize {

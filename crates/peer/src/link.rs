@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use crate::convert::{hello, identity_of, push_files, push_raft};
 use crate::frame::{
@@ -469,14 +469,18 @@ async fn hear(
     began: Instant,
     ping_timeout: Duration,
 ) -> Ended {
+    let (mut last, mut until) = (0, Instant::now() + ping_timeout);
     loop {
-        match timeout(ping_timeout, answer(reader)).await {
-            Ok(Ok(frame)) => {
-                let sent_at = frame.meta.pong.saturating_sub(1);
-                let took = micros_since(began).saturating_sub(sent_at);
+        match timeout_at(until, answer(reader)).await {
+            Ok(Ok(frame)) if frame.meta.pong > last => {
+                last = frame.meta.pong;
+                until = Instant::now() + ping_timeout;
+                let took = micros_since(began).saturating_sub(last - 1);
                 let took = Some(Duration::from_micros(took));
                 stats.state.send_modify(|state| state.round_trip = took);
             }
+            // It answers to no ping.
+            Ok(Ok(_)) => {}
             Ok(Err(ended)) => return ended,
             Err(_elapsed) => return Ended::Silent,
         }

@@ -10,7 +10,7 @@ use tidelog_proto::internal::v1::{PeerAnswer, PeerEnd, PeerQuestion};
 use tidelog_replica::{Delivery, NodeId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status};
 
 use crate::ask::ASK_BYTES_MAX;
@@ -63,6 +63,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the other side may take to make room for what it is told: a few bytes.
 const TELL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// That the link of a broker ended is said so often at most.
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Listens to other brokers.
 #[derive(Clone, Debug)]
 pub struct PeerService {
@@ -72,6 +75,8 @@ pub struct PeerService {
     answers: Arc<dyn Answers>,
     /// What ends the link of each broker that was greeted: it has one, and that is the last.
     links: Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>,
+    /// When it was said last of each broker that its link ended.
+    said_at: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
 }
 
 /// Whether a connection is a link, by the first byte that comes over it; otherwise it begins HTTP/2, for
@@ -142,7 +147,19 @@ impl PeerService {
             sink,
             answers,
             links: Arc::default(),
+            said_at: Arc::default(),
         }
+    }
+
+    /// Whether something is to be said of a broker now, as of one whose links end again and again not always.
+    fn may_say(&self, node: NodeId) -> bool {
+        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = said_at.get(&node);
+        let may = before.is_none_or(|at| at.elapsed() >= SAY_INTERVAL);
+        if may {
+            said_at.insert(node, Instant::now());
+        }
+        may
     }
 
     /// What answers to questions, to be put behind a listener.
@@ -245,8 +262,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Greeted<T> {
                 }
             }
         };
-        tracing::warn!(broker = self.who.node_id, why = %ended,
-            "a broker is not listened to any more");
+        if self.service.may_say(self.who.node_id) {
+            tracing::warn!(broker = self.who.node_id, why = %ended,
+                "a broker is not listened to any more");
+        }
         tell_end(&mut self.io, &ended).await;
     }
 }

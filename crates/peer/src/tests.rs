@@ -3,13 +3,16 @@
 use bytes::{Buf, Bytes};
 use proptest::prelude::*;
 use tidelog_log::state::GroupKey;
+use tidelog_proto::internal::v1::{self as wire, PeerEnd, PeerFrame};
 use tidelog_record::{PartitionId, TopicId};
 use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::eraftpb::{Entry, EntryType, Message};
 use tidelog_replica::{Letter, Payload, Received, replica_of, stub_of};
 
-use crate::convert::{delivery, push_files, push_raft};
-use crate::frame::{Frame, FrameError, NOTE_BYTES_MAX, NOTES_MAX};
+use crate::Identity;
+use crate::convert::{delivery, hello, push_files, push_raft};
+use crate::frame::{ENTRIES_MAX, Frame, FrameError, LETTERS_MAX, NOTE_BYTES_MAX, NOTES_MAX};
+use crate::wire::PREFACE;
 
 fn key(partition: u32) -> GroupKey {
     GroupKey {
@@ -181,6 +184,28 @@ fn the_bytes_of_a_frame_are_these() {
     assert_eq!(hex, include_str!("golden_frame.hex").trim());
 }
 
+/// What a link begins with, and the last frame of a side that refuses.
+#[test]
+fn the_bytes_of_a_link_are_these() {
+    let own = Identity {
+        cluster_id: *b"cluster-of-tests",
+        node_id: 1,
+        directory_id: *b"directory-of-one",
+    };
+    let mut refusal = Frame::default();
+    refusal.meta.end = Some(PeerEnd {
+        cause: "NO".to_owned(),
+        refused: true,
+    });
+    let mut bytes = PREFACE.to_vec();
+    for frame in [hello(&own, 2), refusal] {
+        let mut pieces = frame.pieces();
+        bytes.extend(pieces.copy_to_bytes(pieces.remaining()));
+    }
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, include_str!("golden_link.hex").trim());
+}
+
 #[test]
 fn the_bytes_of_a_frame_with_notes_are_these() {
     let mut frame = Frame::default();
@@ -215,6 +240,46 @@ fn notes_arrive_in_order_and_too_many_or_too_long_ones_are_refused() {
     for notes in refused {
         let error = with(notes).unwrap_err();
         assert!(matches!(error, FrameError::Senseless(_)), "{error}");
+    }
+}
+
+/// What is decoded takes much more memory than what is not.
+#[test]
+fn frames_that_say_too_much_are_refused_before_they_are_decoded() {
+    let empty = wire::RaftLetter::default;
+    let of_letters = |raft: usize, files: usize| PeerFrame {
+        raft: (0..raft).map(|_| empty()).collect(),
+        files: (0..files).map(|_| wire::FilesLetter::default()).collect(),
+        ..PeerFrame::default()
+    };
+    let of_entries = |counts: &[usize]| PeerFrame {
+        raft: counts
+            .iter()
+            .map(|count| wire::RaftLetter {
+                entries: vec![wire::RaftEntry::default(); *count],
+                ..empty()
+            })
+            .collect(),
+        ..PeerFrame::default()
+    };
+    let decoded = |meta| {
+        let payloads = Vec::new();
+        Frame::decode(encoded(&Frame { meta, payloads }))
+    };
+    for most in [
+        of_letters(LETTERS_MAX - 1, 1),
+        of_entries(&[ENTRIES_MAX / 2; 2]),
+    ] {
+        decoded(most).unwrap();
+    }
+    for too_many in [
+        of_letters(LETTERS_MAX, 1),
+        of_letters(LETTERS_MAX + 1, 0),
+        of_entries(&[ENTRIES_MAX / 2 + 1; 2]),
+        of_entries(&[0, ENTRIES_MAX + 1]),
+    ] {
+        let refused = decoded(too_many).unwrap_err();
+        assert_eq!(refused, FrameError::Senseless("it says too much at once"));
     }
 }
 

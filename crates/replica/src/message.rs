@@ -67,7 +67,7 @@ pub(crate) fn check(
     };
     match kind {
         // Those a replica says to itself, or that are not said here: proposals go to the leader by
-        // another way, and snapshots come as files.
+        // another way, and snapshots come as files. A transfer that comes to a follower makes Raft panic.
         MessageType::MsgHup
         | MessageType::MsgBeat
         | MessageType::MsgPropose
@@ -76,6 +76,7 @@ pub(crate) fn check(
         | MessageType::MsgCheckQuorum
         | MessageType::MsgReadIndex
         | MessageType::MsgReadIndexResp
+        | MessageType::MsgTransferLeader
         | MessageType::MsgSnapshot => return Err(malformed("it is not for others")),
         _ => {}
     }
@@ -236,6 +237,9 @@ mod tests {
             }),
             ("not for others", |m, _| {
                 m.set_msg_type(MessageType::MsgReadIndexResp)
+            }),
+            ("not for others", |m, _| {
+                m.set_msg_type(MessageType::MsgTransferLeader);
             }),
             ("has entries", |m, _| {
                 m.set_msg_type(MessageType::MsgHeartbeat)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
 /// How long no connection is accepted after the system had no more files to give.
@@ -19,6 +19,13 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes with which HTTP/2 begins: the preface and the header of the first frame. A connection
 /// that sent them is kept alive, or not, by HTTP/2's own pings.
 const HANDSHAKE_LEN: usize = 24 + 9;
+
+/// After so long without anything that could be written a connection is given up: HTTP/2 does not read while
+/// its answers are stuck, so that its own pings do not find that out.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// That no connections can be accepted is said so often at most.
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who may connect to a port.
 pub(crate) trait Admit {
@@ -44,6 +51,8 @@ pub(crate) struct Accepting<A> {
     listener: TcpListener,
     admission: A,
     pause: Option<Pin<Box<Sleep>>>,
+    /// When it was said last that no connections can be accepted.
+    said_at: Option<Instant>,
 }
 
 impl<A: Admit> Accepting<A> {
@@ -52,6 +61,7 @@ impl<A: Admit> Accepting<A> {
             listener,
             admission,
             pause: None,
+            said_at: None,
         }
     }
 
@@ -63,6 +73,7 @@ impl<A: Admit> Accepting<A> {
         Some(Connection {
             io,
             held,
+            stall: None,
             handshake: Some(Handshake {
                 left: HANDSHAKE_LEN,
                 deadline: Box::pin(tokio::time::sleep(self.admission.handshake_timeout())),
@@ -89,8 +100,11 @@ impl<A: Admit + Unpin> Stream for Accepting<A> {
                 Err(error) if is_about_one_connection(&error) => {}
                 // Most likely no more files. Trying again at once would take a whole core.
                 Err(error) => {
-                    let at = self.listener.local_addr().ok();
-                    tracing::warn!(%error, ?at, "cannot accept connections");
+                    if self.said_at.is_none_or(|at| at.elapsed() >= SAY_INTERVAL) {
+                        self.said_at = Some(Instant::now());
+                        let at = self.listener.local_addr().ok();
+                        tracing::warn!(%error, ?at, "cannot accept connections");
+                    }
                     self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
                 }
             }
@@ -111,6 +125,8 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 pub(crate) struct Connection<H> {
     io: TcpStream,
     handshake: Option<Handshake>,
+    /// While something waits to be written: until when that is waited for.
+    stall: Option<Pin<Box<Sleep>>>,
     held: H,
 }
 
@@ -146,6 +162,26 @@ impl<H: Held> Connection<H> {
         }
     }
 
+    /// What comes of a write: an error where it waits and the connection is cut, or has waited for too long.
+    fn written<T>(
+        &mut self,
+        polled: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stall = None;
+            return polled;
+        }
+        if self.held.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let stall = self
+            .stall
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_MAX)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
     /// What is below, for who does not speak HTTP/2.
     pub(crate) fn into_parts(self) -> (TcpStream, H) {
         (self.io, self.held)
@@ -166,7 +202,8 @@ impl<H: Held> AsyncRead for Connection<H> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // HTTP/2 reads all the time, so this is where a connection hears that it is cut.
+        // HTTP/2 reads all the time but while a write waits, so this is where a connection hears that it
+        // is cut, and there.
         if self.held.poll_cut(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -194,15 +231,18 @@ impl<H: Held> AsyncWrite for Connection<H> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.written(polled, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(polled, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.written(polled, cx)
     }
 
     fn poll_write_vectored(
@@ -210,10 +250,65 @@ impl<H: Held> AsyncWrite for Connection<H> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.written(polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use futures_util::StreamExt;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Admits everybody, and cuts nobody.
+    struct Everybody;
+
+    impl Connected for Everybody {
+        type ConnectInfo = ();
+
+        fn connect_info(&self) {}
+    }
+
+    impl Held for Everybody {
+        fn poll_cut(&mut self, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Pending
+        }
+    }
+
+    impl Admit for Everybody {
+        type Held = Self;
+
+        fn admit(&mut self) -> Option<Self> {
+            Some(Self)
+        }
+
+        fn handshake_timeout(&self) -> Duration {
+            Duration::from_secs(5)
+        }
+    }
+
+    /// Whose time passes by itself as soon as nothing else can go on.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_takes_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut accepting = Accepting::new(listener, Everybody);
+        let silent = TcpStream::connect(address).await.unwrap();
+        let mut connection = accepting.next().await.unwrap().unwrap();
+        let part = vec![0; 1 << 20];
+        let error = loop {
+            if let Err(error) = connection.write(&part).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(silent);
     }
 }

@@ -6,6 +6,9 @@ use crate::cluster::{Broker, Cluster, LEVEL_MAX, Registration};
 use crate::command::ClusterCommand;
 use crate::ids::{ClusterId, DirectoryId, NodeId};
 
+/// So many brokers a cluster has at most: each has a link to each other one.
+pub const BROKERS_MAX: usize = 1000;
+
 /// Why a change of the brokers is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BrokerError {
@@ -49,6 +52,11 @@ pub enum BrokerError {
         /// The broker.
         node: NodeId,
     },
+    /// There are as many brokers as there may be.
+    #[error(
+        "the cluster has {BROKERS_MAX} brokers, and takes no more than that: remove those that are gone for good with `tidelog cluster remove`"
+    )]
+    TooMany,
     /// The directory belongs to another broker.
     #[error("data directory {directory} is that of node {owner}, not of node {node}")]
     DirectoryTaken {
@@ -141,7 +149,7 @@ impl Cluster {
     /// it is not fenced.
     ///
     /// # Errors
-    /// Why it is refused: the first of cluster, directory, feature levels.
+    /// Why it is refused: the first of cluster, directory, feature levels, number of brokers.
     pub fn decide_register(
         &self,
         cluster: ClusterId,
@@ -172,6 +180,9 @@ impl Cluster {
         }
         self.check_directory(found, node)?;
         check_level(&registration, self.level)?;
+        if self.broker(node).is_none() && self.brokers().count() >= BROKERS_MAX {
+            return Err(BrokerError::TooMany);
+        }
         Ok(ClusterCommand::RegisterBroker {
             registration,
             epoch: self.last_epoch + 1,

@@ -8,7 +8,7 @@ mod moves;
 mod recovery;
 mod topics;
 
-pub use brokers::BrokerError;
+pub use brokers::{BROKERS_MAX, BrokerError};
 pub use moves::MoveError;
 pub use recovery::{Left, Recovery};
 pub use topics::{PlaceError, Replication, Unusable};

@@ -44,6 +44,19 @@ fn complete(cluster: &mut Cluster, key: PartitionKey) {
 }
 
 #[test]
+fn there_are_no_more_brokers_than_there_may_be() {
+    let most = u32::try_from(BROKERS_MAX).unwrap();
+    let mut cluster = cluster(most, &[]);
+    let refused = cluster.decide_register(ID, registration(most + 1));
+    assert_eq!(refused.unwrap_err(), BrokerError::TooMany);
+    // Those that are known come back, and one that is gone for good makes room.
+    cluster.decide_register(ID, registration(most)).unwrap();
+    let gone = cluster.decide_remove(1).unwrap();
+    commit(&mut cluster, gone);
+    cluster.decide_register(ID, registration(most + 1)).unwrap();
+}
+
+#[test]
 fn brokers_are_registered_with_their_directories() {
     let mut cluster = cluster(2, &[]);
     let again = cluster.decide_register(ID, registration(1)).unwrap();

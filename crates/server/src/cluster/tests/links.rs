@@ -7,8 +7,9 @@ use tidelog_peer::ask;
 use tidelog_proto::internal::v1::{
     PeerJoin, PeerQuestion, peer_answer::Answer, peer_question::Question,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -113,6 +114,55 @@ async fn nobody_is_kept_out_by_connections_that_say_nothing() {
         broker.stop().await.unwrap();
         node.stop().await;
     }
+}
+
+/// Fills a connection with pings of HTTP/2 and reads none of the answers, until no more can be written.
+async fn stuck(address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(2048).unwrap();
+    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    let begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(begin).await.unwrap();
+    let pings = b"\0\0\x08\x06\0\0\0\0\0 a ping!".repeat(1000);
+    // It takes no more, and was not ended.
+    while let Ok(written) = timeout(Duration::from_millis(500), stream.write_all(&pings)).await {
+        written.unwrap();
+    }
+    stream
+}
+
+/// HTTP/2 reads nothing while its answers are stuck, and hears that it is cut nevertheless.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_are_taken_from_connections_that_read_nothing_too() {
+    let mut seats = seats(1);
+    let node = seats[0].started().await;
+    let address = seats[0].address();
+    let streams = (0..64).map(|_| {
+        let address = address.clone();
+        tokio::spawn(async move { stuck(&address).await })
+    });
+    let (ended, mut ends) = tokio::sync::mpsc::channel(100);
+    for stream in streams.collect::<Vec<_>>() {
+        let (stream, ended) = (stream.await.unwrap(), ended.clone());
+        tokio::spawn(async move {
+            while matches!(stream.ready(Interest::ERROR).await, Ok(ready) if !ready.is_error()) {}
+            ended.send(()).await.ok();
+        });
+    }
+    let mut newer = Vec::new();
+    for _ in 0..16 {
+        newer.push(TcpStream::connect(&address).await.unwrap());
+        // Before they are given up for not taking anything.
+        let end = timeout(Duration::from_secs(20), ends.recv()).await;
+        end.expect("the oldest is cut").unwrap();
+    }
+    let own = Own {
+        node_id: 2,
+        directory_id: [2; 16],
+    };
+    let answer = ask(&address, wire::who(&own), Duration::from_secs(30)).await;
+    assert!(matches!(answer.unwrap().answer, Some(Answer::Here(_))));
+    node.stop().await;
 }
 
 async fn until_connected(links: &Links, to: u32) {
