@@ -23,7 +23,7 @@ use crate::partition::Partition;
 use crate::shard::Known;
 
 /// Commands that wait at most. The bytes of appends are bounded by the broker's budget before they get here, and those
-/// of messages by what leaders have on their way: 2 MiB a partition.
+/// of messages by what leaders have on their way: 2 MiB a partition, or eight batches where these are larger.
 const MAILBOX_LEN: usize = 4096;
 /// One append on its way to a log.
 #[derive(Debug)]

@@ -507,6 +507,12 @@ impl Shard {
             self.groups.log_synced(key);
         }
         self.turns();
+        // What waited until it is known who leads.
+        for waiter in self.groups.take_queued() {
+            if let Waiter::Append(waiter) = waiter {
+                waiter.refuse(&AppendError::Stopping);
+            }
+        }
         drop(reply.send(self.groups.close()));
     }
 }

@@ -88,8 +88,9 @@ struct Routing {
 pub(crate) enum Successor {
     /// Somebody else leads, as far as is known.
     Known {
-        /// In a later epoch than was known before. There is always a last one, so that whoever follows these
-        /// need not wait: two brokers that point at each other name the same.
+        /// In a later epoch than was known before, or it was known before that another broker leads than the one
+        /// that refused. Whoever follows these need not wait: of brokers that point at each other one names an
+        /// epoch that is not later than that of another, and itself was thought to lead.
         is_newer: bool,
     },
     /// Nobody is known to.
@@ -234,6 +235,7 @@ impl Client {
         };
         let mut is_changed = false;
         let epoch_before = routing.leaders.epoch(topic, partition);
+        let was_known = leads(routing).is_some_and(|address| address != *from);
         // Others may know better by now than when this was asked.
         if leads(routing).is_none_or(|address| address == *from) {
             routing.leaders.doubt(topic, partition);
@@ -248,7 +250,7 @@ impl Client {
         self.note_change(is_changed);
         match leads(routing) {
             Some(address) if address != *from => Successor::Known {
-                is_newer: routing.leaders.epoch(topic, partition) > epoch_before,
+                is_newer: was_known || routing.leaders.epoch(topic, partition) > epoch_before,
             },
             _ => Successor::Nobody,
         }
@@ -373,6 +375,9 @@ mod tests {
         let known = |is_newer| Successor::Known { is_newer };
         assert_eq!(told(None, 0, 0), Successor::Nobody);
         assert_eq!(told(Some(1), 3, 0), known(true));
+        // As another batch that was sent to the same broker.
+        assert_eq!(told(Some(1), 3, 0), known(true));
+        assert_eq!(told(None, 0, 0), known(true));
         // Two that point at each other.
         assert_eq!(told(Some(0), 3, 1), known(false));
         assert_eq!(told(Some(1), 3, 0), known(false));

@@ -96,7 +96,7 @@ where
 
     /// Does `work` for each item, here and on the helpers that have time; gives the results in the order of
     /// the items. A panic of one is the caller's. Helpers that hang with work of others are done without.
-    pub(crate) fn share_out(&self, items: Vec<T>, work: fn(&T) -> R) -> Vec<R> {
+    pub(crate) fn each(&self, items: Vec<T>, work: fn(&T) -> R) -> Vec<R> {
         let missing = items.len();
         let shared = Arc::new(Shared {
             work,
@@ -107,9 +107,10 @@ where
             }),
             is_done: Condvar::new(),
         });
-        for call in self.calls.iter().take(missing.saturating_sub(1)) {
-            drop(call.try_send(shared.clone()));
-        }
+        let called = self.calls.iter();
+        let called = called.filter(|call| call.try_send(shared.clone()).is_ok());
+        // This thread takes part too.
+        let _helpers = called.take(missing.saturating_sub(1)).count();
         shared.take_part();
         let mut state = shared.state.lock();
         while state.missing > 0 {
@@ -145,7 +146,7 @@ mod tests {
         for count in 0..4 {
             let helpers = Helpers::start(count, "test").unwrap();
             for len in 0..20_u32 {
-                let results = helpers.share_out((0..len).collect(), of_thread);
+                let results = helpers.each((0..len).collect(), of_thread);
                 let values: Vec<u32> = results.iter().map(|(value, _)| *value).collect();
                 assert_eq!(values, (0..len).map(|n| n * 2).collect::<Vec<_>>());
                 let used: HashSet<_> = results.iter().map(|(_, thread)| *thread).collect();
@@ -160,7 +161,7 @@ mod tests {
         let helpers = Helpers::start(2, "test").unwrap();
         for _ in 0..20 {
             let barrier = Arc::new(Barrier::new(3));
-            let done = helpers.share_out(vec![barrier; 3], |barrier: &Arc<Barrier>| {
+            let done = helpers.each(vec![barrier; 3], |barrier: &Arc<Barrier>| {
                 barrier.wait();
             });
             assert_eq!(done.len(), 3);
@@ -174,14 +175,14 @@ mod tests {
         let hanging = {
             let (helpers, barrier) = (helpers.clone(), barrier.clone());
             std::thread::spawn(move || {
-                helpers.share_out(vec![barrier; 2], |barrier: &Arc<Barrier>| {
+                helpers.each(vec![barrier; 2], |barrier: &Arc<Barrier>| {
                     barrier.wait();
                 });
             })
         };
         let other = Arc::new(Barrier::new(1));
         for _ in 0..100 {
-            let done = helpers.share_out(vec![other.clone(); 4], |barrier: &Arc<Barrier>| {
+            let done = helpers.each(vec![other.clone(); 4], |barrier: &Arc<Barrier>| {
                 barrier.wait();
             });
             assert_eq!(done.len(), 4);
@@ -195,11 +196,11 @@ mod tests {
         let helpers = Helpers::start(1, "test").unwrap();
         for _ in 0..3 {
             let ran = catch_unwind(AssertUnwindSafe(|| {
-                helpers.share_out(vec![1, 2, 3, 4], |item: &u32| assert_ne!(*item, 3))
+                helpers.each(vec![1, 2, 3, 4], |item: &u32| assert_ne!(*item, 3))
             }));
             assert!(ran.is_err());
         }
-        let done = helpers.share_out(vec![1, 2], |item: &u32| assert!(*item < 3));
+        let done = helpers.each(vec![1, 2], |item: &u32| assert!(*item < 3));
         assert_eq!(done.len(), 2);
     }
 }

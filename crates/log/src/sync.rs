@@ -483,6 +483,6 @@ impl Inner {
             return results;
         }
         self.helpers
-            .share_out(targets.to_vec(), |target| target.log().shared.sync())
+            .each(targets.to_vec(), |target| target.log().shared.sync())
     }
 }

@@ -12,6 +12,7 @@ use wire::files_letter::What;
 use crate::frame::{
     Frame, FrameError, LEN_LEN, LETTERS_MAX, NOTE_BYTES_MAX, NOTES_MAX, payload_len,
 };
+use crate::unsent::Unsent;
 use crate::{Identity, PROTOCOL_VERSION};
 
 fn len_of(len: usize) -> u32 {
@@ -36,17 +37,6 @@ pub(crate) fn hello(own: &Identity, to: NodeId) -> Frame {
 }
 
 impl Frame {
-    /// Puts a post behind what is in the frame.
-    fn push(&mut self, post: Post) {
-        for letter in post.raft {
-            push_raft(self, letter);
-        }
-        for letter in post.files {
-            push_files(self, letter);
-        }
-        self.meta.notes.extend(post.notes);
-    }
-
     /// Whether more may be put into the frame, as what it says of payloads is bounded too.
     pub(crate) fn takes_more(&self) -> bool {
         self.meta.raft.len() + self.meta.files.len() < LETTERS_MAX
@@ -60,13 +50,29 @@ impl Frame {
 /// # Errors
 /// [`FrameError`]: the other side would end the connection.
 pub fn carried(post: Post, from: NodeId, to: NodeId) -> Result<Delivery, FrameError> {
-    let mut frame = Frame::default();
-    frame.push(post);
-    let mut pieces = frame.pieces();
-    pieces.advance(LEN_LEN);
-    let bytes = pieces.copy_to_bytes(pieces.remaining());
-    delivery(Frame::decode(bytes)?, from, to)
+    let mut unsent = Unsent::from(post);
+    let mut all = Delivery {
+        from,
+        raft: Vec::new(),
+        files: Vec::new(),
+        notes: Vec::new(),
+    };
+    while !unsent.is_empty() {
+        let mut frame = Frame::default();
+        unsent.fill(&mut frame, CARRIED_BYTES);
+        let mut pieces = frame.pieces();
+        pieces.advance(LEN_LEN);
+        let bytes = pieces.copy_to_bytes(pieces.remaining());
+        let one = delivery(Frame::decode(bytes)?, from, to)?;
+        all.raft.extend(one.raft);
+        all.files.extend(one.files);
+        all.notes.extend(one.notes);
+    }
+    Ok(all)
 }
+
+/// As a link does it by default.
+const CARRIED_BYTES: usize = 1 << 20;
 
 /// Who says so; `None` where it makes no sense.
 pub(crate) fn identity_of(hello: &wire::PeerHello) -> Option<Identity> {

@@ -112,11 +112,11 @@ impl Frame {
             return Err(FrameError::Length { len });
         }
         let meta = bytes.split_to(meta_len);
-        if !is_reasonable(&meta).unwrap_or(false) {
+        let no_frame = FrameError::Senseless("it is no PeerFrame");
+        if !is_reasonable(&meta).ok_or(no_frame)? {
             return Err(FrameError::Senseless("it says too much at once"));
         }
-        let meta = wire::PeerFrame::decode(meta);
-        let meta = meta.map_err(|_| FrameError::Senseless("it is no PeerFrame"))?;
+        let meta = wire::PeerFrame::decode(meta).map_err(|_| no_frame)?;
         let mut payloads = Vec::new();
         for len in payload_lens(&meta) {
             let len = len as usize;

@@ -30,6 +30,7 @@ mod pieces;
 mod service;
 #[cfg(test)]
 mod tests;
+mod unsent;
 mod wire;
 
 pub use ask::{ASK_BYTES_MAX, AskError, ask};

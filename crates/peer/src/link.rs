@@ -4,12 +4,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use std::vec::IntoIter;
 
 use bytes::{Buf, Bytes};
 use thiserror::Error;
-use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
-use tidelog_replica::{Letter, NodeId, Post};
+use tidelog_replica::{NodeId, Post};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -17,12 +15,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
-use crate::convert::{hello, identity_of, push_files, push_raft};
+use crate::convert::{hello, identity_of};
 use crate::frame::{
     FRAME_BYTES_MAX, Frame, FrameError, NOTE_BYTES_MAX, POST_NOTE_BYTES_MAX, POST_NOTES_MAX,
-    payload_len,
 };
 use crate::service::Sink;
+use crate::unsent::{Unsent, bytes_of};
 use crate::wire::{PREFACE, ReadError, Reader, read_frame, reader, write_frame};
 use crate::{Identity, PROTOCOL_VERSION};
 
@@ -169,28 +167,6 @@ impl Link {
     }
 }
 
-fn bytes_of(post: &Post) -> u64 {
-    payload_bytes(&post.raft, &post.files, &post.notes)
-}
-
-fn payload_bytes(raft: &[Letter], files: &[CatchUpLetter], notes: &[Bytes]) -> u64 {
-    let raft = raft.iter().map(letter_bytes);
-    let files = files.iter().map(files_bytes);
-    let notes = notes.iter().map(Bytes::len);
-    raft.chain(files).chain(notes).sum::<usize>() as u64
-}
-
-fn letter_bytes(letter: &Letter) -> usize {
-    letter.payloads.iter().map(payload_len).sum()
-}
-
-fn files_bytes(letter: &CatchUpLetter) -> usize {
-    match &letter.what {
-        CatchUp::Manifest(bytes) | CatchUp::Part { bytes, .. } => bytes.len(),
-        _ => 0,
-    }
-}
-
 fn are_notes_allowed(notes: &[Bytes]) -> bool {
     let bytes = notes.iter().map(Bytes::len).sum::<usize>();
     let longest = notes.iter().map(Bytes::len).max().unwrap_or(0);
@@ -207,53 +183,6 @@ struct Run {
     queue: mpsc::Receiver<Post>,
     /// What no frame has taken yet of the post that came last.
     begun: Unsent,
-}
-
-/// What is left of a post.
-#[derive(Default)]
-struct Unsent {
-    raft: IntoIter<Letter>,
-    files: IntoIter<CatchUpLetter>,
-    notes: IntoIter<Bytes>,
-}
-
-impl Unsent {
-    fn is_empty(&self) -> bool {
-        self.raft.len() + self.files.len() + self.notes.len() == 0
-    }
-
-    fn bytes(&self) -> u64 {
-        let (raft, files) = (self.raft.as_slice(), self.files.as_slice());
-        payload_bytes(raft, files, self.notes.as_slice())
-    }
-
-    /// Moves what comes first into a frame; gives its bytes of payload, or `None` where nothing is left.
-    fn move_into(&mut self, frame: &mut Frame) -> Option<usize> {
-        if let Some(letter) = self.raft.next() {
-            let bytes = letter_bytes(&letter);
-            push_raft(frame, letter);
-            return Some(bytes);
-        }
-        if let Some(letter) = self.files.next() {
-            let bytes = files_bytes(&letter);
-            push_files(frame, letter);
-            return Some(bytes);
-        }
-        let note = self.notes.next()?;
-        let bytes = note.len();
-        frame.meta.notes.push(note);
-        Some(bytes)
-    }
-}
-
-impl From<Post> for Unsent {
-    fn from(post: Post) -> Self {
-        Self {
-            raft: post.raft.into_iter(),
-            files: post.files.into_iter(),
-            notes: post.notes.into_iter(),
-        }
-    }
 }
 
 impl Run {
@@ -401,16 +330,16 @@ impl Run {
     /// of it.
     fn fill(&mut self, frame: &mut Frame) {
         let mut bytes = 0;
-        while bytes < self.config.frame_bytes && frame.takes_more() {
-            match self.begun.move_into(frame) {
-                Some(moved) => {
-                    bytes += moved;
-                    self.taken(moved as u64);
-                }
-                None => match self.queue.try_recv() {
-                    Ok(post) => self.begin(post),
-                    Err(_) => break,
-                },
+        loop {
+            let moved = self.begun.fill(frame, self.config.frame_bytes - bytes);
+            self.taken(moved as u64);
+            bytes += moved;
+            if bytes >= self.config.frame_bytes || !frame.takes_more() {
+                return;
+            }
+            match self.queue.try_recv() {
+                Ok(post) => self.begin(post),
+                Err(_) => return,
             }
         }
     }

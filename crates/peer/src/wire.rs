@@ -23,7 +23,7 @@ use crate::frame::{Frame, FrameError, LEN_LEN};
 pub(crate) const PREFACE: &[u8; 8] = b"TIDELINK";
 /// What is read at once of frames that are short.
 const BUFFER_BYTES: usize = 16 << 10;
-/// So much memory is taken because a length says so; more, as that much has come.
+/// So much memory is taken because a length says so, and then as much again as has come.
 const AHEAD_BYTES: usize = 4 << 20;
 
 /// Why there is no frame.

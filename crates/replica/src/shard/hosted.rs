@@ -38,7 +38,9 @@ pub(super) struct Hosted<W> {
     /// Batches that are not proposed yet: the group does not know how far its log is committed, or who
     /// leads, or too much is under way. Bounded by what the broker takes from clients.
     queue: VecDeque<Proposal<W>>,
-    /// For how many ticks the queue has waited to hear who leads.
+    /// This replica led last, as far as it knows.
+    led_last: bool,
+    /// For how many ticks the queue has waited to hear who leads next.
     leaderless_ticks: u32,
     /// In the order of their ends, but for duplicates.
     waiting: VecDeque<Waiting<W>>,
@@ -57,8 +59,8 @@ pub(super) struct Hosted<W> {
     pub(super) failed: Option<GroupError>,
 }
 
-/// For so many ticks batches wait to hear who leads: mostly it is known soon, and then their senders go there at
-/// once, where otherwise they would have to ask again and again.
+/// For so many ticks batches wait, where this replica led, to hear who leads next: when it has handed over that is
+/// known soon, and then their senders go there at once, where otherwise they would have to ask again and again.
 const LEADERLESS_TICKS_MAX: u32 = 3;
 /// A group that has missed more of them than so many is another one.
 const INCARNATIONS_AT_ONCE: u32 = 16;
@@ -71,6 +73,7 @@ impl<W> Hosted<W> {
             store,
             incarnation,
             queue: VecDeque::new(),
+            led_last: false,
             leaderless_ticks: 0,
             waiting: VecDeque::new(),
             starts: Vec::new(),
@@ -109,6 +112,12 @@ impl<W> Hosted<W> {
         let members = self.group.members().clone();
         effects.members.push((self.key, members));
         Ok((self, true))
+    }
+
+    /// See [`Shard::take_queued`](super::Shard::take_queued).
+    pub(super) fn take_queued(&mut self) -> Vec<W> {
+        let queued = self.queue.drain(..).map(|proposal| proposal.waiter);
+        queued.collect()
     }
 
     pub(super) fn propose(&mut self, proposal: Proposal<W>) {
@@ -404,12 +413,13 @@ impl<W> Hosted<W> {
         self.answer_committed(turn.role.is_some_and(ended), effects);
         if let Some(role) = turn.role {
             effects.roles.push((self.key, role));
+            self.led_last = role.is_leader || self.led_last && role.leader.is_none();
             if !role.is_leader || role.term != self.term {
                 let leader = role.leader;
                 let begun = || Refusal::Lost { leader };
                 let new = || Refusal::Refused(ProposeError::NotLeader { leader });
-                if role.is_leader || leader.is_none() {
-                    // What is not proposed yet is proposed in the new term, or waits for who leads.
+                if role.is_leader || self.led_last {
+                    // What is not proposed yet is proposed in the new term, or waits for who leads next.
                     let queue = std::mem::take(&mut self.queue);
                     self.drop_all(&begun, &new, effects);
                     self.queue = queue;
@@ -446,9 +456,12 @@ impl<W> Hosted<W> {
         }
         if !role.is_leader {
             let leader = role.leader;
-            if leader.is_none() && self.leaderless_ticks < LEADERLESS_TICKS_MAX {
+            let is_next_awaited = leader.is_none() && self.led_last;
+            if is_next_awaited && self.leaderless_ticks < LEADERLESS_TICKS_MAX {
                 return Vec::new();
             }
+            self.led_last = false;
+            self.leaderless_ticks = 0;
             self.refuse_queue(|| ProposeError::NotLeader { leader }, effects);
             return Vec::new();
         }

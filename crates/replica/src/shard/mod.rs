@@ -429,6 +429,12 @@ impl<W> Shard<W> {
         !self.due.is_empty() || !self.effects.answers.is_empty() || !self.effects.failed.is_empty()
     }
 
+    /// Takes out those who wait with batches that were not proposed: surely nothing was done for them.
+    pub fn take_queued(&mut self) -> Vec<W> {
+        let queued = self.groups.values_mut().flat_map(Hosted::take_queued);
+        queued.collect()
+    }
+
     /// Closes all logs, and gives what is to be recorded of each group.
     pub fn close(self) -> Vec<(GroupKey, Result<GroupState, GroupError>)> {
         let close = |hosted: Hosted<W>| match hosted.failed {

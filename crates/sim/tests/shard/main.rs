@@ -217,7 +217,8 @@ fn waiters_are_told_when_another_leads() {
     assert!(is_refused, "{result:?}");
 }
 
-/// What comes to a replica that knows of no leader waits, and is told who leads next, or taken where that is itself.
+/// What comes to a replica that has just ceased to lead waits, and is told who leads next, or taken where that is
+/// itself again. One that did not lead refuses it at once.
 #[test]
 fn what_comes_while_nobody_leads_is_sent_to_whoever_leads_next() {
     for leads_itself in [false, true] {
@@ -225,39 +226,81 @@ fn what_comes_while_nobody_leads_is_sent_to_whoever_leads_next() {
         nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
         nodes.append(key(0), "before", 1);
         let old = nodes.leader(key(0)).unwrap();
-        let (one, other) = (old % 3 + 1, (old + 1) % 3 + 1);
-        nodes.node(old).stop(false);
-        nodes.cut_off = Some(one);
+        let other = old % 3 + 1;
+        nodes.node(old).answers.clear();
+        nodes.cut_off = Some(old);
         nodes.until("it knows no leader", |nodes| {
-            let group = nodes.nodes[one as usize - 1].shard.group(key(0));
+            let group = nodes.nodes[old as usize - 1].shard.group(key(0));
             group.unwrap().role().leader.is_none()
         });
-        let proposal = Proposal {
+        let proposal = |waiter| Proposal {
             batch: nodes::batch("next"),
             until: Until::Committed,
             term: None,
-            waiter: 9,
+            waiter,
         };
-        nodes.node(one).shard.propose(key(0), proposal);
+        nodes.node(old).shard.propose(key(0), proposal(9));
         nodes.settle();
-        assert!(nodes.node(one).answers.is_empty());
+        assert!(nodes.node(old).answers.is_empty());
         nodes.cut_off = None;
-        let next = if leads_itself { one } else { other };
+        let next = if leads_itself { old } else { other };
         nodes.node(next).shard.with(key(0), Group::campaign);
-        nodes.settle();
-        let (ticket, result) = nodes.node(one).answers.pop().unwrap();
+        nodes.until("it is told", |nodes| {
+            !nodes.nodes[old as usize - 1].answers.is_empty()
+        });
+        let (ticket, result) = nodes.node(old).answers.pop().unwrap();
         assert_eq!(ticket, 9);
         match result {
             Ok(Done::Stored { .. }) => assert!(leads_itself),
             Err(Refusal::Refused(ProposeError::NotLeader {
                 leader: Some(leader),
             })) => {
-                assert!(!leads_itself);
-                assert_eq!(node_of(leader), other);
+                assert_ne!(node_of(leader), old);
             }
             result => panic!("{result:?}"),
         }
     }
+    // At a stop nothing was done for it.
+    let mut nodes = Nodes::new(3, 1, 5);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let old = nodes.leader(key(0)).unwrap();
+    nodes.cut_off = Some(old);
+    nodes.until("it knows no leader", |nodes| {
+        let group = nodes.nodes[old as usize - 1].shard.group(key(0));
+        group.unwrap().role().leader.is_none()
+    });
+    let proposal = Proposal {
+        batch: nodes::batch("taken out"),
+        until: Until::Committed,
+        term: None,
+        waiter: 9,
+    };
+    nodes.node(old).shard.propose(key(0), proposal);
+    nodes.settle();
+    assert_eq!(nodes.node(old).shard.take_queued(), [9]);
+    // A follower that knows of none.
+    let mut nodes = Nodes::new(3, 1, 5);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let one = nodes.leader(key(0)).unwrap() % 3 + 1;
+    nodes.cut_off = Some(one);
+    nodes.until("it knows no leader", |nodes| {
+        let group = nodes.nodes[one as usize - 1].shard.group(key(0));
+        group.unwrap().role().leader.is_none()
+    });
+    let proposal = Proposal {
+        batch: nodes::batch("refused"),
+        until: Until::Committed,
+        term: None,
+        waiter: 9,
+    };
+    nodes.node(one).shard.propose(key(0), proposal);
+    nodes.settle();
+    let (_, result) = nodes.node(one).answers.pop().unwrap();
+    let is_refused = matches!(
+        result,
+        Err(Refusal::Refused(ProposeError::NotLeader { leader: None }))
+    );
+    assert!(is_refused, "{result:?}");
 }
 
 /// A leader that nobody hears takes batches of several records; those who lead after it write others,
