@@ -1,7 +1,7 @@
 //! Where replicas go: over racks first, then to the brokers that have the fewest, and the leaderships
 //! to those that have the fewest of these. The same state gives the same placement.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tidelog_record::TopicId;
 
@@ -192,29 +192,73 @@ pub(crate) fn place(
     placed
 }
 
-/// Each leadership went to whoever had the fewest then. Now that all are known, one goes on to another
-/// replica as long as that has at least two fewer of the topic: so often that none could any more.
+/// Each leadership went to whoever had the fewest then. Now that all are known, they go on as long as a broker
+/// then has two fewer than another: from that one to another replica of a partition, whose broker gives one of
+/// its own on, and so on to the one with fewer. When no such way is left, none makes it more even.
 fn even_out(placed: &mut [Vec<ReplicaId>], load: &mut Load) {
-    let mut has_moved = true;
-    while has_moved {
-        has_moved = false;
-        for replicas in &mut *placed {
-            let leads = |at: usize| load.of(node_of(replicas[at])).leaders_of_topic;
-            let Some(fewest) = (0..replicas.len()).min_by_key(|at| leads(*at)) else {
-                continue;
-            };
-            if leads(fewest) + 2 > leads(0) {
-                continue;
-            }
-            for (at, change) in [(0, -1), (fewest, 1)] {
+    while let Some(way) = way_to_fewer(placed, load) {
+        for (partition, to) in way {
+            let replicas = &mut placed[partition];
+            for (at, change) in [(0, -1), (to, 1)] {
                 let count = load.counts.entry(node_of(replicas[at])).or_default();
                 count.leaders_of_topic += change;
                 count.leaders_of_all += change;
             }
-            replicas.rotate_left(fewest);
-            has_moved = true;
+            replicas.rotate_left(to);
         }
     }
+}
+
+/// By which partitions, each with the replica that is to lead it, a leadership can go on from a broker that has
+/// two more of the topic than the one at the end. Tried from the brokers with the most on.
+fn way_to_fewer(placed: &[Vec<ReplicaId>], load: &Load) -> Option<Vec<(usize, usize)>> {
+    let mut led: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+    for (partition, replicas) in placed.iter().enumerate() {
+        led.entry(node_of(*replicas.first()?))
+            .or_default()
+            .push(partition);
+    }
+    let leads = |node: NodeId| load.of(node).leaders_of_topic;
+    let mut most: Vec<NodeId> = led.keys().copied().collect();
+    most.sort_by_key(|node| (-leads(*node), *node));
+    for first in most {
+        // How each broker was come to: by which partition, to which of its replicas.
+        let mut by: BTreeMap<NodeId, (usize, usize)> = BTreeMap::new();
+        let mut next = VecDeque::from([first]);
+        while let Some(node) = next.pop_front() {
+            for partition in led.get(&node).into_iter().flatten() {
+                for (to, replica) in placed[*partition].iter().enumerate() {
+                    let other = node_of(*replica);
+                    if other == first || by.contains_key(&other) {
+                        continue;
+                    }
+                    by.insert(other, (*partition, to));
+                    if leads(other) + 2 <= leads(first) {
+                        return Some(way_back(placed, &by, first, other));
+                    }
+                    next.push_back(other);
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The way by which `last` was come to.
+fn way_back(
+    placed: &[Vec<ReplicaId>],
+    by: &BTreeMap<NodeId, (usize, usize)>,
+    first: NodeId,
+    last: NodeId,
+) -> Vec<(usize, usize)> {
+    let mut way = Vec::new();
+    let mut node = last;
+    while node != first {
+        let (partition, to) = by[&node];
+        way.push((partition, to));
+        node = node_of(placed[partition][0]);
+    }
+    way
 }
 
 /// The preferred leader first, then the others in a circle from it on, so that the second choices are

@@ -85,6 +85,29 @@ proptest! {
     }
 }
 
+/// One has two more than another, and no partition has replicas at both: it takes a way over others.
+#[test]
+fn leaderships_go_on_over_several_brokers() {
+    let racks = ["a", "b", "c", "d", "a", "b", "c", "d"];
+    let mut cluster = cluster(8, &racks);
+    for (n, (partitions, factor, more)) in
+        [(8, 3, 1), (13, 1, 8), (14, 3, 6)].into_iter().enumerate()
+    {
+        let id = topic_id(u8::try_from(n).unwrap());
+        let name = format!("topic{n}");
+        let new = cluster.decide_create_topic(&new_topic(&name, partitions), &auto(factor), id);
+        commit(&mut cluster, new.unwrap());
+        let add = cluster.decide_add_partitions(&name, partitions + more, &[]);
+        commit(&mut cluster, add.unwrap());
+    }
+    let mut leaders = BTreeMap::new();
+    for placement in &cluster.topic_placement(topic_id(2)).unwrap().partitions {
+        *leaders.entry(node_of(placement.replicas[0])).or_default() += 1;
+    }
+    let nodes: Vec<NodeId> = (1..=8).collect();
+    assert!(spread(&leaders, &nodes) <= 2, "{leaders:?}");
+}
+
 #[test]
 fn a_new_topic_is_spread_though_one_broker_is_empty() {
     let mut cluster = cluster(3, &[]);
