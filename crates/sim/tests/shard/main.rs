@@ -196,106 +196,98 @@ fn waiters_are_told_when_another_leads() {
     let (ticket, result) = nodes.node(old).answers.pop().unwrap();
     assert_eq!(ticket, 7);
     assert!(matches!(result, Err(Refusal::Lost { .. })), "{result:?}");
-    let proposal = Proposal {
-        batch: nodes::batch("refused"),
-        until: Until::Committed,
-        term: None,
-        waiter: 8,
-    };
-    nodes.node(old).shard.propose(key(0), proposal);
-    nodes.settle();
+    nodes.append_at(old, key(0), "refused", 8);
     // There may be a leader soon.
     assert!(nodes.node(old).answers.is_empty());
     for _ in 0..3 {
         nodes.tick();
     }
-    let (_, result) = nodes.node(old).answers.pop().unwrap();
-    let is_refused = matches!(
-        result,
-        Err(Refusal::Refused(ProposeError::NotLeader { leader: None }))
-    );
-    assert!(is_refused, "{result:?}");
+    assert_refused(nodes.node(old).answers.pop());
 }
 
-/// What comes to a replica that has just ceased to lead waits, and is told who leads next, or taken where that is
-/// itself again. One that did not lead refuses it at once.
-#[test]
-fn what_comes_while_nobody_leads_is_sent_to_whoever_leads_next() {
-    for leads_itself in [false, true] {
-        let mut nodes = Nodes::new(3, 1, 5);
-        nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
-        nodes.append(key(0), "before", 1);
-        let old = nodes.leader(key(0)).unwrap();
-        let other = old % 3 + 1;
-        nodes.node(old).answers.clear();
-        nodes.cut_off = Some(old);
-        nodes.until("it knows no leader", |nodes| {
-            let group = nodes.nodes[old as usize - 1].shard.group(key(0));
-            group.unwrap().role().leader.is_none()
-        });
-        let proposal = |waiter| Proposal {
-            batch: nodes::batch("next"),
-            until: Until::Committed,
-            term: None,
-            waiter,
-        };
-        nodes.node(old).shard.propose(key(0), proposal(9));
-        nodes.settle();
-        assert!(nodes.node(old).answers.is_empty());
-        nodes.cut_off = None;
-        let next = if leads_itself { old } else { other };
-        nodes.node(next).shard.with(key(0), Group::campaign);
-        nodes.until("it is told", |nodes| {
-            !nodes.nodes[old as usize - 1].answers.is_empty()
-        });
-        let (ticket, result) = nodes.node(old).answers.pop().unwrap();
-        assert_eq!(ticket, 9);
-        match result {
-            Ok(Done::Stored { .. }) => assert!(leads_itself),
-            Err(Refusal::Refused(ProposeError::NotLeader {
-                leader: Some(leader),
-            })) => {
-                assert_ne!(node_of(leader), old);
-            }
-            result => panic!("{result:?}"),
-        }
-    }
-    // At a stop nothing was done for it.
-    let mut nodes = Nodes::new(3, 1, 5);
-    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
-    let old = nodes.leader(key(0)).unwrap();
-    nodes.cut_off = Some(old);
-    nodes.until("it knows no leader", |nodes| {
-        let group = nodes.nodes[old as usize - 1].shard.group(key(0));
-        group.unwrap().role().leader.is_none()
-    });
-    let proposal = Proposal {
-        batch: nodes::batch("taken out"),
-        until: Until::Committed,
-        term: None,
-        waiter: 9,
-    };
-    nodes.node(old).shard.propose(key(0), proposal);
-    nodes.settle();
-    assert_eq!(nodes.node(old).shard.take_queued(), [9]);
-    // A follower that knows of none.
-    let mut nodes = Nodes::new(3, 1, 5);
-    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
-    let one = nodes.leader(key(0)).unwrap() % 3 + 1;
-    nodes.cut_off = Some(one);
+/// Lets time pass until the node knows of no leader.
+fn until_leaderless(nodes: &mut Nodes, one: u32) {
     nodes.until("it knows no leader", |nodes| {
         let group = nodes.nodes[one as usize - 1].shard.group(key(0));
         group.unwrap().role().leader.is_none()
     });
-    let proposal = Proposal {
-        batch: nodes::batch("refused"),
-        until: Until::Committed,
-        term: None,
-        waiter: 9,
+}
+
+/// Cuts a node off until it knows of no leader; the one that leads, or another.
+fn with_one_cut_off(is_leader: bool) -> (Nodes, u32) {
+    let mut nodes = Nodes::new(3, 1, 5);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let one = if is_leader { leader } else { leader % 3 + 1 };
+    nodes.cut_off = Some(one);
+    until_leaderless(&mut nodes, one);
+    (nodes, one)
+}
+
+/// What a node answers next.
+fn next_answer(nodes: &mut Nodes, id: u32) -> (u64, Result<Done, Refusal>) {
+    nodes.until("it is told", |nodes| {
+        !nodes.nodes[id as usize - 1].answers.is_empty()
+    });
+    nodes.node(id).answers.pop().unwrap()
+}
+
+/// It has just ceased to lead.
+#[test]
+fn what_comes_while_nobody_leads_is_sent_to_whoever_leads_next() {
+    let (mut nodes, old) = with_one_cut_off(true);
+    nodes.append_at(old, key(0), "next", 9);
+    assert!(nodes.node(old).answers.is_empty());
+    nodes.cut_off = None;
+    let (ticket, result) = next_answer(&mut nodes, old);
+    assert_eq!(ticket, 9);
+    let Err(Refusal::Refused(ProposeError::NotLeader {
+        leader: Some(leader),
+    })) = result
+    else {
+        panic!("{result:?}");
     };
-    nodes.node(one).shard.propose(key(0), proposal);
-    nodes.settle();
-    let (_, result) = nodes.node(one).answers.pop().unwrap();
+    assert_ne!(node_of(leader), old);
+}
+
+#[test]
+fn what_comes_while_nobody_leads_is_taken_by_who_leads_again() {
+    let mut nodes = Nodes::new(3, 1, 5);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let old = nodes.leader(key(0)).unwrap();
+    let others: Vec<u32> = (1..=3).filter(|id| *id != old).collect();
+    for id in &others {
+        nodes.node(*id).stop(false);
+    }
+    until_leaderless(&mut nodes, old);
+    nodes.append_at(old, key(0), "next", 9);
+    for id in &others {
+        nodes.node(*id).start(1);
+    }
+    nodes.node(old).shard.with(key(0), Group::campaign);
+    let (ticket, result) = next_answer(&mut nodes, old);
+    assert_eq!(ticket, 9);
+    assert!(matches!(result, Ok(Done::Stored { .. })), "{result:?}");
+}
+
+#[test]
+fn what_waits_for_the_next_leader_can_be_taken_out() {
+    let (mut nodes, old) = with_one_cut_off(true);
+    nodes.append_at(old, key(0), "taken out", 9);
+    assert_eq!(nodes.node(old).shard.take_queued(), [9]);
+}
+
+/// It would take the place of what others lead.
+#[test]
+fn a_follower_that_knows_no_leader_keeps_nothing() {
+    let (mut nodes, one) = with_one_cut_off(false);
+    nodes.append_at(one, key(0), "refused", 9);
+    assert_refused(nodes.node(one).answers.pop());
+}
+
+/// Nobody is known to lead.
+fn assert_refused(answer: Option<(u64, Result<Done, Refusal>)>) {
+    let (_, result) = answer.unwrap();
     let is_refused = matches!(
         result,
         Err(Refusal::Refused(ProposeError::NotLeader { leader: None }))

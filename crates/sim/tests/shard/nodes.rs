@@ -343,13 +343,18 @@ impl Nodes {
     /// Appends a batch at the leader; gives its ticket.
     pub(crate) fn append(&mut self, key: GroupKey, value: &str, ticket: u64) {
         let leader = self.leader(key).unwrap();
+        self.append_at(leader, key, value, ticket);
+    }
+
+    /// The same at this node, whoever leads.
+    pub(crate) fn append_at(&mut self, id: NodeId, key: GroupKey, value: &str, ticket: u64) {
         let proposal = Proposal {
             batch: batch(value),
             until: Until::Committed,
             term: None,
             waiter: ticket,
         };
-        self.node(leader).shard.propose(key, proposal);
+        self.node(id).shard.propose(key, proposal);
         self.settle();
     }
 }
