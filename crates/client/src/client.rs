@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_later_epoch_makes_a_successor_newer() {
+    async fn of_brokers_that_point_at_each_other_one_is_waited_for() {
         let config = ClientConfig::new("127.0.0.1:1,127.0.0.1:2".parse().unwrap());
         let client = Client::lazy(config).unwrap();
         let (topic, partition) = (TopicName::new("t").unwrap(), PartitionId::new(0));

@@ -36,7 +36,8 @@ pub(crate) const NOTES_MAX: usize = 10_000;
 pub(crate) const LETTERS_MAX: usize = 8192;
 /// So many entries all messages of Raft in a frame have at most: no link sends more.
 pub(crate) const ENTRIES_MAX: usize = 100_000;
-/// So many notes a post has at most, and so many bytes they have together.
+/// So many notes a post has at most, and so many bytes they have together. A frame has up to 1 MiB of them and one
+/// more.
 pub(crate) const POST_NOTES_MAX: usize = NOTES_MAX / 2;
 pub(crate) const POST_NOTE_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(POST_NOTE_BYTES_MAX + (1 << 20) < META_BYTES_MAX);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::frame::{FRAME_BYTES_MAX, Frame};
 use crate::generated::questions_server::{Questions, QuestionsServer};
 use crate::wire::{PREFACE, ReadError, Reader, read_frame, reader, write_end, write_frame};
 use crate::{Identity, PROTOCOL_VERSION};
+
+#[cfg(test)]
+mod tests;
 
 /// Where what comes of other brokers goes.
 pub trait Sink: std::fmt::Debug + Send + Sync + 'static {
@@ -73,8 +77,10 @@ pub struct PeerService {
     gate: Arc<dyn Gate>,
     sink: Arc<dyn Sink>,
     answers: Arc<dyn Answers>,
-    /// What ends the link of each broker that was greeted: it has one, and that is the last.
-    links: Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>,
+    /// Of each broker that was greeted the number of its last connection, and what ends the link over it.
+    links: Arc<Mutex<BTreeMap<NodeId, (u64, oneshot::Sender<()>)>>>,
+    /// How many were begun to be greeted.
+    connections: Arc<AtomicU64>,
     /// When it was said last of each broker that its link ended.
     said_at: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
 }
@@ -147,6 +153,7 @@ impl PeerService {
             sink,
             answers,
             links: Arc::default(),
+            connections: Arc::default(),
             said_at: Arc::default(),
         }
     }
@@ -168,14 +175,15 @@ impl PeerService {
     }
 
     /// Takes the hello of a link, within a few seconds, and answers to it. A link that the same broker has
-    /// ends: it is of before.
+    /// ends, unless it was begun to be greeted later: it is of before.
     ///
     /// # Errors
-    /// [`LinkEnded`], which the other side was told.
+    /// [`LinkEnded`], which the other side was told if it takes what it is told.
     pub async fn greet<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
         io: T,
     ) -> Result<Greeted<T>, LinkEnded> {
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
         let mut io = reader(io);
         let greeted = timeout(HELLO_TIMEOUT, self.hear_hello(&mut io)).await;
         let greeted = greeted.unwrap_or_else(|_| Err(LinkEnded::of("no hello came")));
@@ -189,11 +197,11 @@ impl PeerService {
         let answer = hello(&own, who.node_id);
         let told = timeout(TELL_TIMEOUT, write_frame(&mut io, &answer)).await;
         told.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
-        let (supersede, superseded) = oneshot::channel();
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        // The receiver of the one before hears that its sender is gone.
-        drop(links.insert(who.node_id, supersede));
-        drop(links);
+        let Some(superseded) = self.supersede(who.node_id, number) else {
+            let ended = LinkEnded::of(SUPERSEDED);
+            tell_end(&mut io, &ended).await;
+            return Err(ended);
+        };
         Ok(Greeted {
             service: self.clone(),
             own: own.node_id,
@@ -201,6 +209,19 @@ impl PeerService {
             io,
             superseded,
         })
+    }
+
+    /// Ends the link that a broker has over an earlier connection; gives what tells of the end of this one, or
+    /// `None` where there is a later one.
+    fn supersede(&self, node: NodeId, number: u64) -> Option<oneshot::Receiver<()>> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if links.get(&node).is_some_and(|(last, _)| *last > number) {
+            return None;
+        }
+        let (end, ended) = oneshot::channel();
+        // The receiver of the one before hears that its sender is gone.
+        links.insert(node, (number, end));
+        Some(ended)
     }
 
     async fn hear_hello<T: AsyncRead + Unpin>(
@@ -251,15 +272,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Greeted<T> {
     /// Takes what comes until it ends.
     pub async fn listen(mut self) {
         let ended = loop {
-            tokio::select! {
-                heard = hear(&self.service, self.own, &self.who, &mut self.io) => match heard {
-                    Ok(true) => {}
-                    Ok(false) => return,
-                    Err(ended) => break ended,
-                },
-                _ = &mut self.superseded => {
-                    break LinkEnded::of("another connection of the same broker has come");
-                }
+            match self.hear().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(ended) => break ended,
             }
         };
         if self.service.may_say(self.who.node_id) {
@@ -268,35 +284,40 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Greeted<T> {
         }
         tell_end(&mut self.io, &ended).await;
     }
+
+    /// Takes one frame; says whether there was one.
+    async fn hear(&mut self) -> Result<bool, LinkEnded> {
+        let read = timeout(SILENCE_MAX, read_frame(&mut self.io, FRAME_BYTES_MAX));
+        let read = tokio::select! {
+            read = read => read.map_err(|_| LinkEnded::of("nothing comes any more"))?,
+            _ = &mut self.superseded => return Err(LinkEnded::of(SUPERSEDED)),
+        };
+        let Some(frame) = read? else {
+            return Ok(false);
+        };
+        if frame.meta.ping != 0 {
+            let mut pong = Frame::default();
+            pong.meta.pong = frame.meta.ping;
+            // To its end: what is written next is a frame of its own.
+            let told = timeout(TELL_TIMEOUT, write_frame(&mut self.io, &pong)).await;
+            told.map_err(|_| LinkEnded::of("it does not read what it is told"))??;
+        }
+        // It may have been replaced or removed since it said hello.
+        let admitted = self.service.gate.admit(&self.who);
+        admitted.map_err(|refused| LinkEnded::refused(refused.0))?;
+        let delivery = delivery(frame, self.who.node_id, self.own).map_err(ReadError::from)?;
+        if !is_empty(&delivery) {
+            tokio::select! {
+                () = self.service.sink.deliver(delivery) => {}
+                _ = &mut self.superseded => return Err(LinkEnded::of(SUPERSEDED)),
+            }
+        }
+        Ok(true)
+    }
 }
 
-/// Takes one frame; says whether there was one.
-async fn hear<T: AsyncRead + AsyncWrite + Unpin>(
-    service: &PeerService,
-    own: NodeId,
-    who: &Identity,
-    io: &mut Reader<T>,
-) -> Result<bool, LinkEnded> {
-    let read = timeout(SILENCE_MAX, read_frame(io, FRAME_BYTES_MAX)).await;
-    let read = read.map_err(|_| LinkEnded::of("nothing comes any more"))?;
-    let Some(frame) = read? else {
-        return Ok(false);
-    };
-    if frame.meta.ping != 0 {
-        let mut pong = Frame::default();
-        pong.meta.pong = frame.meta.ping;
-        let told = timeout(TELL_TIMEOUT, write_frame(io, &pong)).await;
-        told.map_err(|_| LinkEnded::of("it does not read what it is told"))??;
-    }
-    // It may have been replaced or removed since it said hello.
-    let admitted = service.gate.admit(who);
-    admitted.map_err(|refused| LinkEnded::refused(refused.0))?;
-    let delivery = delivery(frame, who.node_id, own).map_err(ReadError::from)?;
-    if !is_empty(&delivery) {
-        service.sink.deliver(delivery).await;
-    }
-    Ok(true)
-}
+/// Why a link ends whose broker has connected again.
+const SUPERSEDED: &str = "another connection of the same broker has come";
 
 async fn tell_end<T: AsyncRead + AsyncWrite + Unpin>(io: &mut Reader<T>, ended: &LinkEnded) {
     let end = PeerEnd {

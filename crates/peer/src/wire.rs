@@ -43,7 +43,8 @@ pub(crate) fn reader<R: AsyncRead>(io: R) -> Reader<R> {
 }
 
 /// The next frame, of no more bytes than these; `None` at the end. Its payloads are slices of a buffer of its
-/// own: of what the system gives, a longer frame is copied into it once, and one in a buffer twice.
+/// own, into which the system copies a long frame; a short one is copied once more, and one above 4 MiB may be,
+/// as its buffer grows.
 pub(crate) async fn read_frame<R: AsyncRead + Unpin>(
     reader: &mut Reader<R>,
     bytes_max: usize,

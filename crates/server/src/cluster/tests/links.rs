@@ -90,17 +90,7 @@ async fn nobody_is_kept_out_by_connections_that_say_nothing() {
     let mut said = Vec::new();
     soon(idle[0].read_to_end(&mut said)).await.ok();
 
-    let mut brokers = Vec::new();
-    for (seat, node) in seats.iter().zip(&nodes) {
-        let broker = seat.open(node);
-        let data_dir = Path::new("/srv/data");
-        node.opened(&seat.config, broker.clone(), &seat.seams(), data_dir)
-            .await
-            .unwrap();
-        brokers.push(broker);
-    }
-    until_connected(nodes[0].links(), 2).await;
-    until_connected(nodes[1].links(), 1).await;
+    let brokers = all_opened(&seats, &nodes).await;
     // A link has no place that could be taken.
     for _ in 0..100 {
         idle.push(TcpStream::connect(&crowded).await.unwrap());
@@ -110,10 +100,7 @@ async fn nobody_is_kept_out_by_connections_that_say_nothing() {
     let state = *nodes[1].links().state(1).unwrap().borrow();
     assert!(state.is_connected);
     assert_eq!(state.connections, 1);
-    for (node, broker) in nodes.into_iter().zip(brokers) {
-        broker.stop().await.unwrap();
-        node.stop().await;
-    }
+    all_stopped(nodes, brokers).await;
 }
 
 /// Fills a connection with pings of HTTP/2 and reads none of the answers, until no more can be written.
@@ -165,6 +152,29 @@ async fn places_are_taken_from_connections_that_read_nothing_too() {
     node.stop().await;
 }
 
+/// The brokers of these nodes, which are linked from then on.
+async fn all_opened(seats: &[Seat], nodes: &[Node]) -> Vec<Broker> {
+    let mut brokers = Vec::new();
+    for (seat, node) in seats.iter().zip(nodes) {
+        let broker = seat.open(node);
+        let data_dir = Path::new("/srv/data");
+        node.opened(&seat.config, broker.clone(), &seat.seams(), data_dir)
+            .await
+            .unwrap();
+        brokers.push(broker);
+    }
+    until_connected(nodes[0].links(), 2).await;
+    until_connected(nodes[1].links(), 1).await;
+    brokers
+}
+
+async fn all_stopped(nodes: Vec<Node>, brokers: Vec<Broker>) {
+    for (node, broker) in nodes.into_iter().zip(brokers) {
+        broker.stop().await.unwrap();
+        node.stop().await;
+    }
+}
+
 async fn until_connected(links: &Links, to: u32) {
     let mut state = links.state(to).expect("there is a link");
     soon(state.wait_for(|state| state.is_connected))
@@ -176,19 +186,9 @@ async fn until_connected(links: &Links, to: u32) {
 async fn links_follow_what_is_known_and_those_who_are_not_are_refused() {
     let mut seats = seats(2);
     let nodes = all_started(&mut seats).await;
-    let mut brokers = Vec::new();
-    for (seat, node) in seats.iter().zip(&nodes) {
-        let broker = seat.open(node);
-        let data_dir = Path::new("/srv/data");
-        node.opened(&seat.config, broker.clone(), &seat.seams(), data_dir)
-            .await
-            .unwrap();
-        brokers.push(broker);
-    }
+    let brokers = all_opened(&seats, &nodes).await;
     let links = nodes[0].links();
     assert_eq!(links.nodes(), [2]);
-    until_connected(links, 2).await;
-    until_connected(nodes[1].links(), 1).await;
     let metric = "tidelog_peer_connected{peer=\"2\"} 1";
     assert!(brokers[0].metrics_text().contains(metric));
 
@@ -234,8 +234,5 @@ async fn links_follow_what_is_known_and_those_who_are_not_are_refused() {
     links.update(&[]);
     assert_eq!(links.nodes(), [0_u32; 0]);
     assert!(!brokers[0].metrics_text().contains("peer=\"2\""));
-    for (node, broker) in nodes.into_iter().zip(brokers) {
-        broker.stop().await.unwrap();
-        node.stop().await;
-    }
+    all_stopped(nodes, brokers).await;
 }
