@@ -77,12 +77,21 @@ pub struct PeerService {
     gate: Arc<dyn Gate>,
     sink: Arc<dyn Sink>,
     answers: Arc<dyn Answers>,
-    /// Of each broker that was greeted the number of its last connection, and what ends the link over it.
-    links: Arc<Mutex<BTreeMap<NodeId, (u64, oneshot::Sender<()>)>>>,
+    /// Of each broker that was greeted its last link.
+    links: Arc<Mutex<BTreeMap<NodeId, LastLink>>>,
     /// How many were begun to be greeted.
     connections: Arc<AtomicU64>,
     /// When it was said last of each broker that its link ended.
     said_at: Arc<Mutex<BTreeMap<NodeId, Instant>>>,
+}
+
+/// The link over the last connection of a broker that was greeted.
+#[derive(Debug)]
+struct LastLink {
+    /// The number of its connection.
+    number: u64,
+    /// Ends it when it is dropped.
+    _end: oneshot::Sender<()>,
 }
 
 /// Whether a connection is a link, by the first byte that comes over it; otherwise it begins HTTP/2, for
@@ -215,12 +224,12 @@ impl PeerService {
     /// `None` where there is a later one.
     fn supersede(&self, node: NodeId, number: u64) -> Option<oneshot::Receiver<()>> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if links.get(&node).is_some_and(|(last, _)| *last > number) {
+        if links.get(&node).is_some_and(|last| last.number > number) {
             return None;
         }
         let (end, ended) = oneshot::channel();
         // The receiver of the one before hears that its sender is gone.
-        links.insert(node, (number, end));
+        links.insert(node, LastLink { number, _end: end });
         Some(ended)
     }
 
