@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// What a device writes as a whole or not at all, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
@@ -54,8 +54,13 @@ impl Image {
     /// Writes `bytes` at `at`, extending the image if need be.
     pub(crate) fn write(&mut self, at: u64, bytes: &[u8]) {
         for piece in pieces(at, bytes.len()) {
+            let new = &bytes[piece.range.clone()];
+            if let Ok(whole) = <&[u8; SECTOR_LEN]>::try_from(new) {
+                self.sectors.insert(piece.sector, whole_sector(whole));
+                continue;
+            }
             let sector = self.sectors.entry(piece.sector).or_insert_with(zeros);
-            Arc::make_mut(sector)[piece.in_sector()].copy_from_slice(&bytes[piece.range]);
+            Arc::make_mut(sector)[piece.in_sector()].copy_from_slice(new);
         }
         if !bytes.is_empty() {
             self.len = self.len.max(at + bytes.len() as u64);
@@ -146,9 +151,18 @@ pub(crate) fn pieces(at: u64, len: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// A sector of zeros.
+/// A sector of zeros. All share one: most of what is written in a simulation is space kept with zeros.
 pub(crate) fn zeros() -> Sector {
-    Arc::new([0; SECTOR_LEN])
+    static ZEROS: LazyLock<Sector> = LazyLock::new(|| Arc::new([0; SECTOR_LEN]));
+    ZEROS.clone()
+}
+
+fn whole_sector(bytes: &[u8; SECTOR_LEN]) -> Sector {
+    if *bytes == [0; SECTOR_LEN] {
+        zeros()
+    } else {
+        Arc::new(*bytes)
+    }
 }
 
 fn index(n: u64) -> usize {

@@ -42,7 +42,15 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
     assert!(is_rough && is_broken && is_used || !is_all, "{sum:?}");
 }
 
-/// The check that is there for a bug must find it, whatever else it leads to.
+/// What was found is looked into by running its seed again.
+#[test]
+fn a_seed_runs_the_same_every_time() {
+    for seed in 0..8 {
+        let run = || run_cluster(seed, ClusterOptions::of_seed(seed));
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
+
 /// Seeds of hunts that have found something.
 #[test]
 fn what_hunts_have_found_stays_mended() {
@@ -53,6 +61,7 @@ fn what_hunts_have_found_stays_mended() {
     }
 }
 
+/// The check that is there for a bug must find it, whatever else it leads to.
 #[test]
 fn each_planted_bug_is_found_by_its_check() {
     // These panics are no news.

@@ -391,8 +391,9 @@ fn good_record(bytes: &[u8], generation: u64) -> Option<&[u8]> {
 
 /// Whether a record further on says that the journal was durable past `damaged`.
 fn was_synced_past(bytes: &[u8], damaged: usize, generation: u64) -> bool {
-    // The borders of records are lost with the damage: every position is tried.
-    (damaged + 1..bytes.len()).any(|at| {
+    // The borders of records are lost with the damage: every position is tried, but in the zeros that nothing
+    // was written over yet, most of a journal: a record says its length first, and none is empty.
+    (damaged + 1..written_len(bytes)).any(|at| {
         let [kind, position @ ..] = good_record(&bytes[at..], generation).unwrap_or_default()
         else {
             return false;
@@ -402,6 +403,21 @@ fn was_synced_past(bytes: &[u8], damaged: usize, generation: u64) -> bool {
                 .try_into()
                 .is_ok_and(|p| u64::from_be_bytes(p) > damaged as u64)
     })
+}
+
+/// The length of `bytes` without the zeros at its end.
+fn written_len(bytes: &[u8]) -> usize {
+    // Whole pages are compared at once.
+    let zeros = [0; 4 << 10];
+    let mut len = bytes.len();
+    while let Some(page) = bytes[..len].last_chunk() {
+        if *page != zeros {
+            break;
+        }
+        len -= page.len();
+    }
+    let written = bytes[..len].iter().rposition(|&b| b != 0);
+    written.map_or(0, |last| last + 1)
 }
 
 fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, StateError> {

@@ -1,6 +1,6 @@
 //! One group of a shard, and who waits for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ pub(super) struct Hosted<W> {
     starts: Vec<(Offset, W)>,
     /// Log starts that are to be.
     starts_asked: Vec<(Offset, W)>,
-    reads: HashMap<u64, W>,
+    reads: BTreeMap<u64, W>,
     reads_asked: Vec<W>,
     /// Those who wait until the log is committed here up to an entry.
     reads_known: Vec<(u64, W)>,
@@ -80,7 +80,7 @@ impl<W> Hosted<W> {
             waiting: VecDeque::new(),
             starts: Vec::new(),
             starts_asked: Vec::new(),
-            reads: HashMap::new(),
+            reads: BTreeMap::new(),
             reads_asked: Vec::new(),
             reads_known: Vec::new(),
             recovering: None,
@@ -307,7 +307,7 @@ impl<W> Hosted<W> {
         }
         let queue = self.queue.drain(..).map(|proposal| proposal.waiter);
         let asked = self.starts_asked.drain(..).map(|(_, waiter)| waiter);
-        let reads = self.reads.drain().map(|(_, waiter)| waiter);
+        let reads = std::mem::take(&mut self.reads).into_values();
         let reads = reads.chain(self.reads_asked.drain(..));
         let known = self.reads_known.drain(..).map(|(_, waiter)| waiter);
         let reads = reads.chain(known);

@@ -13,7 +13,7 @@
 mod effects;
 mod hosted;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -39,9 +39,9 @@ use crate::store::StateStore;
 /// The groups of one thread. `W` stands for somebody who waits for an answer.
 #[derive(Debug)]
 pub struct Shard<W> {
-    groups: HashMap<GroupKey, Hosted<W>>,
+    groups: BTreeMap<GroupKey, Hosted<W>>,
     /// Groups that are not there any more, and have to be opened again.
-    broken: HashMap<GroupKey, GroupError>,
+    broken: BTreeMap<GroupKey, GroupError>,
     /// Groups that have to know of time.
     ticking: BTreeSet<GroupKey>,
     /// Groups that have something to do in the next turn.
@@ -53,8 +53,8 @@ pub struct Shard<W> {
 impl<W> Default for Shard<W> {
     fn default() -> Self {
         Self {
-            groups: HashMap::new(),
-            broken: HashMap::new(),
+            groups: BTreeMap::new(),
+            broken: BTreeMap::new(),
             ticking: BTreeSet::new(),
             due: BTreeSet::new(),
             effects: Effects::default(),
