@@ -12,6 +12,7 @@ use tidelog_replica::catch_up::{
     CatchUp, CatchUpLetter, Copies, Logs, PullConfig, PullTarget, Pulled,
 };
 use tidelog_replica::{Delivery, NodeId, Post, Received, node_of};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 use crate::Broker;
@@ -31,18 +32,52 @@ const SHARD_WAIT_MAX: Duration = Duration::from_secs(30);
 pub(crate) type Letters = mpsc::Sender<CatchUpLetter>;
 
 impl Broker {
+    /// Takes what came of another broker, as far as there is room for it now; gives back the rest, which is for
+    /// [`Broker::deliver`] before anything else that comes of that broker.
+    pub fn try_deliver(&self, delivery: Delivery) -> Option<Delivery> {
+        let Delivery {
+            from,
+            mut raft,
+            files,
+            notes,
+        } = delivery;
+        let mut left = Delivery {
+            from,
+            raft: Vec::new(),
+            files: Vec::new(),
+            notes: Vec::new(),
+        };
+        while let Some((shard, part)) = self.part_of(&mut raft) {
+            // One that is gone has no replicas any more.
+            if let Err(TrySendError::Full(part)) = shard.try_receive(part) {
+                left.raft.extend(part);
+            }
+        }
+        for note in &notes {
+            self.take_note(from, note);
+        }
+        if let Some(letters) = &self.inner().catch_up {
+            for letter in files {
+                // In their order: where one waits, so do those behind it.
+                let sent = if left.files.is_empty() {
+                    letters.try_send(letter)
+                } else {
+                    Err(TrySendError::Full(letter))
+                };
+                if let Err(TrySendError::Full(letter)) = sent {
+                    left.files.push(letter);
+                }
+            }
+        }
+        (!left.raft.is_empty() || !left.files.is_empty()).then_some(left)
+    }
+
     /// Takes what came of another broker. Waits while this one has not taken what came before.
     pub async fn deliver(&self, delivery: Delivery) {
-        let shards = &self.inner().shards;
-        let shard_of = |received: &Received| shard_number(received.key, shards.len());
-        let mut left = delivery.raft;
-        while let Some(first) = left.first().map(shard_of) {
-            // Mostly there is one message, or all are for the same.
-            let others = left.extract_if(.., |received| shard_of(received) != first);
-            let others: Vec<_> = others.collect();
+        let mut raft = delivery.raft;
+        while let Some((shard, part)) = self.part_of(&mut raft) {
             // One that is gone has no replicas any more.
-            drop(shards[first].send(Command::Received(left)).await);
-            left = others;
+            drop(shard.send(Command::Received(part)).await);
         }
         for note in &delivery.notes {
             self.take_note(delivery.from, note);
@@ -52,6 +87,17 @@ impl Broker {
                 drop(letters.send(letter).await);
             }
         }
+    }
+
+    /// Takes out of `raft` all that is for the shard of the first of it.
+    fn part_of(&self, raft: &mut Vec<Received>) -> Option<(&ShardHandle, Vec<Received>)> {
+        let shards = &self.inner().shards;
+        let shard_of = |received: &Received| shard_number(received.key, shards.len());
+        let first = shard_of(raft.first()?);
+        // Mostly there is one message, or all are for the same.
+        let others = raft.extract_if(.., |received| shard_of(received) != first);
+        let others: Vec<_> = others.collect();
+        Some((&shards[first], std::mem::replace(raft, others)))
     }
 
     /// A broker cannot be reached: what was sent to it lately may not have arrived. Never waits.

@@ -14,6 +14,7 @@ use tidelog_replica::catch_up::{CatchUpLetter, PullTarget, Pulled};
 use tidelog_replica::{
     Group, GroupError, NodeId, Position, Received, Recovery, Refusal, StateStore,
 };
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::act::group_key;
@@ -216,6 +217,18 @@ impl ShardHandle {
         drop(self.commands.try_send(command));
     }
 
+    /// Hands over what came of other brokers. Never waits: without room for it, it comes back.
+    pub(crate) fn try_receive(
+        &self,
+        received: Vec<Received>,
+    ) -> Result<(), TrySendError<Vec<Received>>> {
+        let sent = self.commands.try_send(Command::Received(received));
+        sent.map_err(|e| match e {
+            TrySendError::Full(Command::Received(received)) => TrySendError::Full(received),
+            _ => TrySendError::Closed(Vec::new()),
+        })
+    }
+
     /// Whether the shard's thread is gone.
     pub(crate) fn is_gone(&self) -> bool {
         self.commands.is_closed()
@@ -261,4 +274,40 @@ pub(crate) fn mailbox(wants_ticks: &Arc<Notify>) -> (ShardHandle, Mailbox) {
         wants_ticks: wants_ticks.clone(),
     };
     (handle, mailbox)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_comes_back() {
+        let (handle, mailbox) = mailbox(&Arc::default());
+        handle.try_receive(Vec::new()).unwrap();
+        for _ in 1..MAILBOX_LEN {
+            handle.try_send(Command::Wake);
+        }
+        let key = GroupKey {
+            topic_id: tidelog_record::TopicId::from_bytes([1; 16]),
+            partition: tidelog_record::PartitionId::new(2),
+        };
+        let received = Received {
+            key,
+            incarnation: 1,
+            message: tidelog_replica::eraftpb::Message::default(),
+            payloads: Vec::new(),
+        };
+        let refused = handle.try_receive(vec![received]);
+        let Err(TrySendError::Full(back)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!((back.len(), back[0].key), (1, key));
+        drop(mailbox);
+        // Whoever is gone has no replicas any more.
+        let refused = handle.try_receive(back);
+        assert!(
+            matches!(refused, Err(TrySendError::Closed(_))),
+            "{refused:?}"
+        );
+    }
 }

@@ -11,8 +11,8 @@
 //! other is in `wire.rs`.
 
 use bytes::{Buf, BufMut, Bytes};
-use prost::Message;
 use prost::encoding::decode_varint;
+use prost::{DecodeError, Message};
 use thiserror::Error;
 use tidelog_proto::internal::v1 as wire;
 use tidelog_record::{BATCH_HEADER_LEN, crc32c};
@@ -95,6 +95,20 @@ impl Frame {
         gathering.finish()
     }
 
+    /// Takes out all that is in it, and keeps room for at most so many letters.
+    pub(crate) fn clear(&mut self, letters: usize) {
+        let Self { meta, payloads } = self;
+        let mut raft = std::mem::take(&mut meta.raft);
+        raft.clear();
+        raft.shrink_to(letters);
+        *meta = wire::PeerFrame {
+            raft,
+            ..wire::PeerFrame::default()
+        };
+        payloads.clear();
+        payloads.shrink_to(letters);
+    }
+
     /// Reads it; payloads are slices of `bytes`.
     ///
     /// # Errors
@@ -114,11 +128,16 @@ impl Frame {
         }
         let meta = bytes.split_to(meta_len);
         let no_frame = FrameError::Senseless("it is no PeerFrame");
-        if !is_reasonable(&meta).ok_or(no_frame)? {
+        let said = Said::of(&meta).ok_or(no_frame)?;
+        if !said.is_reasonable() {
             return Err(FrameError::Senseless("it says too much at once"));
         }
-        let meta = wire::PeerFrame::decode(meta).map_err(|_| no_frame)?;
-        let mut payloads = Vec::new();
+        let room = wire::PeerFrame {
+            raft: Vec::with_capacity(said.raft),
+            ..wire::PeerFrame::default()
+        };
+        let meta = decode_into(room, meta).map_err(|_| no_frame)?;
+        let mut payloads = Vec::with_capacity(said.entries);
         for len in payload_lens(&meta) {
             let len = len as usize;
             if len > bytes.len() {
@@ -133,27 +152,50 @@ impl Frame {
     }
 }
 
-/// Whether a `PeerFrame` has no more letters, entries and notes than a link sends: decoded, an empty one takes a
-/// hundred times as many bytes. `None` where it is no protobuf.
-fn is_reasonable(meta: &[u8]) -> Option<bool> {
-    let (mut letters, mut entries, mut notes) = (0, 0, 0);
-    let mut rest = meta;
-    while !rest.is_empty() {
-        let (number, mut content) = next_field(&mut rest)?;
-        match number {
-            RAFT_FIELD => {
-                letters += 1;
-                while !content.is_empty() {
-                    let (number, _) = next_field(&mut content)?;
-                    entries += usize::from(number == ENTRIES_FIELD);
+fn decode_into(mut room: wire::PeerFrame, bytes: Bytes) -> Result<wire::PeerFrame, DecodeError> {
+    room.merge(bytes)?;
+    Ok(room)
+}
+
+/// How much a `PeerFrame` says.
+#[derive(Default)]
+struct Said {
+    raft: usize,
+    entries: usize,
+    files: usize,
+    notes: usize,
+}
+
+impl Said {
+    /// `None` where it is no protobuf.
+    fn of(meta: &[u8]) -> Option<Self> {
+        let mut said = Self::default();
+        let mut rest = meta;
+        while !rest.is_empty() {
+            let (number, mut content) = next_field(&mut rest)?;
+            match number {
+                RAFT_FIELD => {
+                    said.raft += 1;
+                    while !content.is_empty() {
+                        let (number, _) = next_field(&mut content)?;
+                        said.entries += usize::from(number == ENTRIES_FIELD);
+                    }
                 }
+                FILES_FIELD => said.files += 1,
+                NOTES_FIELD => said.notes += 1,
+                _ => {}
             }
-            FILES_FIELD => letters += 1,
-            NOTES_FIELD => notes += 1,
-            _ => {}
         }
+        Some(said)
     }
-    Some(letters <= LETTERS_MAX && entries <= ENTRIES_MAX && notes <= NOTES_MAX)
+
+    /// Whether there are no more letters, entries and notes than a link sends: decoded, an empty one takes a
+    /// hundred times as many bytes.
+    fn is_reasonable(&self) -> bool {
+        self.raft + self.files <= LETTERS_MAX
+            && self.entries <= ENTRIES_MAX
+            && self.notes <= NOTES_MAX
+    }
 }
 
 /// The numbers of fields in `peer.proto`: of a frame, and of a letter.

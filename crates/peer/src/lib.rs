@@ -8,9 +8,11 @@
 //! answer, holds back what goes to itself alone.
 //!
 //! *Out*: [`Link::send`] puts letters into the link's queue, which is bounded; what does not fit is lost,
-//! as a network loses it, and Raft is told so. A task makes frames of them (`frame.rs`) and sends each with
-//! one call of the system, from where its payloads lie: they are not copied. It connects again and again, with
-//! growing pauses, and gives a connection up over which no answer to a ping has come for a while.
+//! as a network loses it, and Raft is told so. Frames are made of them (`frame.rs`), and each is sent with
+//! one call of the system, from where its payloads lie: they are not copied. Whoever sends does that itself
+//! (`outgoing.rs`) where it is short and nothing waits before it, which saves waking up another thread, and otherwise
+//! the link's task. That connects again and again, with growing pauses, and gives a connection up over which no
+//! answer to a ping has come for a while.
 //!
 //! *In*: a frame is read into a buffer of its own (`wire.rs`), which is all that is allocated for its
 //! payloads: they stay slices of it. It is taken when its checksum is right and it comes from a broker
@@ -26,6 +28,7 @@ mod ask;
 mod convert;
 mod frame;
 mod link;
+mod outgoing;
 mod pieces;
 mod service;
 #[cfg(test)]

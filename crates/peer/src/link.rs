@@ -2,25 +2,22 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
 use thiserror::Error;
 use tidelog_replica::{NodeId, Post};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use crate::convert::{hello, identity_of};
-use crate::frame::{
-    FRAME_BYTES_MAX, Frame, FrameError, NOTE_BYTES_MAX, POST_NOTE_BYTES_MAX, POST_NOTES_MAX,
-};
+use crate::frame::{FRAME_BYTES_MAX, Frame, FrameError};
+use crate::outgoing::{Outgoing, Written};
 use crate::service::Sink;
-use crate::unsent::{Unsent, bytes_of};
 use crate::wire::{PREFACE, ReadError, Reader, read_frame, reader, write_frame};
 use crate::{Identity, PROTOCOL_VERSION};
 
@@ -33,6 +30,9 @@ pub struct LinkConfig {
     pub queue_bytes_max: u64,
     /// A frame is not made longer than this, unless by one letter.
     pub frame_bytes: usize,
+    /// A post with no more bytes of payloads is written by whoever sends it, where nothing is in the way; a longer
+    /// one by the link's task, as the system takes a while to copy it.
+    pub direct_bytes_max: u64,
     /// How long a connection may take to be made, and to say hello.
     pub connect_timeout: Duration,
     /// The pause after a connection that could not be made doubles from the first of these to the
@@ -50,6 +50,7 @@ impl Default for LinkConfig {
             queue_len: 1024,
             queue_bytes_max: 64 << 20,
             frame_bytes: 1 << 20,
+            direct_bytes_max: 64 << 10,
             connect_timeout: Duration::from_secs(1),
             pauses: (Duration::from_millis(50), Duration::from_secs(1)),
             ping_interval: Duration::from_millis(500),
@@ -85,12 +86,33 @@ pub struct LinkStats {
     pub sent_bytes: AtomicU64,
 }
 
+impl LinkStats {
+    pub(crate) fn is_connected(&self) -> bool {
+        self.state.borrow().is_connected
+    }
+
+    pub(crate) fn connected(&self) {
+        self.state.send_modify(|state| {
+            state.is_connected = true;
+            state.connections += 1;
+        });
+    }
+
+    /// There is no connection, or none any more; says whether there was one.
+    pub(crate) fn disconnected(&self) -> bool {
+        let was_connected = self.is_connected();
+        self.state.send_modify(|state| {
+            state.is_connected = false;
+            state.failures += u64::from(!was_connected);
+        });
+        was_connected
+    }
+}
+
 /// A link to one other broker. The task behind it ends when this is dropped.
 #[derive(Debug)]
 pub struct Link {
-    posts: mpsc::Sender<Post>,
-    stats: Arc<LinkStats>,
-    bytes_max: u64,
+    out: Arc<Outgoing>,
     task: JoinHandle<()>,
 }
 
@@ -112,65 +134,39 @@ impl Link {
         sink: Arc<dyn Sink>,
         config: LinkConfig,
     ) -> Self {
-        let (posts, queue) = mpsc::channel(config.queue_len);
-        let stats = Arc::<LinkStats>::default();
-        let bytes_max = config.queue_bytes_max;
+        let out = Arc::new(Outgoing::new(config));
         let run = Run {
             own,
             to,
             address,
             sink,
-            config,
-            stats: stats.clone(),
-            queue,
-            begun: Unsent::default(),
+            out: out.clone(),
         };
         Self {
-            posts,
-            stats,
-            bytes_max,
+            out,
             task: tokio::spawn(run.run()),
         }
     }
 
-    /// Sends something, if there is a connection and room for it; never waits.
+    /// Sends something, if there is a connection and room for it; never waits. Where it is short and nothing else
+    /// is on its way, it is written to the connection here.
     ///
     /// # Errors
     /// What surely does not arrive comes back: the replicas it is for have to be told. So do notes that
-    /// are longer than [`NOTE_BYTES_MAX`], or more than a frame takes.
+    /// are longer than [`NOTE_BYTES_MAX`](crate::NOTE_BYTES_MAX), or more than a frame takes.
     pub fn send(&self, post: Post) -> Result<(), Post> {
-        let bytes = bytes_of(&post);
-        let stats = &self.stats;
-        let waiting = stats.queued_bytes.load(Ordering::Relaxed);
-        let is_room = waiting + bytes <= self.bytes_max.max(bytes);
-        let is_connected = stats.state.borrow().is_connected;
-        let place = self.posts.try_reserve().ok();
-        let is_allowed = is_room && is_connected && are_notes_allowed(&post.notes);
-        let Some(place) = place.filter(|_| is_allowed) else {
-            stats.lost.fetch_add(1, Ordering::Relaxed);
-            return Err(post);
-        };
-        stats.queued.fetch_add(1, Ordering::Relaxed);
-        stats.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        place.send(post);
-        Ok(())
+        self.out.send(post)
     }
 
     /// How the link is, and each change of that.
     pub fn state(&self) -> watch::Receiver<LinkState> {
-        self.stats.state.subscribe()
+        self.out.stats.state.subscribe()
     }
 
     /// What the link has seen.
     pub fn stats(&self) -> &LinkStats {
-        &self.stats
+        &self.out.stats
     }
-}
-
-fn are_notes_allowed(notes: &[Bytes]) -> bool {
-    let bytes = notes.iter().map(Bytes::len).sum::<usize>();
-    let longest = notes.iter().map(Bytes::len).max().unwrap_or(0);
-    notes.len() <= POST_NOTES_MAX && bytes <= POST_NOTE_BYTES_MAX && longest <= NOTE_BYTES_MAX
 }
 
 struct Run {
@@ -178,27 +174,18 @@ struct Run {
     to: NodeId,
     address: String,
     sink: Arc<dyn Sink>,
-    config: LinkConfig,
-    stats: Arc<LinkStats>,
-    queue: mpsc::Receiver<Post>,
-    /// What no frame has taken yet of the post that came last.
-    begun: Unsent,
+    out: Arc<Outgoing>,
 }
 
 impl Run {
-    async fn run(mut self) {
-        let (first, most) = self.config.pauses;
+    async fn run(self) {
+        let (first, most) = self.out.config.pauses;
         let mut pause = first;
         let mut refused: Option<String> = None;
         loop {
             let began = Instant::now();
             let ended = self.connect_and_send().await;
-            let was_connected = self.stats.state.borrow().is_connected;
-            self.stats.state.send_modify(|state| {
-                state.is_connected = false;
-                state.failures += u64::from(!was_connected);
-            });
-            if was_connected {
+            if self.out.disconnected() {
                 tracing::warn!(broker = self.to, address = %self.address, why = %ended,
                     "the link to a broker is lost");
                 self.sink.unreachable(self.to);
@@ -213,7 +200,6 @@ impl Run {
                 tracing::debug!(broker = self.to, address = %self.address, why = %ended,
                     "a broker cannot be reached");
             }
-            self.forget_queue();
             if began.elapsed() > most {
                 pause = first;
             }
@@ -224,29 +210,8 @@ impl Run {
         }
     }
 
-    /// What waits was for a connection that is not there any more.
-    fn forget_queue(&mut self) {
-        let mut left = std::mem::take(&mut self.begun);
-        let mut lost = u64::from(!left.is_empty());
-        loop {
-            self.taken(left.bytes());
-            let Ok(post) = self.queue.try_recv() else {
-                break;
-            };
-            self.stats.queued.fetch_sub(1, Ordering::Relaxed);
-            lost += 1;
-            left = post.into();
-        }
-        self.stats.lost.fetch_add(lost, Ordering::Relaxed);
-    }
-
-    /// So many bytes of payload wait no more.
-    fn taken(&self, bytes: u64) {
-        self.stats.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    async fn connect_and_send(&mut self) -> Ended {
-        let connected = timeout(self.config.connect_timeout, self.connect()).await;
+    async fn connect_and_send(&self) -> Ended {
+        let connected = timeout(self.out.config.connect_timeout, self.connect()).await;
         match connected {
             Ok(Ok((reader, io))) => self.send_on(reader, io).await,
             Ok(Err(ended)) => ended,
@@ -268,78 +233,54 @@ impl Run {
         if who.is_none_or(|who| (who.cluster_id, who.node_id) != (self.own.cluster_id, self.to)) {
             return Err(Ended::NoBroker);
         }
-        self.stats.state.send_modify(|state| {
-            state.is_connected = true;
-            state.connections += 1;
-        });
         Ok((reader, io))
     }
 
     /// Sends what there is until the connection ends, and says why it did.
-    async fn send_on(
-        &mut self,
-        mut reader: Reader<OwnedReadHalf>,
-        mut io: OwnedWriteHalf,
-    ) -> Ended {
+    async fn send_on(&self, mut reader: Reader<OwnedReadHalf>, io: OwnedWriteHalf) -> Ended {
         let began = Instant::now();
-        let mut pings = interval(self.config.ping_interval);
+        let (out, io) = (&*self.out, Arc::new(io));
+        out.connected(io.clone());
+        let mut pings = interval(out.config.ping_interval);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let stats = self.stats.clone();
-        let ping_timeout = self.config.ping_timeout;
-        let mut heard = pin!(hear(&mut reader, &stats, began, ping_timeout));
+        let ping_timeout = out.config.ping_timeout;
+        let mut heard = pin!(hear(&mut reader, &out.stats, began, ping_timeout));
         loop {
-            let mut frame = Frame::default();
+            let written = match out.write() {
+                Ok(written) => written,
+                Err(e) => return e.into(),
+            };
             tokio::select! {
                 ended = &mut heard => return ended,
-                // Behind what is under way: where nothing moves, no ping does. 0 would be none.
-                _ = pings.tick() => frame.meta.ping = micros_since(began) + 1,
-                is_more = self.wait_for_more() => if !is_more {
-                    return Ended::Unneeded;
-                },
-            }
-            self.fill(&mut frame);
-            let mut pieces = frame.pieces();
-            let len = pieces.remaining() as u64;
-            tokio::select! {
-                ended = &mut heard => return ended,
-                written = io.write_all_buf(&mut pieces) => if let Err(e) = written {
+                waited = self.wait(written, &io, &mut pings, began) => if let Err(e) = waited {
                     return e.into();
                 },
             }
-            self.stats.sent_bytes.fetch_add(len, Ordering::Relaxed);
         }
     }
 
-    /// Waits until something is to be sent; says whether there will ever be.
-    async fn wait_for_more(&mut self) -> bool {
-        if self.begun.is_empty() {
-            match self.queue.recv().await {
-                Some(post) => self.begin(post),
-                None => return false,
+    /// Waits until more can be written, where there is more, and otherwise until there is.
+    async fn wait(
+        &self,
+        written: Written,
+        io: &OwnedWriteHalf,
+        pings: &mut Interval,
+        began: Instant,
+    ) -> std::io::Result<()> {
+        match written {
+            // Behind what is under way: where nothing moves, no ping does.
+            Written::Full => io.writable().await,
+            Written::Some => {
+                tokio::task::yield_now().await;
+                Ok(())
             }
-        }
-        true
-    }
-
-    fn begin(&mut self, post: Post) {
-        self.stats.queued.fetch_sub(1, Ordering::Relaxed);
-        self.begun = post.into();
-    }
-
-    /// Puts what waits into a frame, as far as it fits: the receiver has nothing of a frame before it has all
-    /// of it.
-    fn fill(&mut self, frame: &mut Frame) {
-        let mut bytes = 0;
-        loop {
-            let moved = self.begun.fill(frame, self.config.frame_bytes - bytes);
-            self.taken(moved as u64);
-            bytes += moved;
-            if bytes >= self.config.frame_bytes || !frame.takes_more() {
-                return;
-            }
-            match self.queue.try_recv() {
-                Ok(post) => self.begin(post),
-                Err(_) => return,
+            Written::All | Written::Nothing => {
+                tokio::select! {
+                    () = self.out.woken() => {}
+                    // 0 would be none.
+                    _ = pings.tick() => self.out.set_ping(micros_since(began) + 1),
+                }
+                Ok(())
             }
         }
     }
@@ -361,8 +302,6 @@ enum Ended {
     Silent,
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("the link is not needed any more")]
-    Unneeded,
 }
 
 impl From<std::io::Error> for Ended {

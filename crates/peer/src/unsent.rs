@@ -10,7 +10,7 @@ use crate::convert::{push_files, push_raft};
 use crate::frame::{Frame, payload_len};
 
 /// What is left of a post.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Unsent {
     raft: IntoIter<Letter>,
     files: IntoIter<CatchUpLetter>,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -265,6 +266,84 @@ async fn letters_arrive_in_order_and_pings_are_answered() {
         state.round_trip.is_some()
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_short_is_written_by_whoever_sends_it() {
+    let (mut two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let link = link(1, 2, &address, &one, LinkConfig::default());
+    until("it is connected", &link, is_connected).await;
+    for number in 0..100 {
+        let what = CatchUp::Needed {
+            first_index: number,
+        };
+        link.send(ask(1, 2, what.clone())).unwrap();
+        // The link's task is on this thread, and does not run: the other side is on others.
+        let began = std::time::Instant::now();
+        let delivery = loop {
+            match two.told.try_recv() {
+                Ok(Told::Delivered(delivery)) => break delivery,
+                Ok(told) => panic!("{told:?}"),
+                Err(_) => std::thread::yield_now(),
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "nothing came");
+        };
+        assert_eq!(delivery.files[0].what, what);
+        // Only now it does.
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_sender_writes_and_what_the_task_writes_stay_in_order() {
+    let (mut two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let config = LinkConfig {
+        direct_bytes_max: 1000,
+        // Many frames of one post, and more than a connection takes at once.
+        frame_bytes: 10_000,
+        ..LinkConfig::default()
+    };
+    let link = link(1, 2, &address, &one, config);
+    until("it is connected", &link, is_connected).await;
+    let note = |number: u32, len: usize| {
+        let mut note = number.to_le_bytes().to_vec();
+        note.resize(4 + len, 7);
+        Bytes::from(note)
+    };
+    let (first, last) = (0_u32, 3000_u32);
+    let sending = tokio::task::spawn_blocking(move || {
+        let mut number = first;
+        while number < last {
+            let len = match number % 7 {
+                0 => 100_000,
+                1 => 5_000,
+                _ => 10,
+            };
+            let post = Post {
+                notes: vec![note(number, len), note(number + 1, 10)],
+                ..Post::default()
+            };
+            match link.send(post) {
+                Ok(()) => number += 2,
+                // The queue is full.
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+        link
+    });
+    let mut expected = first;
+    while expected < last {
+        for note in two.delivered().await.notes {
+            assert_eq!(note[..4], expected.to_le_bytes());
+            expected += 1;
+        }
+    }
+    let link = soon(sending).await.unwrap();
+    assert!(link.state().borrow().is_connected);
+    assert_eq!(link.stats().queued_bytes.load(Relaxed), 0);
+    assert_eq!(link.stats().queued.load(Relaxed), 0);
 }
 
 #[tokio::test]

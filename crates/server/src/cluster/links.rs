@@ -31,7 +31,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Linked {
-    by_node: BTreeMap<NodeId, (String, Link)>,
+    by_node: BTreeMap<NodeId, (String, Arc<Link>)>,
     is_stopped: bool,
 }
 
@@ -108,7 +108,7 @@ impl Links {
                 let sink = inner.inbox.clone();
                 let config = inner.config.clone();
                 let link = Link::start(*own, node, address.to_owned(), sink, config);
-                (address.to_owned(), link)
+                (address.to_owned(), Arc::new(link))
             });
         }
         drop(links);
@@ -167,10 +167,13 @@ impl Links {
 
 impl Peers for Links {
     fn send(&self, to: NodeId, post: Post) -> Result<(), Post> {
-        match lock(&self.inner.links).by_node.get(&to) {
-            Some((_, link)) => link.send(post),
-            None => Err(post),
-        }
+        let links = lock(&self.inner.links);
+        let Some(link) = links.by_node.get(&to).map(|(_, link)| link.clone()) else {
+            return Err(post);
+        };
+        // It may write to the connection: others that send are not to wait for that.
+        drop(links);
+        link.send(post)
     }
 }
 
@@ -188,12 +191,14 @@ impl Inbox {
 
 impl Sink for Inbox {
     fn deliver(&self, delivery: Delivery) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(async move {
-            // Before that it is lost, as on the network, and sent again.
-            if let Some(broker) = self.broker() {
-                broker.deliver(delivery).await;
-            }
-        })
+        // Before it is open, what comes is lost, as on the network, and sent again.
+        let broker = self.broker();
+        let left = broker.and_then(|broker| Some((broker.try_deliver(delivery)?, broker)));
+        match left {
+            // Mostly there is room for all of it, and no future of a thousand bytes is needed to wait for that.
+            None => Box::pin(std::future::ready(())),
+            Some((left, broker)) => Box::pin(async move { broker.deliver(left).await }),
+        }
     }
 
     fn unreachable(&self, node: NodeId) {
