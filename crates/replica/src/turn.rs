@@ -12,7 +12,7 @@ use tidelog_record::Timestamp;
 use crate::config::ReplicaId;
 use crate::error::GroupError;
 use crate::group::{Group, GroupStore, Held, Role, at, epoch};
-use crate::message::{Outgoing, Payload, has_payload, push_lean};
+use crate::message::{Outgoing, Payload, has_payload};
 use crate::payload::Placed;
 use crate::planted::Planted;
 use crate::storage::{Members, is_out_of_files};
@@ -302,9 +302,8 @@ impl Group {
             let ticket = request_ctx.try_into().map(u64::from_be_bytes);
             turn.reads.extend(ticket.map(|ticket| (ticket, index)).ok());
         }
-        for message in ready.take_messages() {
-            self.send(message, turn)?;
-        }
+        let messages = ready.take_messages();
+        self.send_all(messages, turn)?;
         self.held.push_back(Held {
             number: ready.number(),
             index: last,
@@ -332,9 +331,7 @@ impl Group {
             && let Some(first) = self.held.pop_front()
         {
             self.node.on_persist_ready(first.number);
-            for message in first.messages {
-                self.send(message, turn)?;
-            }
+            self.send_all(first.messages, turn)?;
             is_released = true;
         }
         Ok(is_released)
@@ -443,9 +440,23 @@ impl Group {
         }
     }
 
+    /// Puts messages among those to be sent. Raft makes its next ones in their list: each has hundreds of bytes.
+    fn send_all(&mut self, mut messages: Vec<Message>, turn: &mut Turn) -> Result<(), GroupError> {
+        turn.messages.reserve_exact(messages.len());
+        for message in messages.drain(..) {
+            self.send(message, turn)?;
+        }
+        let next = &mut self.node.raft.msgs;
+        if next.is_empty() && next.capacity() < messages.capacity() {
+            *next = messages;
+        }
+        Ok(())
+    }
+
     /// Puts a message among those to be sent, with the batches of its entries.
     fn send(&mut self, message: Message, turn: &mut Turn) -> Result<(), GroupError> {
-        let mut payloads = Vec::new();
+        let batches = message.entries.iter().filter(|entry| has_payload(entry));
+        let mut payloads = Vec::with_capacity(batches.count());
         let mut at_entry = 0;
         while let Some(entry) = message.entries.get(at_entry) {
             at_entry += 1;
@@ -453,7 +464,7 @@ impl Group {
                 continue;
             }
             if let Some(recent) = self.recent.get(entry.index, entry.term) {
-                push_lean(&mut payloads, Payload::Entry(recent.clone()));
+                payloads.push(Payload::Entry(recent.clone()));
                 continue;
             }
             // From the log, all at once.
@@ -485,7 +496,7 @@ impl Group {
             }
             break;
         }
-        push_lean(&mut turn.messages, Outgoing { message, payloads });
+        turn.messages.push(Outgoing { message, payloads });
         Ok(())
     }
 }
