@@ -16,12 +16,6 @@ use crate::waiters::{Waiter, refused};
 
 impl Shard {
     pub(super) fn carry_out(&mut self, effects: Effects<Waiter>) {
-        for (node, post) in effects.posts {
-            if let Err(lost) = self.around.peers.send(node, post) {
-                // What was said of files is said again by itself.
-                self.groups.not_sent(&lost.raft);
-            }
-        }
         if !effects.state_to_sync.is_empty() {
             match self.around.state.sync() {
                 Ok(()) => self.groups.state_synced(&effects.state_to_sync),
@@ -77,6 +71,12 @@ impl Shard {
         } in effects.answers
         {
             self.answer(key, waiter, result);
+        }
+        for (node, post) in effects.posts {
+            if let Err(lost) = self.around.peers.send(node, post) {
+                // What was said of files is said again by itself.
+                self.groups.not_sent(&lost.raft);
+            }
         }
         let targets = effects.logs_to_sync.iter();
         let targets = targets.filter_map(|key| Some(self.partition(key)?.sync_target()));

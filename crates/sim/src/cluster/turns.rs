@@ -34,12 +34,6 @@ impl Cluster {
     /// Does what a turn asks for, in the order in which a broker does.
     fn carry_out(&mut self, id: NodeId, effects: Effects<u64>, truncations: u64) {
         let life = self.node(id).life();
-        for (to, post) in effects.posts {
-            if !post.raft.is_empty() {
-                self.post(id, to, Frame::new(id, to, post.raft));
-            }
-            self.post_files(id, post.files);
-        }
         if !effects.state_to_sync.is_empty() {
             let time = self.now + self.sync_millis();
             let recorded = effects.state_to_sync;
@@ -81,6 +75,12 @@ impl Cluster {
         }
         for answer in effects.answers {
             self.answered(id, answer.waiter, answer.result);
+        }
+        for (to, post) in effects.posts {
+            if !post.raft.is_empty() {
+                self.post(id, to, Frame::new(id, to, post.raft));
+            }
+            self.post_files(id, post.files);
         }
         if !effects.logs_to_sync.is_empty() {
             let behind = if effects.is_sync_awaited {
