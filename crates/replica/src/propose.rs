@@ -204,6 +204,7 @@ impl Group {
         message.set_msg_type(MessageType::MsgPropose);
         let stepped = self.node.raft.step(message);
         self.draw();
+        self.proposals += 1;
         stepped
     }
 
