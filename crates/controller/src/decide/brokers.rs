@@ -189,6 +189,25 @@ impl Cluster {
         })
     }
 
+    /// The same for one that asks again and again until it is registered: `None` where it is, since its
+    /// registration `epoch_before`, and is not fenced.
+    ///
+    /// # Errors
+    /// See [`Cluster::decide_register`].
+    pub fn decide_registration(
+        &self,
+        cluster: ClusterId,
+        registration: Registration,
+        epoch_before: u64,
+    ) -> Result<Option<ClusterCommand>, BrokerError> {
+        let known = self.broker(registration.node);
+        let is_heard = known.is_some_and(|known| !known.is_fenced);
+        if is_heard && self.has_registered(&registration, epoch_before) {
+            return Ok(None);
+        }
+        self.decide_register(cluster, registration).map(Some)
+    }
+
     /// Decides on another disk for a broker that has lost its own: its replicas are lost with it, and
     /// will be replaced by new ones.
     ///
