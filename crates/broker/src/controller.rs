@@ -4,7 +4,7 @@
 //! It takes turns, a few a second and at once when a leadership changes. Nothing that it does is lost for
 //! good when it is lost on the way: the next turn does what is lacking then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -313,7 +313,7 @@ impl Controller {
     }
 }
 
-/// Asks whoever leads the metadata log to register this broker; all others, where it is not known who does.
+/// Asks whoever leads the metadata log to register this broker; all others too, where it is not sure who does.
 fn ask_to_register(broker: &Broker) {
     let inner = broker.inner();
     let own = inner.identity.node_id;
@@ -322,15 +322,13 @@ fn ask_to_register(broker: &Broker) {
         registration: broker.registration(),
         epoch_before: inner.epoch_before,
     };
-    match inner.metadata.leader().map(node_of) {
-        // It does so itself when it decides.
-        Some(leader) if leader == own => {}
-        Some(leader) => inner.send_note(leader, &note),
-        None => {
-            for other in inner.others() {
-                inner.send_note(other, &note);
-            }
-        }
+    let leader = inner.metadata.leader().map(node_of);
+    let others = inner.others();
+    let asked = inner
+        .seen
+        .with(|observed| observed.registrars(own, leader, &others, METADATA_KEY));
+    for node in asked {
+        inner.send_note(node, &note);
     }
 }
 
@@ -359,10 +357,9 @@ impl Inner {
     }
 
     /// The other brokers that there are, or are to come.
-    fn others(&self) -> Vec<NodeId> {
+    fn others(&self) -> BTreeSet<NodeId> {
         let cluster = self.cluster.read();
-        let others = cluster.others(self.identity.node_id, &self.config.founders);
-        others.into_iter().collect()
+        cluster.others(self.identity.node_id, &self.config.founders)
     }
 
     fn send_note(&self, to: NodeId, note: &Note) {

@@ -1,5 +1,7 @@
 //! What a broker sees of the others is kept as [`Observed`], by whichever broker.
 
+use std::collections::BTreeSet;
+
 use crate::cluster::{Cluster, PartitionKey};
 use crate::ids::{NodeId, node_of};
 use crate::plan::{Observed, Report};
@@ -48,6 +50,29 @@ impl Observed {
         } else {
             self.resigning.remove(&node);
         }
+    }
+
+    /// Whom the broker `own` asks to register it: the one that leads the metadata group, as its own replica
+    /// there knows. While that knows of none, all `others`, and whoever says that it leads: one on an empty
+    /// disk knows of the founders only, and none of them need lead.
+    pub fn registrars(
+        &self,
+        own: NodeId,
+        leader: Option<NodeId>,
+        others: &BTreeSet<NodeId>,
+        metadata: PartitionKey,
+    ) -> BTreeSet<NodeId> {
+        let mut asked = match leader {
+            Some(leader) => BTreeSet::from([leader]),
+            None => {
+                let says_so = self.partitions.get(&metadata);
+                let says_so = says_so.map(|report| node_of(report.leader));
+                others.iter().copied().chain(says_so).collect()
+            }
+        };
+        // It does so itself when it decides.
+        asked.remove(&own);
+        asked
     }
 
     /// Forgets partitions that there are not any more. That of the metadata is always there.

@@ -70,6 +70,24 @@ fn what_is_here_stays_or_makes_way() {
 }
 
 #[test]
+fn whoever_says_that_it_leads_is_asked_by_a_broker_that_knows_the_founders_only() {
+    let leads = Report {
+        leader: replica_of(5, 0),
+        epoch: 9,
+        ..Report::default()
+    };
+    let mut seen = Observed::default();
+    let founders = Cluster::default().others(2, &[1, 2, 3]);
+    let all = |nodes: &[NodeId]| nodes.iter().copied().collect();
+    assert_eq!(seen.registrars(2, None, &founders, KEY), all(&[1, 3]));
+    seen.heartbeat(5, true, vec![(KEY, leads)], 10);
+    assert_eq!(seen.registrars(2, None, &founders, KEY), all(&[1, 3, 5]));
+    // Its own replica knows better.
+    assert_eq!(seen.registrars(2, Some(3), &founders, KEY), all(&[3]));
+    assert_eq!(seen.registrars(2, Some(2), &founders, KEY), all(&[]));
+}
+
+#[test]
 fn an_order_is_for_one_leadership_and_its_members() {
     let members = Seen {
         voters: vec![1, 2, 3],
