@@ -390,7 +390,10 @@ impl<W> Shard<W> {
 
     /// The state file takes no more: no group can go on.
     pub fn state_failed(&mut self, poisoned: &Poisoned) {
-        for hosted in self.groups.values_mut() {
+        let mut all: Vec<&mut Hosted<W>> = self.groups.values_mut().collect();
+        // In an order that a simulation can repeat.
+        all.sort_unstable_by_key(|hosted| hosted.key);
+        for hosted in all {
             if hosted.failed.is_none() {
                 hosted.fail(GroupError::Poisoned(poisoned.clone()), &mut self.effects);
             }
@@ -442,8 +445,10 @@ impl<W> Shard<W> {
             None => Ok(hosted.group.close()?),
         };
         let broken = self.broken.into_iter().map(|(key, e)| (key, Err(e)));
-        self.groups
-            .into_iter()
+        let mut all: Vec<(GroupKey, Hosted<W>)> = self.groups.into_iter().collect();
+        // In an order that a simulation can repeat.
+        all.sort_unstable_by_key(|(key, _)| *key);
+        all.into_iter()
             .map(|(key, hosted)| (key, close(hosted)))
             .chain(broken)
             .collect()
