@@ -20,6 +20,7 @@
 //! A broker that is alone folds [`Command`]s into [`Topics`] (`topics.rs`); its log is the beginning of
 //! that of a cluster. The settings a topic may have are in `settings.rs`, under Kafka's names.
 
+mod admission;
 mod apply;
 mod cluster;
 mod command;
@@ -43,6 +44,7 @@ mod tests;
 mod topics;
 mod wire;
 
+pub use admission::{Admission, KnownOf};
 pub use cluster::{
     Broker, Change, Cluster, LEVEL_MAX, PartitionKey, Phase, Placement, REPLICAS_MAX, Registration,
     TopicPlacement,

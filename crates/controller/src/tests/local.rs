@@ -88,6 +88,36 @@ fn whoever_says_that_it_leads_is_asked_by_a_broker_that_knows_the_founders_only(
 }
 
 #[test]
+fn whoever_is_behind_listens_to_a_leader_that_it_does_not_know_yet() {
+    let (old, new) = (directory(5, 0), directory(5, 1));
+    let known = KnownOf {
+        registered: Some(old),
+        ..KnownOf::default()
+    };
+    assert_eq!(known.admits(old, false), Admission::Admitted);
+    assert_eq!(known.admits(new, false), Admission::OtherDirectory(old));
+    assert_eq!(known.admits(new, true), Admission::Admitted);
+    let unknown = KnownOf::default();
+    assert_eq!(unknown.admits(new, false), Admission::Unknown);
+    assert_eq!(unknown.admits(new, true), Admission::Admitted);
+    let removed = KnownOf {
+        founded: Some(old),
+        is_removed: true,
+        ..KnownOf::default()
+    };
+    assert_eq!(removed.admits(old, false), Admission::Removed);
+    assert_eq!(removed.admits(old, true), Admission::Removed);
+
+    let cluster = cluster(3, &[]);
+    assert!(cluster.may_lack(None, &[]));
+    assert!(!cluster.may_lack(Some(replica_of(3, 0)), &[]));
+    // It has another disk, has joined, or founded the cluster and did not register.
+    assert!(cluster.may_lack(Some(replica_of(3, 1)), &[]));
+    assert!(cluster.may_lack(Some(replica_of(4, 0)), &[]));
+    assert!(!cluster.may_lack(Some(replica_of(4, 0)), &[4]));
+}
+
+#[test]
 fn an_order_is_for_one_leadership_and_its_members() {
     let members = Seen {
         voters: vec![1, 2, 3],

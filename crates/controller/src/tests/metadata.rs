@@ -229,3 +229,30 @@ fn a_draining_broker_does_not_make_the_number_of_voters_even() {
     let (seen, _) = settle(&cluster, seen);
     assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2, 3, 4, 5]));
 }
+
+#[test]
+fn a_broker_whose_vote_is_needed_is_not_removed() {
+    let mut cluster = cluster(3, &[]);
+    let members = |voters: &[ReplicaId], outgoing: &[ReplicaId]| Seen {
+        voters: voters.to_vec(),
+        voters_outgoing: outgoing.to_vec(),
+        ..Seen::default()
+    };
+    let all = members(&[1, 2, 3], &[]);
+    assert!(cluster.decide_remove_heard(3, &all).is_ok());
+    fence(&mut cluster, 2, true);
+    let e = cluster.decide_remove_heard(3, &all).unwrap_err();
+    let needed = BrokerError::VoterNeeded {
+        node: 3,
+        voters: 3,
+        others: 1,
+    };
+    assert_eq!(e, needed);
+    assert!(e.to_string().contains("no majority"), "{e}");
+    // The one that is not heard can go, as can one that does not vote.
+    assert!(cluster.decide_remove_heard(2, &all).is_ok());
+    assert!(cluster.decide_remove_heard(3, &members(&[1], &[])).is_ok());
+    // In a joint configuration both majorities are needed.
+    let joint = members(&[1], &[1, 2, 3]);
+    assert!(cluster.decide_remove_heard(3, &joint).is_err());
+}
