@@ -332,6 +332,14 @@ impl Broker {
         known.map_or(FIRST_INCARNATION, |group| group.incarnation)
     }
 
+    /// Whether this broker may lack what was decided last: it hears nobody who leads the metadata, or a broker
+    /// that it does not know of.
+    pub fn may_lack_metadata(&self) -> bool {
+        let inner = self.inner();
+        let (leader, founders) = (inner.metadata.leader(), &inner.config.founders);
+        inner.cluster.read().may_lack(leader, founders)
+    }
+
     /// Whether a broker was removed from the cluster.
     pub fn was_removed(&self, node: NodeId) -> bool {
         self.inner().cluster.read().was_removed(node)

@@ -4,7 +4,7 @@
 //! It takes turns, a few a second and at once when a leadership changes. Nothing that it does is lost for
 //! good when it is lost on the way: the next turn does what is lacking then.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tidelog_controller::{
     ClusterId, DirectoryId, LEVEL_MAX, Note, Order, PartitionKey, Registration, ReplicaFault,
-    Report, node_of,
+    Report, Teller, node_of,
 };
 use tidelog_replica::{NodeId, Post};
 use tokio::sync::{Notify, oneshot};
@@ -38,10 +38,8 @@ pub(crate) const METADATA_KEY: PartitionKey = PartitionKey {
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Turns do not follow each other faster.
 const TURN_PAUSE: Duration = Duration::from_millis(20);
-/// Every so many turns all is told, also what has not changed.
-const TELL_ALL_TURNS: u32 = 6;
-/// Reports in one note.
-const REPORTS_MAX: usize = 1000;
+/// Replicas that do not serve, of which others are told.
+const FAULTS_MAX: usize = 1000;
 /// How long the shards get to say what they lead.
 const SHARD_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -92,10 +90,7 @@ impl Broker {
     pub fn is_registered(&self) -> bool {
         let inner = self.inner();
         let cluster = inner.cluster.read();
-        let known = cluster.broker(inner.identity.node_id);
-        known.is_some_and(|known| {
-            known.epoch > inner.epoch_before && known.registration == self.registration()
-        })
+        cluster.has_registered(&self.registration(), inner.epoch_before)
     }
 
     /// Why this broker may not register, if it was told so.
@@ -186,16 +181,11 @@ impl Broker {
         let node = registration.node;
         let decided = {
             let state = self.inner().cluster.read();
-            let known = state.broker(registration.node);
-            if known.is_some_and(|known| {
-                let is_same = known.registration == registration;
-                known.epoch > epoch_before && is_same && !known.is_fenced
-            }) {
-                return Ok(());
-            }
-            state.decide_register(cluster, registration)
+            state.decide_registration(cluster, registration, epoch_before)
         };
-        let command = decided.map_err(TopicError::Broker)?;
+        let Some(command) = decided.map_err(TopicError::Broker)? else {
+            return Ok(());
+        };
         self.commit(folded, &command).await?;
         // It was just heard, and does not know yet by which epoch it is to speak.
         let now = self.inner().now_ms();
@@ -228,8 +218,7 @@ impl Broker {
 /// What the thread remembers from one turn to the next: nothing that is decided.
 #[derive(Debug, Default)]
 struct Controller {
-    turn: u32,
-    told: HashMap<PartitionKey, Report>,
+    teller: Teller,
     /// Clients get no more onto the disk here, and others are to lead what they can.
     is_short_of_space: bool,
     /// The term in which this broker leads the metadata log.
@@ -305,37 +294,11 @@ impl Controller {
         reports: Vec<(PartitionKey, Report)>,
         faults: Vec<ReplicaFault>,
     ) {
-        self.turn = self.turn.wrapping_add(1);
-        let is_all = self.turn.is_multiple_of(TELL_ALL_TURNS);
-        let mut news: Vec<(PartitionKey, Report)> = reports
-            .iter()
-            .filter(|(key, report)| is_all || self.told.get(key) != Some(report))
-            .cloned()
-            .collect();
-        self.told = reports.into_iter().collect();
         self.is_short_of_space = inner.space.is_short(self.is_short_of_space);
         let is_resigning = self.is_short_of_space || inner.asked.is_leaving.load(Ordering::SeqCst);
         inner.seen.resigns(inner.identity.node_id, is_resigning);
-        let mut faults = Some(faults);
-        let mut notes = Vec::new();
-        loop {
-            let rest = news.split_off(news.len().min(REPORTS_MAX));
-            let note = Note::Heartbeat {
-                epoch,
-                reports: std::mem::replace(&mut news, rest),
-                // All in the last one, which is the one that counts.
-                faults: if news.is_empty() {
-                    faults.take().unwrap_or_default()
-                } else {
-                    Vec::new()
-                },
-                is_resigning,
-            };
-            notes.push(Bytes::from(note.encode()));
-            if news.is_empty() {
-                break;
-            }
-        }
+        let notes = self.teller.notes(epoch, reports, faults, is_resigning);
+        let notes: Vec<Bytes> = notes.iter().map(|note| note.encode().into()).collect();
         for other in inner.others() {
             let notes = notes.clone();
             // What is lost is said again.
@@ -350,7 +313,7 @@ impl Controller {
     }
 }
 
-/// Asks whoever leads the metadata log to register this broker; all others, where it is not known who does.
+/// Asks whoever leads the metadata log to register this broker; all others too, where it is not sure who does.
 fn ask_to_register(broker: &Broker) {
     let inner = broker.inner();
     let own = inner.identity.node_id;
@@ -359,15 +322,13 @@ fn ask_to_register(broker: &Broker) {
         registration: broker.registration(),
         epoch_before: inner.epoch_before,
     };
-    match inner.metadata.leader().map(node_of) {
-        // It does so itself when it decides.
-        Some(leader) if leader == own => {}
-        Some(leader) => inner.send_note(leader, &note),
-        None => {
-            for other in inner.others() {
-                inner.send_note(other, &note);
-            }
-        }
+    let leader = inner.metadata.leader().map(node_of);
+    let others = inner.others();
+    let asked = inner
+        .seen
+        .with(|observed| observed.registrars(own, leader, &others, METADATA_KEY));
+    for node in asked {
+        inner.send_note(node, &note);
     }
 }
 
@@ -396,14 +357,9 @@ impl Inner {
     }
 
     /// The other brokers that there are, or are to come.
-    fn others(&self) -> Vec<NodeId> {
+    fn others(&self) -> BTreeSet<NodeId> {
         let cluster = self.cluster.read();
-        let registered = cluster.brokers().map(|broker| broker.registration.node);
-        let founders = self.config.founders.iter().copied();
-        let founders = founders.filter(|node| !cluster.was_removed(*node));
-        let all: std::collections::BTreeSet<NodeId> = registered.chain(founders).collect();
-        let own = self.identity.node_id;
-        all.into_iter().filter(|node| *node != own).collect()
+        cluster.others(self.identity.node_id, &self.config.founders)
     }
 
     fn send_note(&self, to: NodeId, note: &Note) {
@@ -432,6 +388,6 @@ impl Inner {
                 Some(ReplicaFault { key, cause })
             })
         });
-        faults.take(REPORTS_MAX).collect()
+        faults.take(FAULTS_MAX).collect()
     }
 }

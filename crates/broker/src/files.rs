@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tidelog_controller::{Topic, TopicSettings};
+use tidelog_controller::{Topic, TopicSettings, Wanted};
 use tidelog_disk::{DirEntry, DiskError};
 use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::state::{GroupKey, GroupState, StateRecord};
@@ -16,7 +16,6 @@ use tidelog_replica::{Group, GroupConfig, GroupError, Members, ReplicaId, StateS
 use tokio::sync::oneshot;
 
 use crate::error::{AppendError, TopicError};
-use crate::local::Wanted;
 use crate::mailbox::{Command, Opened};
 use crate::partition::Partition;
 use crate::seams::Random;

@@ -1,11 +1,10 @@
 //! What a broker has of topics: made, changed and removed until it is what was decided.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tidelog_controller::{NodeId, Placement, ReplicaId, Topic, life_of};
+use tidelog_controller::{Fate, Here, LocalBroker, ReplicaId, Topic, Wanted};
 use tidelog_log::state::GroupKey;
 use tidelog_record::{PartitionId, TopicId};
 use tidelog_replica::{Recovery, StateStore};
@@ -19,59 +18,14 @@ use crate::metadata::Folded;
 use crate::partition::Partition;
 use crate::{Broker, Route, Slot};
 
-/// A replica that this broker is to have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// Of which partition.
-    pub(crate) number: u32,
-    /// Its own number.
-    pub(crate) replica: ReplicaId,
-    /// Who was in the group when it began.
-    pub(crate) founders: Vec<ReplicaId>,
-    /// What the replicas of the group write on what they say to each other.
-    pub(crate) incarnation: u32,
-    /// It is the only one of its partition, at present.
-    pub(crate) is_alone: bool,
-    /// The partition is new, and this replica is to lead it.
-    pub(crate) leads_first: bool,
-}
-
-/// The replica of a partition that is to be on this broker's disk. One of an earlier generation was on a
-/// disk that is lost: it must never be made here, where it would vote and lead without what it had.
-pub(crate) fn replica_here(
-    placement: &Placement,
-    node: NodeId,
-    generation: u32,
-) -> Option<ReplicaId> {
-    let replica = placement.replica_at(node);
-    replica.filter(|replica| life_of(*replica) >= generation)
-}
-
 /// For how long it is waited until groups that are told to have gone on.
 const KEEP_UP_WAIT_MAX: Duration = Duration::from_secs(5);
 
 impl Broker {
-    /// The replicas that this broker is to have of the partitions `numbers` of a topic.
-    pub(crate) fn wanted(&self, id: TopicId, numbers: Range<u32>) -> Vec<Wanted> {
+    /// This broker, as far as it matters for what it is to have.
+    fn local(&self) -> LocalBroker {
         let node = self.inner().identity.node_id;
-        let generation = self.inner().config.generation;
-        let cluster = self.inner().cluster.read();
-        let wanted = numbers.filter_map(|number| {
-            let placement = cluster.placement(id, number)?;
-            let replica = replica_here(placement, node, generation)?;
-            let is_new = placement.members_index == 0 && placement.change.is_none();
-            Some(Wanted {
-                number,
-                replica,
-                founders: placement.founders.clone(),
-                incarnation: placement.incarnation(),
-                is_alone: placement.replicas == [replica],
-                leads_first: is_new
-                    && placement.replicas.len() > 1
-                    && placement.replicas.first() == Some(&replica),
-            })
-        });
-        wanted.collect()
+        LocalBroker::new(node, self.inner().config.generation)
     }
 
     /// Makes what is here of a topic what was decided. `before` is the topic as it was, if it was.
@@ -93,33 +47,40 @@ impl Broker {
         let mut slots = route
             .as_ref()
             .map_or(Vec::new(), |route| route.slots.clone());
-        let wanted = self.wanted(id, 0..topic.partitions);
+        let local = self.local();
+        let wanted = {
+            let cluster = self.inner().cluster.read();
+            local.wanted(&cluster, id, 0..topic.partitions)
+        };
         let mut missing = Vec::new();
         let mut told = Vec::new();
         for number in 0..topic.partitions {
             let want = wanted.iter().find(|want| want.number == number);
-            let is_there = match slots.get(number as usize) {
-                Some(Slot::Serving(partition)) => {
-                    let same = want.filter(|want| want.replica == partition.replica);
-                    if let Some(want) = same {
+            let slot = slots.get(number as usize);
+            let here = match slot {
+                Some(Slot::Serving(partition)) => Here::Serving(partition.replica),
+                Some(Slot::Faulted(_)) => Here::Faulted(self.known_replica(id, number)),
+                Some(Slot::Elsewhere | Slot::Unmade(_)) | None => Here::Nothing,
+            };
+            let is_there = match (local.fate(here, want), slot) {
+                (Fate::Stays, Some(Slot::Serving(partition))) => {
+                    if let Some(want) = want {
                         told.extend(self.keep_up(partition, want).await);
-                        true
-                    } else {
-                        let gone = [Slot::Serving(partition.clone())];
-                        self.remove_partitions(&topic, number..number + 1, &gone)
-                            .await;
-                        false
                     }
+                    true
                 }
-                Some(Slot::Faulted(_))
-                    if want.is_none_or(|want| self.is_another(id, number, want.replica)) =>
-                {
+                (Fate::Stays, _) => true,
+                (Fate::Removed, Some(Slot::Serving(partition))) => {
+                    let gone = [Slot::Serving(partition.clone())];
+                    self.remove_partitions(&topic, number..number + 1, &gone)
+                        .await;
+                    false
+                }
+                (Fate::Removed, _) => {
                     self.remove_files(&topic, number..number + 1).await;
                     false
                 }
-                // Its files are as they are, and tell what is wrong with them.
-                Some(Slot::Faulted(_)) => true,
-                Some(Slot::Elsewhere | Slot::Unmade(_)) | None => false,
+                (Fate::Absent, _) => false,
             };
             if is_there {
                 continue;
@@ -174,15 +135,15 @@ impl Broker {
         all.is_ok_and(|all| all.iter().all(|one| matches!(one, Ok(Ok(())))))
     }
 
-    /// Whether what is here of a partition is not this replica, but an earlier one.
-    fn is_another(&self, topic_id: TopicId, number: u32, replica: ReplicaId) -> bool {
+    /// The number of the replica that is here of a partition, as far as the state file knows.
+    fn known_replica(&self, topic_id: TopicId, number: u32) -> Option<ReplicaId> {
         let partition = PartitionId::new(number);
         let key = GroupKey {
             topic_id,
             partition,
         };
         let known = StateStore::new(self.inner().state.clone(), key).load();
-        known.is_some_and(|(known, _)| known.replica_id != replica)
+        known.map(|(known, _)| known.replica_id)
     }
 
     async fn remove_topic(&self, topic: &Topic) {

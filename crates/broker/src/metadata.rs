@@ -1,11 +1,10 @@
 //! The metadata log, folded: what it says is carried out here, by whichever broker it was decided.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tidelog_controller::{Cluster, ClusterCommand, ClusterId, Command as TopicCommand, Topic};
+use tidelog_controller::{ClusterCommand, ClusterId, Touched};
 use tidelog_record::{BatchBuilder, BatchLimits, Compression, Offset, TopicId, validate_produced};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -203,35 +202,18 @@ impl Broker {
         folded: &mut Folded,
         commands: &[(Offset, ClusterCommand)],
         is_behind: bool,
-    ) -> Result<BTreeMap<TopicId, Option<Arc<Topic>>>, TopicError> {
-        let mut touched = BTreeMap::new();
-        let mut cluster = self.inner().cluster.write();
-        if is_behind {
-            // All may be different.
-            let topics = cluster.topics().iter();
-            touched.extend(topics.map(|topic| (topic.id, Some(topic.clone()))));
-            *cluster = Cluster::default();
-        }
+    ) -> Result<Touched, TopicError> {
         for (offset, command) in commands {
             if let ClusterCommand::Snapshot { part: 0, .. } = command {
                 folded.snapshot_at = *offset;
             }
-            for id in topics_of(&cluster, command) {
-                let before = cluster.topics().by_id(id).cloned();
-                touched.entry(id).or_insert(before);
-            }
-            cluster.apply(command).map_err(|e| {
-                tracing::error!(error = %e, "the metadata log makes no sense");
-                TopicError::Storage(e.to_string())
-            })?;
         }
-        if is_behind {
-            let topics = cluster.topics().iter();
-            for topic in topics {
-                touched.entry(topic.id).or_insert(None);
-            }
-        }
-        Ok(touched)
+        let mut cluster = self.inner().cluster.write();
+        let commands = commands.iter().map(|(_, command)| command);
+        cluster.fold(commands, is_behind).map_err(|e| {
+            tracing::error!(error = %e, "the metadata log makes no sense");
+            TopicError::Storage(e.to_string())
+        })
     }
 
     /// Makes sure that the next start knows of what is carried out from now on: otherwise it would take the
@@ -305,31 +287,6 @@ fn run(
         } else {
             waits.wait(FOLD_PAUSE)?;
         }
-    }
-}
-
-/// The topics that a command is about.
-fn topics_of(cluster: &Cluster, command: &ClusterCommand) -> Vec<TopicId> {
-    match command {
-        ClusterCommand::Topics(command) => match command {
-            TopicCommand::Create(topic) => vec![topic.id],
-            TopicCommand::Alter { id, .. }
-            | TopicCommand::AddPartitions { id, .. }
-            | TopicCommand::Delete { id } => vec![*id],
-            TopicCommand::ReserveProducerIds { .. } => Vec::new(),
-        },
-        ClusterCommand::CreateTopic { topic, .. } => vec![topic.id],
-        ClusterCommand::AddPartitions { id, .. } => vec![*id],
-        ClusterCommand::BeginReassignment { key, .. }
-        | ClusterCommand::FinishReassignment { key, .. } => vec![key.topic],
-        ClusterCommand::RecoverPartitions { partitions } => {
-            partitions.iter().map(|one| one.key.topic).collect()
-        }
-        // Its replicas have other numbers from now on.
-        ClusterCommand::ReplaceBroker { .. } => {
-            cluster.topics().iter().map(|topic| topic.id).collect()
-        }
-        _ => Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use parking_lot::Mutex;
-use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, ReplicaFault, Report, node_of};
+use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, ReplicaFault, Report};
 
 /// What is seen, by whichever broker.
 #[derive(Debug, Default)]
@@ -33,38 +33,27 @@ impl Seen {
     ) {
         let mut inner = self.inner.lock();
         inner.heard_ms.insert(from, now_ms);
-        if is_current {
-            inner.observed.heard.insert(from, now_ms);
-        }
-        for (key, mut report) in reports {
-            if node_of(report.leader) != from {
-                continue;
-            }
-            let known = inner.observed.partitions.get(&key);
-            if known.is_some_and(|known| known.epoch > report.epoch) {
-                continue;
-            }
-            report.at_ms = now_ms;
+        let Inner {
+            observed,
+            behind_since,
+            ..
+        } = &mut *inner;
+        for key in observed.heartbeat(from, is_current, reports, now_ms) {
+            let report = &observed.partitions[&key];
             let members = &report.members;
             let mut all = members.voters.iter().chain(&members.learners);
             if all.all(|id| report.caught_up.contains(id)) {
-                inner.behind_since.remove(&key);
+                behind_since.remove(&key);
             } else {
-                inner.behind_since.entry(key).or_insert(now_ms);
+                behind_since.entry(key).or_insert(now_ms);
             }
-            inner.observed.partitions.insert(key, report);
         }
         inner.faults.insert(from, faults);
     }
 
     /// Whether a broker is to lead nothing.
     pub(crate) fn resigns(&self, node: NodeId, is_resigning: bool) {
-        let resigning = &mut self.inner.lock().observed.resigning;
-        if is_resigning {
-            resigning.insert(node);
-        } else {
-            resigning.remove(&node);
-        }
+        self.inner.lock().observed.resigns(node, is_resigning);
     }
 
     /// The leader of a partition: which replica, and since which epoch.
@@ -117,15 +106,13 @@ impl Seen {
     /// Forgets partitions and brokers that there are not any more.
     pub(crate) fn forget_gone(&self, cluster: &Cluster, metadata: PartitionKey) {
         let mut inner = self.inner.lock();
-        let is_there = |key: &PartitionKey| {
-            *key == metadata || cluster.placement(key.topic, key.partition).is_some()
-        };
-        inner.observed.partitions.retain(|key, _| is_there(key));
-        inner.behind_since.retain(|key, _| is_there(key));
-        inner
-            .observed
-            .transfers_asked
-            .retain(|key, _| is_there(key));
+        let Inner {
+            observed,
+            behind_since,
+            ..
+        } = &mut *inner;
+        observed.forget_gone(cluster, metadata);
+        behind_since.retain(|key, _| observed.partitions.contains_key(key));
         inner
             .faults
             .retain(|node, _| cluster.broker(*node).is_some());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidelog_controller::{
     Cluster, ClusterCommand, Command as TopicCommand, NewTopic, PartitionKey, ReplicaId,
-    Replication, node_of,
+    Replication, Wanted, node_of,
 };
 use tidelog_record::TopicId;
 
@@ -13,7 +13,6 @@ use crate::Broker;
 use crate::describe::TopicSummary;
 use crate::error::{AppendError, ErrorKind, Facts, TopicError};
 use crate::files::FIRST_INCARNATION;
-use crate::local::Wanted;
 use crate::metadata::Folded;
 
 impl Broker {

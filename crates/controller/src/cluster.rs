@@ -251,6 +251,22 @@ impl Cluster {
             .is_some_and(|broker| broker.epoch == epoch)
     }
 
+    /// Whether a broker that says this of itself was registered since it started: it had the registration
+    /// `epoch_before` then, or 0 if it knew of none.
+    pub fn has_registered(&self, registration: &Registration, epoch_before: u64) -> bool {
+        let known = self.broker(registration.node);
+        known.is_some_and(|known| known.epoch > epoch_before && known.registration == *registration)
+    }
+
+    /// The brokers beside `own` that there are, or are to come: `founders` are those that founded the cluster.
+    pub fn others(&self, own: NodeId, founders: &[NodeId]) -> BTreeSet<NodeId> {
+        let registered = self.brokers().map(|broker| broker.registration.node);
+        let founders = founders.iter().copied();
+        let founders = founders.filter(|node| !self.was_removed(*node));
+        let all = registered.chain(founders);
+        all.filter(|node| *node != own).collect()
+    }
+
     /// Whether a replica is lost with its disk, or its broker was never registered.
     pub fn is_lost(&self, replica: ReplicaId) -> bool {
         self.broker(node_of(replica))

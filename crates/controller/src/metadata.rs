@@ -97,17 +97,31 @@ fn voters(cluster: &Cluster, report: &Report, registered: &[ReplicaId]) -> Vec<R
     };
     let stays = |voter: &&ReplicaId| registered.contains(voter) || is_awaited(voter);
     let mut target: Vec<ReplicaId> = members.voters.iter().filter(stays).copied().collect();
-    let candidates = members.learners.iter().copied().filter(|learner| {
-        let broker = cluster.broker(node_of(*learner));
-        is_able(cluster, *learner, report) && broker.is_some_and(|broker| !broker.is_draining)
-    });
-    let known = registered.len().max(target.len()).min(VOTERS_MAX);
+    let may_vote = |replica: &ReplicaId| {
+        let broker = cluster.broker(node_of(*replica));
+        broker.is_some_and(|broker| !broker.is_draining)
+    };
+    let candidates = members.learners.iter().copied();
+    let candidates =
+        candidates.filter(|learner| is_able(cluster, *learner, report) && may_vote(learner));
+    // One that is draining will not make an even number odd.
+    let others = registered
+        .iter()
+        .filter(|replica| !target.contains(replica));
+    let others = others.filter(|replica| may_vote(replica)).count();
+    let known = (target.len() + others).min(VOTERS_MAX);
     let wanted = known - (known + 1) % 2;
+    let stay = target.len();
     for candidate in candidates {
         if target.len() >= wanted {
             break;
         }
         target.push(candidate);
+    }
+    if target.len() % 2 == 0 && target.len() > stay {
+        // One more than an odd number may be lost no sooner, and each decision needs one more: it waits until
+        // there are two.
+        target.pop();
     }
     target
 }

@@ -59,6 +59,7 @@ mod names;
 mod rng;
 mod state;
 
+pub use tidelog_controller::Planted as PlantedController;
 pub use tidelog_replica::Planted;
 
 pub use cluster::{ClusterOptions, ClusterStats, IdleCluster, IdleStats, run_cluster};

@@ -1,8 +1,8 @@
 //! Hunts: clusters of seeds that nobody has tried, until one fails or time is over.
 //!
 //! `cargo run --release -p tidelog-sim -- --seeds 10000` or `-- --hours 2`; `--from N` begins at another seed
-//! than one drawn from the clock, `--replay N` runs one seed. Ends with 1 when a seed fails, which it
-//! prints.
+//! than one drawn from the clock, `--replay N` runs one seed. With `--controlled` the nodes of each cluster decide
+//! for themselves which topics there are and who has what. Ends with 1 when a seed fails, which it prints.
 //!
 //! `-- --idle 10000` finds nothing: it tells what so many partitions with three replicas and nothing to do
 //! take of memory and of the processor.
@@ -19,20 +19,27 @@ struct Hunt {
     from: u64,
     seeds: u64,
     time: Option<Duration>,
+    /// Whether the nodes decide for themselves who has what.
+    is_controlled: bool,
 }
 
-const USAGE: &str = "usage: tidelog-sim [--seeds N] [--hours H] [--from SEED] | --replay SEED | \
-                     --idle PARTITIONS";
+const USAGE: &str = "usage: tidelog-sim [--controlled] [--seeds N] [--hours H] [--from SEED] | \
+                     [--controlled] --replay SEED | --idle PARTITIONS";
 
 fn parse(arguments: impl Iterator<Item = String>) -> Option<Hunt> {
     let mut hunt = Hunt {
         from: drawn(),
         seeds: u64::MAX,
         time: None,
+        is_controlled: false,
     };
     let mut arguments = arguments.peekable();
     arguments.peek()?;
     while let Some(name) = arguments.next() {
+        if name == "--controlled" {
+            hunt.is_controlled = true;
+            continue;
+        }
         let value = arguments.next()?;
         match name.as_str() {
             "--seeds" => hunt.seeds = value.parse().ok()?,
@@ -86,7 +93,11 @@ fn main() -> ExitCode {
         if is_over() {
             break;
         }
-        let options = ClusterOptions::of_seed(seed);
+        let options = if hunt.is_controlled {
+            ClusterOptions::controlled(seed)
+        } else {
+            ClusterOptions::of_seed(seed)
+        };
         match catch_unwind(|| run_cluster(seed, options)) {
             Ok(stats) => sum.add(&stats),
             Err(_) => {

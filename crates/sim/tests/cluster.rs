@@ -1,12 +1,19 @@
 //! Clusters under faults, seed after seed; and that each kind of bug is found.
 
+use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tidelog_sim::{ClusterOptions, ClusterStats, IdleCluster, Planted, run_cluster};
+use tidelog_sim::{
+    ClusterOptions, ClusterStats, IdleCluster, Planted, PlantedController, run_cluster,
+};
 
-/// Runs 200 seeds, or as many as `TIDELOG_SEEDS` says, or the one that `TIDELOG_SEED` says.
-#[test]
-fn nothing_acknowledged_is_lost_whatever_happens() {
+/// Runs so many seeds, or as many as `TIDELOG_SEEDS` says, or the one that `TIDELOG_SEED` says. Gives what they
+/// were like, and whether they were enough to say something about that.
+fn run_seeds(
+    test: &str,
+    count: u64,
+    options: impl Fn(u64) -> ClusterOptions,
+) -> (ClusterStats, bool) {
     let number = |name| {
         std::env::var(name)
             .ok()
@@ -14,26 +21,30 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
     };
     let seeds = match number("TIDELOG_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("TIDELOG_SEEDS").unwrap_or(200),
+        None => 0..number("TIDELOG_SEEDS").unwrap_or(count),
     };
-    let is_all = seeds.end - seeds.start >= 100;
+    let is_all = seeds.end - seeds.start >= count.min(100);
     let mut sum = ClusterStats::default();
     for seed in seeds {
-        let run = catch_unwind(AssertUnwindSafe(|| {
-            run_cluster(seed, ClusterOptions::of_seed(seed))
-        }));
+        let run = catch_unwind(AssertUnwindSafe(|| run_cluster(seed, options(seed))));
         match run {
             Ok(stats) => sum.add(&stats),
             Err(panic) => {
                 eprintln!(
                     "seed {seed}; replay: \
-                     TIDELOG_SEED={seed} cargo test -p tidelog-sim --test cluster nothing"
+                     TIDELOG_SEED={seed} cargo test -p tidelog-sim --test cluster {test}"
                 );
                 std::panic::resume_unwind(panic);
             }
         }
     }
     println!("{sum:?}");
+    (sum, is_all)
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens() {
+    let (sum, is_all) = run_seeds("nothing", 200, ClusterOptions::of_seed);
     // Runs in which nothing happens find nothing.
     let is_rough = sum.duplicates > 10_000 && sum.truncations > 150 && sum.terms > 2000;
     let is_broken = sum.restarts > 3000 && sum.stalls > 100 && sum.refused > 500;
@@ -48,8 +59,25 @@ fn a_seed_runs_the_same_every_time() {
     for seed in 0..8 {
         let run = || run_cluster(seed, ClusterOptions::of_seed(seed));
         assert_eq!(run(), run(), "seed {seed}");
+        let run = || run_cluster(seed, ClusterOptions::controlled(seed));
+        assert_eq!(run(), run(), "controlled seed {seed}");
     }
 }
+
+#[test]
+fn brokers_come_to_what_was_decided_whatever_happens() {
+    let (sum, is_all) = run_seeds("brokers", CONTROLLED_SEEDS, ClusterOptions::controlled);
+    let is_decided = sum.commands > 3000 && sum.asked > 600 && sum.orders > 2000;
+    let is_moved = sum.made > 600 && sum.removed > 200;
+    let is_wiped = sum.wiped > 40 && sum.retired > 10 && sum.entered > 100;
+    let is_cut = sum.snapshots > 30 && sum.leaps > 30;
+    let is_rough = sum.restarts > 2000 && sum.duplicates > 4000;
+    let is_rough = is_rough && is_decided && is_moved && is_wiped && is_cut;
+    assert!(is_rough || !is_all, "{sum:?}");
+}
+
+/// They take as long as those of the other kind.
+const CONTROLLED_SEEDS: u64 = 60;
 
 /// Seeds of hunts that have found something.
 #[test]
@@ -61,10 +89,8 @@ fn what_hunts_have_found_stays_mended() {
     }
 }
 
-/// The check that is there for a bug must find it, whatever else it leads to.
-#[test]
-fn each_planted_bug_is_found_by_its_check() {
-    // These panics are no news.
+/// These panics are no news, but for those of the test itself.
+fn keep_quiet() {
     let print = std::panic::take_hook();
     let here = std::thread::current().id();
     std::panic::set_hook(Box::new(move |info| {
@@ -73,6 +99,25 @@ fn each_planted_bug_is_found_by_its_check() {
             print(info);
         }
     }));
+}
+
+/// The check that is there for a bug must find it, whatever else it leads to.
+fn is_found(bug: impl Debug, check: &str, options: impl Fn(u64) -> ClusterOptions) {
+    let is_found = |seed| {
+        let run = catch_unwind(AssertUnwindSafe(|| run_cluster(seed, options(seed))));
+        run.is_err_and(|panic| {
+            let text = panic.downcast_ref::<String>();
+            text.is_some_and(|text| text.contains(check))
+        })
+    };
+    let seed = (0..1000).find(|seed| is_found(*seed));
+    println!("{bug:?} is found at seed {seed:?}");
+    assert!(seed.is_some(), "{bug:?} is not found by {check:?}");
+}
+
+#[test]
+fn each_planted_bug_is_found_by_its_check() {
+    keep_quiet();
     let found_by = [
         (Planted::VoteForgotten, "has the leaders"),
         (Planted::VoteBeforeSync, "has the leaders"),
@@ -92,20 +137,32 @@ fn each_planted_bug_is_found_by_its_check() {
         (Planted::LearnersForgotten, "is not well"),
     ];
     for (bug, check) in found_by {
-        let is_found = |seed| {
-            let options = ClusterOptions {
-                planted: Some(bug),
-                ..ClusterOptions::of_seed(seed)
-            };
-            let run = catch_unwind(AssertUnwindSafe(|| run_cluster(seed, options)));
-            run.is_err_and(|panic| {
-                let text = panic.downcast_ref::<String>();
-                text.is_some_and(|text| text.contains(check))
-            })
-        };
-        let seed = (0..1000).find(|seed| is_found(*seed));
-        println!("{bug:?} is found at seed {seed:?}");
-        assert!(seed.is_some(), "{bug:?} is not found by {check:?}");
+        is_found(bug, check, |seed| ClusterOptions {
+            planted: Some(bug),
+            ..ClusterOptions::of_seed(seed)
+        });
+    }
+}
+
+#[test]
+fn each_planted_bug_of_the_controller_is_found_by_its_check() {
+    keep_quiet();
+    let found_by = [
+        (
+            PlantedController::GenerationForgotten,
+            "on a disk that is lost",
+        ),
+        (PlantedController::RemovalForgotten, "was moved off broker"),
+        (PlantedController::JointKept, "is left hanging"),
+        (PlantedController::DrainForgotten, "is drained, and has"),
+        (PlantedController::LeaderKept, "the preferred leader is"),
+        (PlantedController::FinishedEarly, "and it is placed on"),
+    ];
+    for (bug, check) in found_by {
+        is_found(bug, check, |seed| ClusterOptions {
+            planted_controller: Some(bug),
+            ..ClusterOptions::controlled(seed)
+        });
     }
 }
 

@@ -3,6 +3,7 @@
 use tidelog_controller::{Cluster, ClusterCommand, DirectoryId, NodeId};
 
 use crate::Broker;
+use crate::controller::METADATA_KEY;
 use crate::error::TopicError;
 use crate::topics::detached;
 
@@ -72,9 +73,13 @@ impl Broker {
     /// Why that is refused.
     pub async fn remove_broker(&self, node: NodeId) -> Result<(), TopicError> {
         let founders = self.inner().config.founders.clone();
+        let broker = self.clone();
         self.change(move |cluster| {
+            let report = broker.inner().seen.report(METADATA_KEY);
+            let metadata = report.unwrap_or_default().members;
+            let remove = || cluster.decide_remove_heard(node, &metadata);
             let never_came = never_came(cluster, &founders, node);
-            Ok(never_came.map_or_else(|| cluster.decide_remove(node), Ok)?)
+            Ok(never_came.map_or_else(remove, Ok)?)
         })
         .await
     }

@@ -23,11 +23,7 @@ pub(super) async fn decide(
     let epoch = inner.metadata.leader_epoch().get();
     if leads_since.lock().replace(epoch) != Some(epoch) {
         let now = inner.now_ms();
-        inner.seen.with(|observed| {
-            observed.since_ms = now;
-            observed.heard.clear();
-            observed.transfers_asked.clear();
-        });
+        inner.seen.with(|observed| observed.begin(now));
     }
     if inner.cluster.read().was_removed(inner.identity.node_id) {
         // All that is left to be done is to have another one decide.

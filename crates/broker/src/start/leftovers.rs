@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use tidelog_controller::{Cluster, Topic};
+use tidelog_controller::{Cluster, LocalBroker, Topic};
 use tidelog_log::state::StateRecord;
 use tidelog_record::{TopicId, TopicName};
 
@@ -11,7 +11,6 @@ use super::replay::Deleted;
 use super::{Groups, Start, StartError};
 use crate::METADATA_TOPIC_ID;
 use crate::files::{deleted_dir, partition_dir};
-use crate::local::replica_here;
 
 impl Start {
     /// Finishes deletions that a crash interrupted, and takes back partitions that were made and
@@ -38,12 +37,11 @@ impl Start {
         }
 
         let topics = cluster.topics();
-        let node = self.state.identity().node_id;
-        let generation = self.config.generation;
+        let local = LocalBroker::new(self.state.identity().node_id, self.config.generation);
         // Partitions may have gone to other brokers.
         let is_wanted = |topic: &Topic, number: u32| {
             let placement = cluster.placement(topic.id, number);
-            placement.is_some_and(|placement| replica_here(placement, node, generation).is_some())
+            placement.is_some_and(|placement| local.replica(placement).is_some())
         };
         let mut leftovers: Vec<(PathBuf, PathBuf)> = Vec::new();
         let mut note = |name: &TopicName, id: TopicId, number: u32| {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidelog_controller::{Cluster, Topic, TopicSettings};
+use tidelog_controller::{AtStart, Cluster, LocalBroker, Topic, TopicSettings};
 use tidelog_disk::{DiskError, DiskOp};
 use tidelog_log::state::{GroupKey, StateRecord};
 use tidelog_log::{Log, LogIdentity, OpenError, share_out};
@@ -15,7 +15,6 @@ use crate::append::StickyBytes;
 use crate::files::{
     FIRST_INCARNATION, METADATA_ROOM_BYTES, log_options, open_group, open_new_group, partition_dir,
 };
-use crate::local::replica_here;
 use crate::mailbox::Opened;
 use crate::partition::Partition;
 use crate::{METADATA_TOPIC, METADATA_TOPIC_ID, Route, Slot};
@@ -154,8 +153,7 @@ impl Start {
         cluster: &Cluster,
         groups: &Groups,
     ) -> (HashMap<String, Arc<Route>>, Vec<Opened>, Vec<TopicId>) {
-        let node = self.state.identity().node_id;
-        let generation = self.config.generation;
+        let local = LocalBroker::new(self.state.identity().node_id, self.config.generation);
         let mut wanted: Vec<(Arc<Topic>, u32, AsNew)> = Vec::new();
         let mut slots: HashMap<TopicId, Vec<Slot>> = HashMap::new();
         let mut unmade = Vec::new();
@@ -165,19 +163,19 @@ impl Start {
                 let Some(placement) = cluster.placement(topic.id, number) else {
                     continue;
                 };
-                let Some(replica) = replica_here(placement, node, generation) else {
-                    continue;
-                };
                 let key = GroupKey {
                     topic_id: topic.id,
                     partition: PartitionId::new(number),
                 };
                 let known = groups.get(&key);
-                if known.is_some_and(|known| known.replica_id != replica) {
-                    // What is here is an older replica; it makes way later.
-                    unmade.push(topic.id);
-                    continue;
-                }
+                let replica = match local.at_start(placement, known.map(|known| known.replica_id)) {
+                    AtStart::Opened(replica) => replica,
+                    AtStart::MakesWay => {
+                        unmade.push(topic.id);
+                        continue;
+                    }
+                    AtStart::Unwanted => continue,
+                };
                 let as_new = AsNew {
                     replica,
                     founders: placement.founders.clone(),

@@ -4,7 +4,8 @@ use thiserror::Error;
 
 use crate::cluster::{Broker, Cluster, LEVEL_MAX, Registration};
 use crate::command::ClusterCommand;
-use crate::ids::{ClusterId, DirectoryId, NodeId};
+use crate::ids::{ClusterId, DirectoryId, NodeId, node_of};
+use crate::plan::Seen;
 
 /// So many brokers a cluster has at most: each has a link to each other one.
 pub const BROKERS_MAX: usize = 1000;
@@ -105,6 +106,18 @@ pub enum BrokerError {
         /// How many.
         replicas: usize,
     },
+    /// It votes on the metadata, and the others that do are too few without it.
+    #[error(
+        "node {node} votes on the metadata: of the {voters} brokers that do, only {others} others are heard and have their disks, which is no majority; have one of those that are missing back first"
+    )]
+    VoterNeeded {
+        /// The broker.
+        node: NodeId,
+        /// How many vote.
+        voters: usize,
+        /// How many of the others can.
+        others: usize,
+    },
     /// The broker is running.
     #[error("node {node} is running: it can be replaced only when it is not")]
     Running {
@@ -189,6 +202,25 @@ impl Cluster {
         })
     }
 
+    /// The same for one that asks again and again until it is registered: `None` where it is, since its
+    /// registration `epoch_before`, and is not fenced.
+    ///
+    /// # Errors
+    /// See [`Cluster::decide_register`].
+    pub fn decide_registration(
+        &self,
+        cluster: ClusterId,
+        registration: Registration,
+        epoch_before: u64,
+    ) -> Result<Option<ClusterCommand>, BrokerError> {
+        let known = self.broker(registration.node);
+        let is_heard = known.is_some_and(|known| !known.is_fenced);
+        if is_heard && self.has_registered(&registration, epoch_before) {
+            return Ok(None);
+        }
+        self.decide_register(cluster, registration).map(Some)
+    }
+
     /// Decides on another disk for a broker that has lost its own: its replicas are lost with it, and
     /// will be replaced by new ones.
     ///
@@ -234,7 +266,7 @@ impl Cluster {
         let others = others
             .filter(|broker| broker.is_usable() && broker.registration.node != node)
             .count();
-        let here = |replicas: &[u64]| replicas.iter().any(|r| crate::ids::node_of(*r) == node);
+        let here = |replicas: &[u64]| replicas.iter().any(|r| node_of(*r) == node);
         let placements = self.placements().map(|(_, placement)| placement);
         let after = placements.map(|placement| {
             let change = placement.change.as_ref();
@@ -267,6 +299,35 @@ impl Cluster {
             node,
             is_draining: false,
         })
+    }
+
+    /// The same, with what the leader of the metadata group sees of its members: from the removal on nobody
+    /// listens to the broker, so the others must do without its vote at once.
+    ///
+    /// # Errors
+    /// See [`Cluster::decide_remove`]; also when they cannot.
+    pub fn decide_remove_heard(
+        &self,
+        node: NodeId,
+        metadata: &Seen,
+    ) -> Result<ClusterCommand, BrokerError> {
+        let removed = self.decide_remove(node)?;
+        for voters in [&metadata.voters, &metadata.voters_outgoing] {
+            let votes = voters.iter().any(|replica| node_of(*replica) == node);
+            let others = voters
+                .iter()
+                .filter(|replica| node_of(**replica) != node && self.is_live(**replica))
+                .count();
+            let voters = voters.len();
+            if votes && others * 2 <= voters {
+                return Err(BrokerError::VoterNeeded {
+                    node,
+                    voters,
+                    others,
+                });
+            }
+        }
+        Ok(removed)
     }
 
     /// Decides on taking a broker without replicas out of the cluster.

@@ -19,6 +19,8 @@ use super::{Action, Planner, Report};
 use crate::cluster::{Change, PartitionKey, Phase, Placement, is_same_set};
 use crate::command::ClusterCommand;
 use crate::ids::{ReplicaId, node_of};
+#[cfg(feature = "planted")]
+use crate::planted::Planted;
 
 impl Planner<'_> {
     pub(super) fn change(
@@ -125,6 +127,19 @@ impl Planner<'_> {
 
     fn leave(&mut self, key: PartitionKey, change: &Change, report: &Report) {
         let members = &report.members;
+        #[cfg(feature = "planted")]
+        match self.options.planted {
+            Some(Planted::JointKept) if members.is_joint() => return,
+            Some(Planted::FinishedEarly) => {
+                self.commit(ClusterCommand::FinishReassignment {
+                    key,
+                    is_cancelled: false,
+                    members_index: members.index,
+                });
+                return;
+            }
+            _ => {}
+        }
         if members.is_joint() {
             if members.voters.contains(&report.leader) {
                 self.act(key, report, Action::LeaveJoint);

@@ -3,6 +3,8 @@
 use super::{Action, Planner, Report};
 use crate::cluster::{PartitionKey, Placement};
 use crate::ids::{ReplicaId, node_of};
+#[cfg(feature = "planted")]
+use crate::planted::Planted;
 
 impl Planner<'_> {
     /// A partition whose replicas are to stay: learners that nobody placed are removed, and the right
@@ -41,6 +43,10 @@ impl Planner<'_> {
                 self.hand_over(key, report, to);
             }
         } else {
+            #[cfg(feature = "planted")]
+            if self.options.planted == Some(Planted::LeaderKept) {
+                return;
+            }
             self.hand_over(key, report, preferred);
         }
     }

@@ -19,6 +19,8 @@ use crate::cluster::{Cluster, PartitionKey, is_same_set};
 use crate::command::ClusterCommand;
 use crate::ids::{NodeId, ReplicaId, node_of};
 use crate::place::{Load, elsewhere, with_more};
+#[cfg(feature = "planted")]
+use crate::planted::Planted;
 
 /// Limits and waits of [`plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,9 @@ pub struct PlanOptions {
     pub transfers_max: usize,
     /// For how long a hand-over counts as being under way, and is not asked for again, in milliseconds.
     pub transfer_wait_ms: u64,
+    /// What is wrong.
+    #[cfg(feature = "planted")]
+    pub planted: Option<Planted>,
 }
 
 impl Default for PlanOptions {
@@ -42,6 +47,8 @@ impl Default for PlanOptions {
             reassignments_max: 8,
             transfers_max: 16,
             transfer_wait_ms: 3_000,
+            #[cfg(feature = "planted")]
+            planted: None,
         }
     }
 }
@@ -263,7 +270,11 @@ impl<'a> Planner<'a> {
             }
             let must_change = |replica: &ReplicaId| {
                 let broker = cluster.broker(node_of(*replica));
-                broker.is_some_and(|broker| broker.is_draining) || cluster.is_lost(*replica)
+                let is_draining = broker.is_some_and(|broker| broker.is_draining);
+                #[cfg(feature = "planted")]
+                let is_draining =
+                    is_draining && self.options.planted != Some(Planted::DrainForgotten);
+                is_draining || cluster.is_lost(*replica)
             };
             let moves = placement.replicas.iter().any(must_change);
             if placement.change.is_some() || !moves && placement.lacking == 0 {

@@ -95,6 +95,17 @@ fn who_lags_does_not_vote_yet() {
 }
 
 #[test]
+fn one_more_than_an_odd_number_waits_for_another_one() {
+    let cluster = cluster(5, &[]);
+    let mut seen = report(1, &[1, 2, 3], &[4, 5]);
+    seen.caught_up.remove(&5);
+    assert_eq!(plan_metadata(&cluster, &seen), None);
+    seen.caught_up.insert(5);
+    let (seen, _) = settle(&cluster, seen);
+    assert_eq!(seen.members.voters.len(), 5);
+}
+
+#[test]
 fn a_disk_that_was_lost_is_replaced_by_another_replica() {
     let mut cluster = cluster(3, &[]);
     fence(&mut cluster, 2, true);
@@ -203,4 +214,45 @@ proptest::proptest! {
     fn arbitrary_notes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
         Note::decode(&bytes).ok();
     }
+}
+
+#[test]
+fn a_draining_broker_does_not_make_the_number_of_voters_even() {
+    let mut cluster = cluster(5, &[]);
+    let drain = cluster.decide_drain(5).unwrap();
+    commit(&mut cluster, drain);
+    // Broker 4 would be one of four, and each decision would need one more of them.
+    let (seen, _) = settle(&cluster, report(1, &[1, 2, 3], &[4, 5]));
+    assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2, 3]));
+    let undrain = cluster.decide_undrain(5).unwrap();
+    commit(&mut cluster, undrain);
+    let (seen, _) = settle(&cluster, seen);
+    assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2, 3, 4, 5]));
+}
+
+#[test]
+fn a_broker_whose_vote_is_needed_is_not_removed() {
+    let mut cluster = cluster(3, &[]);
+    let members = |voters: &[ReplicaId], outgoing: &[ReplicaId]| Seen {
+        voters: voters.to_vec(),
+        voters_outgoing: outgoing.to_vec(),
+        ..Seen::default()
+    };
+    let all = members(&[1, 2, 3], &[]);
+    assert!(cluster.decide_remove_heard(3, &all).is_ok());
+    fence(&mut cluster, 2, true);
+    let e = cluster.decide_remove_heard(3, &all).unwrap_err();
+    let needed = BrokerError::VoterNeeded {
+        node: 3,
+        voters: 3,
+        others: 1,
+    };
+    assert_eq!(e, needed);
+    assert!(e.to_string().contains("no majority"), "{e}");
+    // The one that is not heard can go, as can one that does not vote.
+    assert!(cluster.decide_remove_heard(2, &all).is_ok());
+    assert!(cluster.decide_remove_heard(3, &members(&[1], &[])).is_ok());
+    // In a joint configuration both majorities are needed.
+    let joint = members(&[1], &[1, 2, 3]);
+    assert!(cluster.decide_remove_heard(3, &joint).is_err());
 }

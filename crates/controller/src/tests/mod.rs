@@ -2,6 +2,7 @@
 
 mod decisions;
 mod golden;
+mod local;
 mod metadata;
 mod model;
 mod placement;

@@ -117,6 +117,11 @@ impl Host for Door {
         })
     }
 
+    fn may_lack_metadata(&self) -> bool {
+        let broker = self.broker();
+        broker.is_some_and(|broker| broker.may_lack_metadata())
+    }
+
     fn metadata_incarnation(&self) -> u32 {
         self.broker()
             .map_or(1, |broker| broker.metadata_incarnation())

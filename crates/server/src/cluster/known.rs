@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tidelog_broker::{Position, Recovery};
+use tidelog_controller::{Admission, DirectoryId, KnownOf};
 use tidelog_peer::{Answers, Gate, Identity, Refused};
 use tidelog_proto::internal::v1::{
     PeerAnswer, PeerAskPositions, PeerJoin, PeerJoined, PeerNotLeader, PeerQuestion, PeerRecover,
@@ -59,6 +60,9 @@ pub trait Host: Debug + Send + Sync + 'static {
 
     /// The brokers that were removed, and have not come again.
     fn removed(&self) -> BTreeSet<u32>;
+
+    /// Whether it may lack what was decided last, as it hears nobody who leads the metadata whom it knows.
+    fn may_lack_metadata(&self) -> bool;
 
     /// The incarnation of the metadata group.
     fn metadata_incarnation(&self) -> u32;
@@ -234,27 +238,30 @@ impl Gate for Known {
         let removed = || self.host.get().map(|host| host.removed());
         let is_removed =
             registered.is_none() && removed().is_some_and(|removed| removed.contains(&who.node_id));
-        // One that founds the cluster may not have come to register yet.
-        let known = registered.or_else(|| {
-            let mut founders = here.founders.iter().filter(|_| !is_removed);
-            let founder = founders.find(|one| one.node_id == who.node_id)?;
-            Some(founder.directory_id)
-        });
-        match known {
-            None if is_removed => Err(Refused(format!(
+        let mut founders = here.founders.iter();
+        let founder = founders.find(|one| one.node_id == who.node_id);
+        let known = KnownOf {
+            registered: registered.map(DirectoryId::from_bytes),
+            founded: founder.map(|one| DirectoryId::from_bytes(one.directory_id)),
+            is_removed,
+        };
+        let host = self.host.get();
+        let is_behind = host.is_some_and(|host| host.may_lack_metadata());
+        match known.admits(DirectoryId::from_bytes(who.directory_id), is_behind) {
+            Admission::Removed => Err(Refused(format!(
                 "broker {} was removed or given up as lost, and must not run any more with the data that it \
                  has: stop it, empty its data directory, and start it with --join",
                 who.node_id
             ))),
-            None => Err(Refused(format!("broker {} is not known here", who.node_id))),
-            Some(known) if known != who.directory_id => Err(Refused(format!(
+            Admission::Unknown => Err(Refused(format!("broker {} is not known here", who.node_id))),
+            Admission::OtherDirectory(known) => Err(Refused(format!(
                 "broker {} is known here with the data directory {}, not {}: if that is lost, run: {}",
                 who.node_id,
-                hex(&known),
+                hex(&known.to_bytes()),
                 hex(&who.directory_id),
                 replace_command(who.node_id, &who.directory_id)
             ))),
-            Some(_) => Ok(()),
+            Admission::Admitted => Ok(()),
         }
     }
 }

@@ -339,6 +339,10 @@ impl Host for Lets {
         BTreeSet::new()
     }
 
+    fn may_lack_metadata(&self) -> bool {
+        false
+    }
+
     fn metadata_incarnation(&self) -> u32 {
         3
     }

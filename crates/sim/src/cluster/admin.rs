@@ -7,11 +7,12 @@ use super::Cluster;
 use super::clients::{BatchId, Reply, Request};
 use super::events::Event;
 use super::members::Partition;
-use super::node::key_of;
 
 /// What somebody waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Asked {
+    /// What a broker asks the metadata group for, to decide.
+    Decided,
     Batch {
         producer: usize,
         batch: BatchId,
@@ -34,7 +35,7 @@ pub(super) struct Ticket {
 }
 
 impl Cluster {
-    fn ticket(&mut self, node: NodeId, asked: Asked) -> u64 {
+    pub(super) fn ticket(&mut self, node: NodeId, asked: Asked) -> u64 {
         self.last_ticket += 1;
         self.tickets
             .insert(self.last_ticket, Ticket { node, asked });
@@ -48,7 +49,7 @@ impl Cluster {
             until,
             batches,
         } = request;
-        let key = key_of(self.partition_of(producer));
+        let key = self.key_for(producer);
         let proposals: Vec<_> = batches
             .into_iter()
             .map(|(id, batch)| Proposal {
@@ -77,6 +78,7 @@ impl Cluster {
         let Ticket { asked, node: of } = known.expect("everybody is answered once, who waits");
         assert_eq!(of, node, "everybody is answered by whom was asked");
         match asked {
+            Asked::Decided => self.decided(node, &result),
             Asked::Batch { producer, batch } => {
                 if let Ok(Done::Stored {
                     base_offset,

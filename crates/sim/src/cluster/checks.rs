@@ -45,6 +45,16 @@ impl Checks {
         FIRST - 1 + self.entries.len() as u64
     }
 
+    /// How many entries are committed anywhere.
+    pub(super) fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Those of them from the `at`th on.
+    pub(super) fn entries_from(&self, at: usize) -> impl Iterator<Item = &Bytes> {
+        self.entries[at..].iter().map(|entry| &entry.bytes)
+    }
+
     /// Where the last batch up to the entry `index` begins: whoever has that entry needs nothing that
     /// lies before.
     pub(super) fn batch_at(&self, index: u64) -> Option<Offset> {

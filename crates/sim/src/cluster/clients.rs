@@ -90,6 +90,8 @@ pub(super) struct Producer {
     /// Where it was told that batches are, for good.
     told: BTreeMap<BatchId, Offset>,
     pub(super) acknowledged: u64,
+    /// It writes no more: its partition is gone.
+    is_retired: bool,
 }
 
 /// How long a producer waits for an answer before it asks again.
@@ -112,6 +114,7 @@ impl Producer {
             all: BTreeMap::new(),
             told: BTreeMap::new(),
             acknowledged: 0,
+            is_retired: false,
         }
     }
 
@@ -123,8 +126,17 @@ impl Producer {
         self.window.is_empty()
     }
 
+    /// Its partition is gone, and what was on its way with it.
+    pub(super) fn retire(&mut self) {
+        self.is_retired = true;
+        self.window.clear();
+    }
+
     /// Adds some batches to those on their way, as far as there may be more.
     pub(super) fn write(&mut self, rng: &mut SimRng) {
+        if self.is_retired {
+            return;
+        }
         let more = rng.index(WINDOW);
         for _ in 0..=more.min(WINDOW.saturating_sub(self.window.len() + 1)) {
             if self.window.len() == WINDOW {

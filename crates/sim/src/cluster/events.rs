@@ -7,6 +7,7 @@ use tidelog_replica::NodeId;
 use tidelog_replica::catch_up::CatchUpLetter;
 
 use super::clients::{Reply, Request};
+use super::controlled::Request as Asked;
 use super::frames::Frame;
 
 #[derive(Debug)]
@@ -41,6 +42,14 @@ pub(super) enum Event {
     Send { producer: usize, plan: u64 },
     /// Somebody reads, trims or rolls.
     Admin,
+    /// Whoever runs a cluster that decides for itself asks for something.
+    Operate,
+    /// What is asked of whoever leads the metadata log arrives.
+    Ask { to: NodeId, request: Box<Asked> },
+    /// A node on an empty disk asks to be let into the cluster.
+    Enter { node: NodeId },
+    /// A broker goes on with what was decided and is not carried out.
+    Carry { node: NodeId, life: u64 },
     /// A node of which something failed in this life is stopped.
     Stop { node: NodeId, life: u64 },
     /// A node loses power, if it is still in this life.
@@ -64,9 +73,10 @@ impl Event {
     /// for a while waits.
     pub(super) fn waits_for(&self) -> Option<NodeId> {
         match self {
-            Self::Deliver { to, .. } | Self::Files { to, .. } | Self::Request { to, .. } => {
-                Some(*to)
-            }
+            Self::Deliver { to, .. }
+            | Self::Files { to, .. }
+            | Self::Request { to, .. }
+            | Self::Ask { to, .. } => Some(*to),
             Self::LogSync { node, .. } | Self::StateSync { node, .. } => Some(*node),
             _ => None,
         }
@@ -76,7 +86,7 @@ impl Event {
     pub(super) fn is_mail(&self) -> bool {
         matches!(
             self,
-            Self::Deliver { .. } | Self::Files { .. } | Self::Request { .. }
+            Self::Deliver { .. } | Self::Files { .. } | Self::Request { .. } | Self::Ask { .. }
         )
     }
 }

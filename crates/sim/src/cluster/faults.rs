@@ -59,9 +59,11 @@ impl Cluster {
             }
             17 => self.transfer(number),
             18 | 19 => self.contest(number),
-            _ => self.change_members(number),
+            // The others do that for themselves.
+            _ if self.controlled.is_none() => self.change_members(number),
+            _ => {}
         }
-        if self.rng.chance(20) {
+        if self.controlled.is_none() && self.rng.chance(20) {
             self.retire(number);
         }
     }
@@ -120,9 +122,7 @@ impl Cluster {
             Stop::Orderly if node.is_paused => node.stop(false),
             Stop::Orderly => node.stop_orderly(),
         }
-        // Nobody answers any more those who wait for it.
-        self.tickets.retain(|_, ticket| ticket.node != id);
-        self.stalled.retain(|(node, _)| *node != id);
+        self.forget_process(id);
         let back = match self.rng.below(10) {
             0..5 => self.rng.below(200),
             5..9 => self.rng.below(3000),
@@ -132,23 +132,35 @@ impl Cluster {
             .at(self.now + 1 + back, Event::Restart { node: id });
     }
 
+    /// Nobody answers any more those who wait for it.
+    pub(super) fn forget_process(&mut self, id: NodeId) {
+        self.tickets.retain(|_, ticket| ticket.node != id);
+        self.stalled.retain(|(node, _)| *node != id);
+    }
+
     pub(super) fn restart(&mut self, id: NodeId) {
         let node = &mut self.nodes[id as usize - 1];
-        if node.is_up() {
+        if node.is_up() || node.is_out {
             return;
         }
-        if !node.start(&mut self.rng) {
+        let is_started = if node.seat.is_some() {
+            node.start_broker(&mut self.rng)
+        } else {
+            node.start(&mut self.rng)
+        };
+        if !is_started {
             let again = self.now + 200;
             self.events.at(again, Event::Restart { node: id });
             return;
         }
         self.stats.restarts += 1;
         for partition in &mut self.partitions {
-            let replica = node.next_replica(partition.key);
+            let replica = node.replica_of(partition.key);
             if let Some(group) = node.replica(partition.key, replica) {
                 partition.checks.restarted(replica, group.log());
             }
         }
+        self.note_started(id);
         self.with(id, |_| {});
     }
 

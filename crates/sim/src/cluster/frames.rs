@@ -1,6 +1,7 @@
 //! What nodes send to each other: all that one has for another after a turn goes as one frame, which is
 //! delayed, lost, repeated and damaged as a whole.
 
+use bytes::Bytes;
 use tidelog_replica::{Letter, NodeId, Post, Received, StepError};
 
 use crate::SimRng;
@@ -18,6 +19,10 @@ pub(super) struct Mail {
 pub(super) struct Frame {
     pub(super) from: NodeId,
     pub(super) mail: Vec<Mail>,
+    /// What brokers say beside what their replicas do.
+    pub(super) notes: Vec<Bytes>,
+    /// Which disk of its node the sender has.
+    pub(super) disk: u32,
 }
 
 /// Where the part of a batch begins that its own checksum covers.
@@ -30,6 +35,19 @@ impl Frame {
             raft,
             ..Post::default()
         };
+        Self::carry(from, to, post)
+    }
+
+    /// The same of what a broker says beside what its replicas do.
+    pub(super) fn of_notes(from: NodeId, to: NodeId, notes: Vec<Bytes>) -> Self {
+        let post = Post {
+            notes,
+            ..Post::default()
+        };
+        Self::carry(from, to, post)
+    }
+
+    fn carry(from: NodeId, to: NodeId, post: Post) -> Self {
         let delivery = tidelog_peer::carried(post, from, to);
         let delivery = delivery.expect("what one node says another understands");
         let mail = delivery.raft.into_iter().map(|received| Mail {
@@ -39,6 +57,8 @@ impl Frame {
         Self {
             from,
             mail: mail.collect(),
+            notes: delivery.notes,
+            disk: 0,
         }
     }
 

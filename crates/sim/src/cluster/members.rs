@@ -1,6 +1,6 @@
 //! A partition and its members, who come and go: what a controller would ask for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidelog_log::state::GroupKey;
 use tidelog_replica::eraftpb::{
@@ -10,7 +10,6 @@ use tidelog_replica::{Members, NodeId, ProposeError, ReplicaId, node_of};
 
 use super::Cluster;
 use super::checks::Checks;
-use super::node::key_of;
 
 /// One partition, as it is known outside of the nodes.
 #[derive(Debug)]
@@ -28,6 +27,12 @@ pub(super) struct Partition {
     left: BTreeSet<ReplicaId>,
     /// Whether its log start is raised at times.
     pub(super) trims: bool,
+    /// Its topic was deleted.
+    pub(super) is_deleted: bool,
+    /// All replicas there ever were, each with the disk of its node that it was on.
+    pub(super) made: BTreeMap<ReplicaId, u32>,
+    /// Those of them that were removed.
+    pub(super) removed: BTreeSet<ReplicaId>,
 }
 
 /// So many replicas there ever are of one partition.
@@ -45,9 +50,9 @@ fn single(change: ConfChangeType, id: ReplicaId) -> ConfChangeSingle {
 }
 
 impl Partition {
-    pub(super) fn new(number: u32, founders: Vec<ReplicaId>, trims: bool) -> Self {
+    pub(super) fn new(key: GroupKey, founders: Vec<ReplicaId>, trims: bool) -> Self {
         Self {
-            key: key_of(number),
+            key,
             checks: Checks::default(),
             members: Members::founded_by(founders.clone()),
             replicas: founders.iter().copied().collect(),
@@ -55,6 +60,9 @@ impl Partition {
             left: BTreeSet::new(),
             founders,
             trims,
+            is_deleted: false,
+            made: BTreeMap::new(),
+            removed: BTreeSet::new(),
         }
     }
 

@@ -8,7 +8,7 @@
 //! does it (`turns.rs`). What a node has for another after a turn is one frame (`frames.rs`). Faults
 //! (`faults.rs`) are drawn from the seed. Producers (`clients.rs`) send idempotent batches, several at
 //! a time, again and again until they are acknowledged; others read, trim and roll (`admin.rs`), and
-//! members come and go (`members.rs`). All along and at the end (`checks.rs`) it is asked whether
+//! members come and go (`members.rs`), or the nodes decide that for themselves, as brokers do (`controlled/`). All along and at the end (`checks.rs`) it is asked whether
 //! - replicas agree on every committed entry, byte by byte, and on where their logs start;
 //! - a term has one leader;
 //! - every acknowledged record is committed at the offset that was told;
@@ -20,6 +20,7 @@
 mod admin;
 mod checks;
 mod clients;
+mod controlled;
 mod events;
 mod faults;
 mod frames;
@@ -38,10 +39,11 @@ use tidelog_replica::{Members, NodeId, Until, node_of, replica_of};
 
 use self::admin::Ticket;
 use self::clients::Producer;
+use self::controlled::{Controlled, METADATA};
 use self::events::{Event, Events};
 pub use self::idle::{IdleCluster, IdleStats};
 use self::members::Partition;
-use self::node::Node;
+use self::node::{Node, key_of};
 pub use self::options::{ClusterOptions, ClusterStats};
 use crate::SimRng;
 
@@ -62,6 +64,10 @@ pub(crate) struct Cluster {
     /// By their numbers, from 1 on.
     nodes: Vec<Node>,
     partitions: Vec<Partition>,
+    /// Where each of them is in that list.
+    numbers: BTreeMap<GroupKey, usize>,
+    /// What there is where the cluster decides for itself who has what.
+    controlled: Option<Controlled>,
     producers: Vec<Producer>,
     /// Who waits for an answer of a node that runs.
     tickets: BTreeMap<u64, Ticket>,
@@ -86,6 +92,9 @@ const SPARE_NODES: u32 = 2;
 
 impl Cluster {
     fn new(seed: u64, options: ClusterOptions) -> Self {
+        if options.is_controlled {
+            return Self::new_controlled(seed, options);
+        }
         let mut rng = SimRng::new(seed);
         let mut events = Events::default();
         let count = options.replicas + SPARE_NODES;
@@ -95,7 +104,7 @@ impl Cluster {
         let founders: Vec<u64> = (1..=options.replicas).map(|id| replica_of(id, 0)).collect();
         let mut partitions = Vec::new();
         for number in 0..options.partitions {
-            let partition = Partition::new(number, founders.clone(), rng.chance(50));
+            let partition = Partition::new(key_of(number), founders.clone(), rng.chance(50));
             for node in &mut nodes[..options.replicas as usize] {
                 node.add_replica(partition.key, &founders, &mut rng);
             }
@@ -117,6 +126,37 @@ impl Cluster {
         }
         events.at(rng.below(2000), Event::Fault);
         events.at(rng.below(2000), Event::Admin);
+        Self::with_parts(options, rng, events, nodes, partitions, producers)
+    }
+
+    /// Nodes that decide who has what, of which some have founded the cluster.
+    fn new_controlled(seed: u64, options: ClusterOptions) -> Self {
+        let mut rng = SimRng::new(seed);
+        let mut events = Events::default();
+        let nodes = controlled::found(options, &mut rng, &mut events);
+        // In the first seconds brokers register and the first topic is created.
+        events.at(3000 + rng.below(2000), Event::Fault);
+        events.at(3000 + rng.below(2000), Event::Admin);
+        events.at(1000, Event::Operate);
+        let partitions = vec![controlled::metadata(options.replicas)];
+        let mut cluster = Self::with_parts(options, rng, events, nodes, partitions, Vec::new());
+        cluster.controlled = Some(Controlled::new(seed));
+        for id in 1..=options.replicas {
+            cluster.note_made(id, METADATA, replica_of(id, 0));
+        }
+        cluster
+    }
+
+    fn with_parts(
+        options: ClusterOptions,
+        rng: SimRng,
+        events: Events,
+        nodes: Vec<Node>,
+        partitions: Vec<Partition>,
+        producers: Vec<Producer>,
+    ) -> Self {
+        let keys = partitions.iter().map(|partition| partition.key);
+        let numbers = keys.zip(0..).collect();
         Self {
             options,
             rng,
@@ -124,6 +164,8 @@ impl Cluster {
             events,
             nodes,
             partitions,
+            numbers,
+            controlled: None,
             producers,
             tickets: BTreeMap::new(),
             last_ticket: 0,
@@ -144,7 +186,9 @@ impl Cluster {
         self.run_until(deadline, Self::is_well);
         assert!(
             self.is_well(),
-            "two minutes after the last fault the cluster is not well: {:#?}, {:?}, left behind: {:?}",
+            "two minutes after the last fault the cluster is not well: {}{:#?}, {:?}, left behind: {:?}",
+            self.unsettled()
+                .map_or(String::new(), |what| format!("{what}; ")),
             self.nodes,
             self.producers
                 .iter()
@@ -185,6 +229,7 @@ impl Cluster {
                     node.tick();
                     node.tick_files(now);
                 });
+                self.tick_broker(node);
             }
             Event::Answer { producer, reply } => {
                 let nodes = self.count();
@@ -194,6 +239,11 @@ impl Cluster {
             }
             Event::Send { producer, plan } => self.send(producer, plan),
             Event::Admin => self.administer(),
+            Event::Operate => self.operate(),
+            Event::Enter { node } => self.enter(node),
+            Event::Carry { node, life } if self.node(node).life() == life => {
+                self.with(node, |_| {});
+            }
             Event::Stop { node, life } if self.node(node).life() == life => self.stop(node),
             Event::PowerLoss { node, life } if self.node(node).life() == life => {
                 self.lose_power(node);
@@ -217,7 +267,12 @@ impl Cluster {
         }
         match event {
             Event::Deliver { to, frame } => {
-                if !self.cuts.contains(&(frame.from, to)) {
+                let is_let_in = self.node(to).lets_in(frame.from, frame.disk);
+                if !self.cuts.contains(&(frame.from, to)) && is_let_in {
+                    let at = self.now;
+                    for note in &frame.notes {
+                        self.node_mut(to).take_note(frame.from, note, at);
+                    }
                     self.stats.frames += 1;
                     self.stats.shared += u64::from(frame.groups() > 1);
                     self.stats.refused += self.node_mut(to).receive(&frame, now);
@@ -230,6 +285,7 @@ impl Cluster {
                 }
             }
             Event::Request { to, request } => self.propose(to, request),
+            Event::Ask { to, request } => self.take_request(to, *request),
             Event::LogSync { node, life, keys } => {
                 let with_state = self.rng.chance(10);
                 self.node_mut(node).sync_logs(life, &keys, with_state);
@@ -259,8 +315,8 @@ impl Cluster {
         Timestamp::from_millis(i64::try_from(self.now).expect("a simulation is short"))
     }
 
-    fn partition_of(&self, producer: usize) -> u32 {
-        u32::try_from(self.producers[producer].partition).expect("few")
+    fn key_for(&self, producer: usize) -> GroupKey {
+        self.partitions[self.producers[producer].partition].key
     }
 
     /// A producer sends within so many milliseconds.
@@ -305,11 +361,12 @@ impl Cluster {
                 .partitions
                 .iter()
                 .all(|partition| self.is_caught_up(partition))
+            && self.unsettled().is_none()
     }
 
     fn is_caught_up(&self, partition: &Partition) -> bool {
         let length = partition.checks.length();
-        let mut members = partition.member_ids();
+        let mut members = partition.member_ids().filter(|_| !partition.is_deleted);
         members.all(|id| {
             let node = self.node(node_of(id));
             let group = node
@@ -320,7 +377,7 @@ impl Cluster {
     }
 
     fn check_end(&mut self) {
-        for partition in &mut self.partitions {
+        for partition in self.partitions.iter_mut().filter(|it| !it.is_deleted) {
             let Partition {
                 key,
                 checks,
@@ -341,6 +398,10 @@ impl Cluster {
             }
         }
         for (number, partition) in self.partitions.iter().enumerate() {
+            // What the metadata log says is checked where it is folded.
+            if partition.is_deleted || partition.key == METADATA {
+                continue;
+            }
             let of_it = self.producers.iter().filter(|p| p.partition == number);
             partition.checks.batches(of_it);
         }

@@ -16,6 +16,7 @@ use tidelog_replica::{
     StateStore, replica_of,
 };
 
+use super::controlled::{Broker, Seat};
 use super::events::Event;
 use super::frames::{Frame, is_late};
 use crate::{SimDisk, SimRng};
@@ -25,6 +26,8 @@ pub(super) struct Running {
     pub(super) file: Arc<StateFile>,
     pub(super) shard: Shard<u64>,
     pub(super) copies: Copies,
+    /// In a cluster that decides for itself.
+    pub(super) broker: Option<Broker>,
 }
 
 pub(super) struct Node {
@@ -41,6 +44,12 @@ pub(super) struct Node {
     pub(super) may_fail: bool,
     /// Whether there is next to no space left, or no file to be had.
     pub(super) is_short: bool,
+    /// Whether it is space that lacks.
+    pub(super) is_full: bool,
+    /// What its disk stands for, in a cluster that decides for itself.
+    pub(super) seat: Option<Seat>,
+    /// It does not belong to the cluster yet, or not any more.
+    pub(super) is_out: bool,
     /// How many copies took the place of logs.
     pub(super) adopted: u64,
     /// What is to be said about files.
@@ -66,7 +75,12 @@ pub(super) fn state_dir() -> PathBuf {
     PathBuf::from("/data/state")
 }
 
-const CLUSTER: [u8; 16] = [7; 16];
+/// Where logs lie.
+pub(super) fn data_dir() -> PathBuf {
+    PathBuf::from("/data")
+}
+
+pub(super) const CLUSTER: [u8; 16] = [7; 16];
 
 pub(super) fn identity(key: GroupKey) -> LogIdentity {
     LogIdentity {
@@ -125,6 +139,7 @@ impl Node {
             file: Arc::new(file.expect("nothing fails yet")),
             shard: Shard::default(),
             copies: copies_on(&disk),
+            broker: None,
         };
         Self {
             id,
@@ -136,6 +151,9 @@ impl Node {
             inbox: VecDeque::new(),
             may_fail: false,
             is_short: false,
+            is_full: false,
+            seat: None,
+            is_out: false,
             adopted: 0,
             letters: Vec::new(),
             lost: BTreeMap::new(),
@@ -252,7 +270,26 @@ impl Node {
     /// The replica with this number, if it runs here.
     pub(super) fn replica(&self, key: GroupKey, id: ReplicaId) -> Option<&Group> {
         let group = self.shard()?.group(key)?;
-        (self.next_replica(key) == id).then_some(group)
+        (group.id() == id).then_some(group)
+    }
+
+    /// The number of the replica that runs here, or would be the next.
+    pub(super) fn replica_of(&self, key: GroupKey) -> ReplicaId {
+        let group = self.shard().and_then(|shard| shard.group(key));
+        group.map_or_else(|| self.next_replica(key), Group::id)
+    }
+
+    pub(super) fn broker(&self) -> Option<&Broker> {
+        self.running.as_ref()?.broker.as_ref()
+    }
+
+    pub(super) fn broker_mut(&mut self) -> Option<&mut Broker> {
+        self.running.as_mut()?.broker.as_mut()
+    }
+
+    /// Which of its disks it has, in a cluster that decides for itself.
+    pub(super) fn disk_number(&self) -> u32 {
+        self.seat.as_ref().map_or(0, |seat| seat.disk)
     }
 
     pub(super) fn tick(&mut self) {

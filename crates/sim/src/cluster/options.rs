@@ -1,5 +1,6 @@
 //! What a run does, and what it was like.
 
+use tidelog_controller::Planted as PlantedController;
 use tidelog_replica::Planted;
 
 /// What a run does.
@@ -15,6 +16,10 @@ pub struct ClusterOptions {
     pub millis: u64,
     /// What is wrong with the replicas, to see that it is found.
     pub planted: Option<Planted>,
+    /// Whether the nodes decide for themselves which topics there are and who has what.
+    pub is_controlled: bool,
+    /// What is wrong with how they do.
+    pub planted_controller: Option<PlantedController>,
 }
 
 impl ClusterOptions {
@@ -30,6 +35,15 @@ impl ClusterOptions {
             ..Self::default()
         }
     }
+
+    /// Three founders or five, as the seed says, and two more nodes, that decide for themselves.
+    pub fn controlled(seed: u64) -> Self {
+        Self {
+            replicas: if seed % 4 == 1 { 5 } else { 3 },
+            is_controlled: true,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for ClusterOptions {
@@ -40,6 +54,8 @@ impl Default for ClusterOptions {
             producers: 5,
             millis: 60_000,
             planted: None,
+            is_controlled: false,
+            planted_controller: None,
         }
     }
 }
@@ -77,6 +93,26 @@ pub struct ClusterStats {
     pub copies: u64,
     /// Reads that were told how far the log is committed.
     pub reads: u64,
+    /// Commands of metadata logs.
+    pub commands: u64,
+    /// Those of them that somebody asked for.
+    pub asked: u64,
+    /// Orders to the leaders of partitions.
+    pub orders: u64,
+    /// Replicas that brokers made, as was decided.
+    pub made: u64,
+    /// Those that they removed.
+    pub removed: u64,
+    /// Disks that were lost.
+    pub wiped: u64,
+    /// Brokers that were removed and stopped.
+    pub retired: u64,
+    /// Nodes that came into a cluster on an empty disk.
+    pub entered: u64,
+    /// Snapshots of the metadata that were written.
+    pub snapshots: u64,
+    /// Times that a broker went on with one, as it lacked what was before.
+    pub leaps: u64,
 }
 
 impl ClusterStats {
@@ -98,6 +134,16 @@ impl ClusterStats {
             starts,
             copies,
             reads,
+            commands,
+            asked,
+            orders,
+            made,
+            removed,
+            wiped,
+            retired,
+            entered,
+            snapshots,
+            leaps,
         } = other;
         self.millis += millis;
         self.acknowledged += acknowledged;
@@ -114,5 +160,15 @@ impl ClusterStats {
         self.starts += starts;
         self.copies += copies;
         self.reads += reads;
+        self.commands += commands;
+        self.asked += asked;
+        self.orders += orders;
+        self.made += made;
+        self.removed += removed;
+        self.wiped += wiped;
+        self.retired += retired;
+        self.entered += entered;
+        self.snapshots += snapshots;
+        self.leaps += leaps;
     }
 }

@@ -32,12 +32,14 @@ impl Node {
             self.disk.fail_nth(filter, 1, error, FailMode::Forever);
         } else {
             let left = rng.below(4) * rng.below(6000);
+            self.is_full = true;
             self.disk.set_free_bytes(Some(left));
         }
     }
 
     pub(super) fn make_space(&mut self) {
         self.is_short = false;
+        self.is_full = false;
         self.disk.stop_failing();
         self.disk.set_free_bytes(None);
     }
@@ -133,6 +135,7 @@ impl Node {
             file,
             shard,
             copies,
+            broker: None,
         });
         self.may_fail = false;
         self.life += 1;
@@ -145,6 +148,6 @@ impl Node {
     }
 }
 
-fn is_full(e: &tidelog_disk::DiskError) -> bool {
+pub(super) fn is_full(e: &tidelog_disk::DiskError) -> bool {
     e.source.kind() == std::io::ErrorKind::StorageFull
 }

@@ -5,6 +5,7 @@ use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::{Effects, GroupError, NodeId, node_of};
 
 use super::Cluster;
+use super::controlled::METADATA;
 use super::events::Event;
 use super::frames::Frame;
 use super::node::Node;
@@ -23,10 +24,17 @@ impl Cluster {
         let letters = std::mem::take(&mut self.node_mut(id).letters);
         self.post_files(id, letters);
         let mut turns = 0;
-        while let Some((effects, truncations)) = self.node_mut(id).turn(now) {
-            self.carry_out(id, effects, truncations);
-            turns += 1;
-            assert!(turns < TURNS_MAX, "the turns of node {id} have no end");
+        loop {
+            while let Some((effects, truncations)) = self.node_mut(id).turn(now) {
+                self.carry_out(id, effects, truncations);
+                turns += 1;
+                assert!(turns < TURNS_MAX, "the turns of node {id} have no end");
+            }
+            let goes_on = self.control(id);
+            let shard = self.node(id).shard();
+            if !goes_on && !shard.is_some_and(|shard| shard.has_work()) {
+                break;
+            }
         }
         self.note_stalls(id);
     }
@@ -54,23 +62,27 @@ impl Cluster {
             self.events.at(time, Event::PowerLoss { node: id, life });
         }
         for (key, role) in effects.roles {
-            let replica = self.node(id).next_replica(key);
-            let checks = &mut self.partitions[number_of(key)].checks;
+            let replica = self.node(id).replica_of(key);
+            let checks = &mut self.partitions[self.numbers[&key]].checks;
             self.stats.terms += checks.role(replica, role);
         }
         for (key, members) in effects.members {
-            let is_news = self.partitions[number_of(key)].members_changed(members);
+            let number = self.numbers[&key];
+            let is_news = self.partitions[number].members_changed(members);
             self.stats.changes += u64::from(is_news);
         }
         for (key, _) in effects.committed {
             let node = &mut self.nodes[id as usize - 1];
-            let replica = node.next_replica(key);
+            let replica = node.replica_of(key);
             if let Some(shard) = node.shard_mut() {
                 drop(shard.take_removed(key));
             }
             if let Some(group) = node.replica(key, replica) {
-                let checks = &mut self.partitions[number_of(key)].checks;
+                let checks = &mut self.partitions[self.numbers[&key]].checks;
                 checks.committed(replica, group.log());
+            }
+            if key == METADATA {
+                self.fold_reference();
             }
         }
         for answer in effects.answers {
@@ -78,7 +90,9 @@ impl Cluster {
         }
         for (to, post) in effects.posts {
             if !post.raft.is_empty() {
-                self.post(id, to, Frame::new(id, to, post.raft));
+                let mut frame = Frame::new(id, to, post.raft);
+                frame.disk = self.node(id).disk_number();
+                self.post(id, to, frame);
             }
             self.post_files(id, post.files);
         }
@@ -199,8 +213,4 @@ impl Cluster {
             _ => self.rng.below(1500),
         }
     }
-}
-
-fn number_of(key: GroupKey) -> usize {
-    key.partition.get() as usize
 }

@@ -62,6 +62,8 @@ impl Controller {
             reassignments_max: 3,
             transfers_max: 2,
             transfer_wait_ms: 2_000,
+            #[cfg(feature = "planted")]
+            planted: None,
         };
         let steps = plan(&self.cluster, &self.observed, &options, now);
         assert_eq!(steps, plan(&self.cluster, &self.observed, &options, now));

@@ -1,0 +1,62 @@
+//! Which brokers another one listens to.
+
+use crate::cluster::Cluster;
+use crate::ids::{DirectoryId, NodeId, ReplicaId, life_of, node_of};
+
+/// What a broker knows of another one that speaks to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownOf {
+    /// The data directory that it is registered with.
+    pub registered: Option<DirectoryId>,
+    /// That with which it has founded the cluster: it may not have come to register yet.
+    pub founded: Option<DirectoryId>,
+    /// It was removed, and has not come again.
+    pub is_removed: bool,
+}
+
+/// Whether a broker is listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is.
+    Admitted,
+    /// Not one that was removed.
+    Removed,
+    /// Nobody knows it.
+    Unknown,
+    /// It is known with this other data directory.
+    OtherDirectory(DirectoryId),
+}
+
+impl KnownOf {
+    /// Whether the broker is listened to, with the data directory with which it comes. Whoever may be behind, see
+    /// [`Cluster::may_lack`], may have missed that a broker has joined, or has another disk, and must listen to
+    /// it then: it may be the only one that can tell. A broker on another disk never speaks for replicas that
+    /// were on an earlier one.
+    pub fn admits(&self, directory: DirectoryId, is_behind: bool) -> Admission {
+        let founded = self.founded.filter(|_| !self.is_removed);
+        match self.registered.or(founded) {
+            Some(known) if known == directory => Admission::Admitted,
+            None if self.is_removed => Admission::Removed,
+            _ if is_behind => Admission::Admitted,
+            None => Admission::Unknown,
+            Some(known) => Admission::OtherDirectory(known),
+        }
+    }
+}
+
+impl Cluster {
+    /// Whether a broker that has folded this, and knows of this leader of the metadata group, may lack what was
+    /// decided last: it hears no leader, or one that is not known here, as it has joined, or has got another disk,
+    /// since.
+    pub fn may_lack(&self, leader: Option<ReplicaId>, founders: &[NodeId]) -> bool {
+        let Some(leader) = leader else {
+            return true;
+        };
+        let node = node_of(leader);
+        let generation = match self.broker(node) {
+            Some(broker) => Some(broker.generation),
+            None => founders.contains(&node).then_some(0),
+        };
+        generation != Some(life_of(leader))
+    }
+}

@@ -1,0 +1,249 @@
+//! How a broker starts: from its disk alone.
+
+use std::sync::Arc;
+
+use tidelog_controller::{AtStart, Cluster as Folded};
+use tidelog_disk::{Disk, DiskError};
+use tidelog_log::state::{DirectoryIdentity, GroupKey, StateError, StateFile, StateRecord};
+use tidelog_log::{CreateError, Log, OpenError};
+use tidelog_record::{RaftIndex, Timestamp};
+use tidelog_replica::{Group, Members, ReplicaId, Shard, StateStore, replica_of};
+
+use super::broker::{Broker, Seat};
+use super::files::{deleted_dir, new_group, partition_dir};
+use super::{METADATA, directory, fold, group_key};
+use crate::cluster::Cluster;
+use crate::cluster::node::{
+    CLUSTER, Node, Running, copies_on, data_dir, identity, options, state_dir,
+};
+use crate::cluster::process::is_full;
+use crate::{SimDisk, SimRng};
+
+impl Cluster {
+    /// What a broker has by its start is noted, as that which it makes later.
+    pub(in crate::cluster) fn note_started(&mut self, id: tidelog_replica::NodeId) {
+        let serving = self.node(id).broker().map(|broker| broker.serving.clone());
+        for (key, replica) in serving.into_iter().flatten() {
+            self.note_made(id, key, replica);
+        }
+    }
+}
+
+impl Node {
+    /// Gives the node a seat in the cluster; one that founds it starts at once.
+    pub(super) fn sit(&mut self, seat: Seat, starts: bool, rng: &mut SimRng) {
+        self.disk = SimDisk::new(rng.next_u64());
+        self.disk
+            .create_dir_all(&state_dir())
+            .expect("nothing fails yet");
+        for dir in ["/", "/data"] {
+            let synced = self.disk.sync_dir(std::path::Path::new(dir));
+            synced.expect("nothing fails yet");
+        }
+        let owner = DirectoryIdentity {
+            cluster_id: CLUSTER,
+            node_id: self.id,
+            directory_id: directory(self.id, seat.disk).to_bytes(),
+        };
+        let file = StateFile::create(Arc::new(self.disk.clone()), &state_dir(), owner);
+        drop(file.expect("nothing fails yet"));
+        self.running = None;
+        self.is_out = !starts;
+        self.seat = Some(seat);
+        if starts {
+            assert!(self.start_broker(rng), "nothing fails yet");
+        }
+    }
+
+    /// Starts the process; says no where its disk has no space for that.
+    pub(in crate::cluster) fn start_broker(&mut self, rng: &mut SimRng) -> bool {
+        self.disk.stop_failing();
+        match self.try_start(rng) {
+            Some(running) => {
+                self.running = Some(running);
+                self.may_fail = false;
+                self.life += 1;
+                true
+            }
+            None => {
+                self.disk.kill();
+                false
+            }
+        }
+    }
+
+    fn try_start(&self, rng: &mut SimRng) -> Option<Running> {
+        let seat = self.seat.as_ref()?;
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let file = match StateFile::open(disk, &state_dir()) {
+            Err(StateError::Disk(e)) if is_full(&e) => return None,
+            file => Arc::new(file.expect("what was remembered is there")),
+        };
+        let known = file.state();
+        let boot = StateRecord::Boot(known.boots + 1);
+        file.record(&[boot], true).ok()?;
+        let founders = seat.founders.iter().map(|node| replica_of(*node, 0));
+        let own = replica_of(self.id, seat.generation);
+        let founders: Vec<ReplicaId> = founders.collect();
+        let mut opened = vec![self.open(&file, METADATA, own, &founders, known.clean, rng)?];
+        let (group, _) = &opened[0];
+        let reader = group.log().reader();
+        let end = reader.committed_offset();
+        let (mut cluster, mut snapshot_at) = (Folded::default(), reader.log_start());
+        let read = fold::commands(&reader, reader.log_start(), end);
+        for (offset, command) in read.expect("what is committed can be read") {
+            if let tidelog_controller::ClusterCommand::Snapshot { part: 0, .. } = command {
+                snapshot_at = offset;
+            }
+            let applied = cluster.apply(&command);
+            applied.expect("what is committed in the metadata log makes sense");
+        }
+        self.remove_leftovers(&file, seat, &cluster).ok()?;
+        let mut broker = Broker::new(self.id, seat, cluster, end);
+        broker.snapshot_at = snapshot_at;
+        let mut wanted = Vec::new();
+        for (key, placement) in broker.cluster.placements() {
+            let here = group_key(key);
+            let known = known.groups.get(&here).map(|known| known.replica_id);
+            match broker.local.at_start(placement, known) {
+                AtStart::Opened(replica) => {
+                    wanted.push((here, replica, placement.founders.clone()));
+                }
+                AtStart::MakesWay => broker.todo.push_back((key.topic, None)),
+                AtStart::Unwanted => {}
+            }
+        }
+        for (key, replica, founders) in wanted {
+            opened.push(self.open(&file, key, replica, &founders, known.clean, rng)?);
+            broker.serving.insert(key, replica);
+        }
+        let mut shard = Shard::default();
+        let mut records = Vec::new();
+        for (group, store) in &mut opened {
+            records.extend(store.records_of(group));
+        }
+        file.record(&records, true).ok()?;
+        for (group, store) in opened {
+            let at = group.log().identity();
+            let key = GroupKey {
+                topic_id: at.topic_id,
+                partition: at.partition,
+            };
+            shard.add(key, 1, group, store);
+        }
+        let copies = copies_on(&self.disk);
+        Some(Running {
+            file,
+            shard,
+            copies,
+            broker: Some(broker),
+        })
+    }
+
+    /// Opens the log of a replica, and makes it where it was never recorded. `None` where there is no space.
+    fn open(
+        &self,
+        file: &Arc<StateFile>,
+        key: GroupKey,
+        replica: ReplicaId,
+        founders: &[ReplicaId],
+        is_clean: bool,
+        rng: &mut SimRng,
+    ) -> Option<(Group, StateStore)> {
+        let mut store = StateStore::new(file.clone(), key);
+        let opened = self.open_log(&mut store, &partition_dir(key), key, is_clean);
+        let known = store.load();
+        let log = match opened {
+            Err(OpenError::Disk(e)) if is_full(&e) => return None,
+            Err(OpenError::Missing { .. }) if known.is_none() => {
+                let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+                let now = Timestamp::from_millis(0);
+                let dir = partition_dir(key);
+                match Log::create_replica(disk, &dir, identity(key), options(), now) {
+                    Err(CreateError::Disk(e)) if is_full(&e) => return None,
+                    log => log.expect("nothing fails at a start"),
+                }
+            }
+            opened => opened.expect("what was durable is there"),
+        };
+        let (state, members) = known.unwrap_or_else(|| {
+            let members = Members::founded_by(founders.to_vec());
+            (new_group(replica), members)
+        });
+        let config = self.config(state.replica_id, rng);
+        let group = Group::open(config, log, state, members);
+        Some((group.expect("the configuration is a good one"), store))
+    }
+
+    /// Finishes what a stop has interrupted, and takes back replicas that are not to be here.
+    fn remove_leftovers(
+        &self,
+        file: &StateFile,
+        seat: &Seat,
+        cluster: &Folded,
+    ) -> Result<(), DiskError> {
+        for entry in self.disk.list(&data_dir())? {
+            if entry.name.ends_with(".deleted") {
+                self.disk.remove_dir_all(&data_dir().join(&entry.name))?;
+            }
+        }
+        let local = seat.local(self.id);
+        let mut removed = Vec::new();
+        let mut aside = Vec::new();
+        for key in file.state().groups.keys().filter(|key| **key != METADATA) {
+            let placement = cluster.placement(key.topic_id, key.partition.get());
+            if placement.is_some_and(|placement| local.replica(placement).is_some()) {
+                continue;
+            }
+            removed.push(StateRecord::GroupRemoved(*key));
+            // A topic of the same name may have been made since.
+            let is_taken = cluster.placements().any(|(other, placement)| {
+                let other = group_key(other);
+                partition_dir(other) == partition_dir(*key) && local.replica(placement).is_some()
+            });
+            if !is_taken {
+                aside.push((partition_dir(*key), deleted_dir(*key)));
+            }
+        }
+        for (from, to) in &aside {
+            match self.disk.rename(from, to) {
+                Err(e) if !e.is_not_found() => return Err(e),
+                _ => {}
+            }
+        }
+        self.disk.sync_dir(&data_dir())?;
+        // How it went shows when more is recorded.
+        file.record(&removed, false).ok();
+        for (_, to) in &aside {
+            match self.disk.remove_dir_all(to) {
+                Err(e) if !e.is_not_found() => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a log that was recorded.
+    fn open_log(
+        &self,
+        store: &mut StateStore,
+        dir: &std::path::Path,
+        key: GroupKey,
+        is_clean: bool,
+    ) -> Result<Log, OpenError> {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let swapped = store.recover_swap(&*disk, dir, identity(key));
+        match swapped {
+            Err(tidelog_log::catch_up::AdoptError::Disk(e)) => return Err(OpenError::Disk(e)),
+            swapped => swapped.expect("a swap comes to its end"),
+        }
+        let known = store.load();
+        let checkpoint = known.as_ref().and_then(|(state, _)| state.checkpoint);
+        let commit = RaftIndex::new(known.map_or(0, |(state, _)| state.commit));
+        let opened = match checkpoint.filter(|_| is_clean) {
+            Some(end) => Log::open_closed_replica(disk, dir, identity(key), options(), end, commit),
+            None => Log::open_replica(disk, dir, identity(key), options(), checkpoint, commit),
+        };
+        opened.map(|(log, _)| log)
+    }
+}
