@@ -69,7 +69,7 @@ fn brokers_come_to_what_was_decided_whatever_happens() {
     let (sum, is_all) = run_seeds("brokers", CONTROLLED_SEEDS, ClusterOptions::controlled);
     let is_decided = sum.commands > 3000 && sum.asked > 600 && sum.orders > 2000;
     let is_moved = sum.made > 600 && sum.removed > 200;
-    let is_wiped = sum.wiped > 40 && sum.retired > 10 && sum.entered > 100;
+    let is_wiped = sum.wiped > 30 && sum.retired > 4 && sum.entered > 100;
     let is_cut = sum.snapshots > 30 && sum.leaps > 30;
     let is_rough = sum.restarts > 2000 && sum.duplicates > 4000;
     let is_rough = is_rough && is_decided && is_moved && is_wiped && is_cut;
