@@ -32,12 +32,18 @@ impl KnownOf {
     /// [`Cluster::may_lack`], may have missed that a broker has joined, or has another disk, and must listen to
     /// it then: it may be the only one that can tell. A broker on another disk never speaks for replicas that
     /// were on an earlier one.
-    pub fn admits(&self, directory: DirectoryId, is_behind: bool) -> Admission {
+    ///
+    /// `may_be_behind` is asked only where that matters.
+    pub fn admits(
+        &self,
+        directory: DirectoryId,
+        may_be_behind: impl FnOnce() -> bool,
+    ) -> Admission {
         let founded = self.founded.filter(|_| !self.is_removed);
         match self.registered.or(founded) {
             Some(known) if known == directory => Admission::Admitted,
             None if self.is_removed => Admission::Removed,
-            _ if is_behind => Admission::Admitted,
+            _ if may_be_behind() => Admission::Admitted,
             None => Admission::Unknown,
             Some(known) => Admission::OtherDirectory(known),
         }
@@ -47,7 +53,7 @@ impl KnownOf {
 impl Cluster {
     /// Whether a broker that has folded this, and knows of this leader of the metadata group, may lack what was
     /// decided last: it hears no leader, or one that is not known here, as it has joined, or has got another disk,
-    /// since.
+    /// since. A leader on a disk that is known here to be lost is behind itself.
     pub fn may_lack(&self, leader: Option<ReplicaId>, founders: &[NodeId]) -> bool {
         let Some(leader) = leader else {
             return true;
@@ -57,6 +63,6 @@ impl Cluster {
             Some(broker) => Some(broker.generation),
             None => founders.contains(&node).then_some(0),
         };
-        generation != Some(life_of(leader))
+        generation.is_none_or(|known| life_of(leader) > known)
     }
 }

@@ -1,8 +1,9 @@
 //! Who holds the metadata, and who votes on it.
 //!
 //! Every broker has a replica of the metadata log, since every broker folds it. Some of them vote: those
-//! that did before stay, as long as they are not removed and have not lost their disk; there is an odd
-//! number of them, up to [`VOTERS_MAX`], as far as there are brokers. Others are learners.
+//! that did before stay, as long as they are not removed and have not lost their disk, and are not the one that is
+//! draining of an even number; there is an odd number of them, up to [`VOTERS_MAX`], as far as there are brokers.
+//! Others are learners.
 //!
 //! Unlike that of a partition, this change is not written down before it is made: the members that the group
 //! has, and the brokers that are registered, say what is lacking.
@@ -122,6 +123,16 @@ fn voters(cluster: &Cluster, report: &Report, registered: &[ReplicaId]) -> Vec<R
         // One more than an odd number may be lost no sooner, and each decision needs one more: it waits until
         // there are two.
         target.pop();
+    }
+    let is_draining = |replica: &ReplicaId| {
+        let broker = cluster.broker(node_of(*replica));
+        broker.is_some_and(|broker| broker.is_draining)
+    };
+    if target.len() % 2 == 0
+        && let Some(at) = target.iter().position(is_draining)
+    {
+        // While it is listened to: the other of two could not do without its vote once it was removed.
+        target.remove(at);
     }
     target
 }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use crate::convert::{hello, identity_of};
 use crate::frame::{FRAME_BYTES_MAX, Frame, FrameError};
@@ -252,7 +252,10 @@ impl Run {
             };
             tokio::select! {
                 ended = &mut heard => return ended,
-                waited = self.wait(written, &io, &mut pings, began) => if let Err(e) = waited {
+                // With the next frame, also where frames never end: without an answer the link is given up. 0 would
+                // be none.
+                _ = pings.tick() => out.set_ping(micros_since(began) + 1),
+                waited = self.wait(written, &io) => if let Err(e) = waited {
                     return e.into();
                 },
             }
@@ -260,29 +263,13 @@ impl Run {
     }
 
     /// Waits until more can be written, where there is more, and otherwise until there is.
-    async fn wait(
-        &self,
-        written: Written,
-        io: &OwnedWriteHalf,
-        pings: &mut Interval,
-        began: Instant,
-    ) -> std::io::Result<()> {
+    async fn wait(&self, written: Written, io: &OwnedWriteHalf) -> std::io::Result<()> {
         match written {
-            // Behind what is under way: where nothing moves, no ping does.
-            Written::Full => io.writable().await,
-            Written::Some => {
-                tokio::task::yield_now().await;
-                Ok(())
-            }
-            Written::All | Written::Nothing => {
-                tokio::select! {
-                    () = self.out.woken() => {}
-                    // 0 would be none.
-                    _ = pings.tick() => self.out.set_ping(micros_since(began) + 1),
-                }
-                Ok(())
-            }
+            Written::Full => io.writable().await?,
+            Written::Some => tokio::task::yield_now().await,
+            Written::All | Written::Nothing => self.out.woken().await,
         }
+        Ok(())
     }
 }
 

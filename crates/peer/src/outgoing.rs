@@ -108,6 +108,10 @@ impl Outgoing {
             Err(TryLockError::Poisoned(e)) => e.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
         };
+        // What is under way may be long.
+        if writer.pieces.has_remaining() || !writer.begun.is_empty() {
+            return false;
+        }
         // The task meets the same error, and ends the connection.
         matches!(self.write_with(&mut writer), Ok(Written::All))
     }

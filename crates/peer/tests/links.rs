@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -346,6 +347,49 @@ async fn what_the_sender_writes_and_what_the_task_writes_stay_in_order() {
     assert_eq!(link.stats().queued.load(Relaxed), 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_never_rests_is_not_given_up() {
+    let (mut two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let config = LinkConfig {
+        ping_interval: Duration::from_millis(5),
+        ping_timeout: Duration::from_secs(2),
+        frame_bytes: 10_000,
+        ..LinkConfig::default()
+    };
+    let link = link(1, 2, &address, &one, config);
+    until("it is connected", &link, is_connected).await;
+    let state = link.state();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let sending = tokio::task::spawn_blocking({
+        let is_over = is_over.clone();
+        let long = Bytes::from(vec![7; 100_000]);
+        move || {
+            while !is_over.load(Relaxed) {
+                let notes = vec![long.clone(), long.clone()];
+                let post = Post {
+                    notes,
+                    ..Post::default()
+                };
+                // Mostly the queue is full.
+                if link.send(post).is_err() {
+                    std::thread::yield_now();
+                }
+            }
+            link
+        }
+    });
+    // For twice as long as without an answer to a ping.
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        two.delivered().await;
+        let now = *state.borrow();
+        assert!(now.is_connected && now.connections == 1, "{now:?}");
+    }
+    is_over.store(true, Relaxed);
+    soon(sending).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_broker_that_comes_back_is_found_again() {
     let (mut two, mut one) = (Sunk::new(), Sunk::new());
@@ -531,7 +575,7 @@ async fn a_connection_over_which_nothing_comes_any_more_is_given_up() {
     let address = proxy(address, opened).await;
     let config = LinkConfig {
         ping_interval: Duration::from_millis(20),
-        ping_timeout: Duration::from_millis(500),
+        ping_timeout: Duration::from_secs(2),
         ..LinkConfig::default()
     };
     let link = link(1, 2, &address, &one, config);

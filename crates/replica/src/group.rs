@@ -125,6 +125,8 @@ pub struct Group {
     pub(crate) last_read: u64,
     /// Times since the last tick that something was proposed here.
     pub(crate) proposals: u32,
+    /// Whether there were many of these before the last tick.
+    is_busy: bool,
     /// Whether the leader is to be told how far the log is, though it did not ask.
     pub(crate) announces: bool,
     /// Going on alone has begun: see [`Group::begin_recovery`].
@@ -223,6 +225,7 @@ impl Group {
             told_role: None,
             last_read: 0,
             proposals: 0,
+            is_busy: false,
             announces: false,
             recovering: None,
             drawn_for: None,
@@ -385,14 +388,20 @@ impl Group {
     pub fn tick(&mut self) -> bool {
         // Followers learn with the next message how far the log is committed, and messages of their own about that
         // are for times when the next is not about to come.
-        let is_busy = std::mem::take(&mut self.proposals) >= BUSY_PROPOSALS;
-        self.node.skip_bcast_commit(is_busy);
+        let was_busy = self.is_busy;
+        self.is_busy = std::mem::take(&mut self.proposals) >= BUSY_PROPOSALS;
+        self.node.skip_bcast_commit(self.is_busy);
         if self.must_wait() {
             return self.is_held_up();
         }
         let has_news = self.node.tick();
+        let is_calm = was_busy && !self.is_busy;
+        if is_calm {
+            // Nobody may have heard of the last commits.
+            self.node.ping();
+        }
         self.draw();
-        has_news || self.waits_for_files
+        has_news || is_calm || self.waits_for_files
     }
 
     /// A replica cannot be reached: it is asked where its log ends before more is sent.

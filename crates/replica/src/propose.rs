@@ -204,7 +204,7 @@ impl Group {
         message.set_msg_type(MessageType::MsgPropose);
         let stepped = self.node.raft.step(message);
         self.draw();
-        self.proposals += 1;
+        self.proposals = self.proposals.saturating_add(1);
         stepped
     }
 

@@ -1,6 +1,6 @@
 //! What people ask for of the cluster: each is decided and written down; what it sets going goes on by itself.
 
-use tidelog_controller::{Cluster, ClusterCommand, DirectoryId, NodeId};
+use tidelog_controller::{BrokerError, Cluster, ClusterCommand, DirectoryId, NodeId};
 
 use crate::Broker;
 use crate::controller::METADATA_KEY;
@@ -75,11 +75,12 @@ impl Broker {
         let founders = self.inner().config.founders.clone();
         let broker = self.clone();
         self.change(move |cluster| {
+            if let Some(command) = never_came(cluster, &founders, node) {
+                return Ok(command);
+            }
             let report = broker.inner().seen.report(METADATA_KEY);
-            let metadata = report.unwrap_or_default().members;
-            let remove = || cluster.decide_remove_heard(node, &metadata);
-            let never_came = never_came(cluster, &founders, node);
-            Ok(never_came.map_or_else(remove, Ok)?)
+            let report = report.ok_or(BrokerError::VotersUnknown { node })?;
+            Ok(cluster.decide_remove_heard(node, &report.members)?)
         })
         .await
     }

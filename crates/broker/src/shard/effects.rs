@@ -16,12 +16,6 @@ use crate::waiters::{Waiter, refused};
 
 impl Shard {
     pub(super) fn carry_out(&mut self, effects: Effects<Waiter>) {
-        if !effects.state_to_sync.is_empty() {
-            match self.around.state.sync() {
-                Ok(()) => self.groups.state_synced(&effects.state_to_sync),
-                Err(poisoned) => self.groups.state_failed(&poisoned),
-            }
-        }
         for (key, role) in &effects.roles {
             let epoch = u32::try_from(role.term).ok();
             if let Some(epoch) = epoch.and_then(tidelog_record::LeaderEpoch::new)
@@ -76,6 +70,12 @@ impl Shard {
             if let Err(lost) = self.around.peers.send(node, post) {
                 // What was said of files is said again by itself.
                 self.groups.not_sent(&lost.raft);
+            }
+        }
+        if !effects.state_to_sync.is_empty() {
+            match self.around.state.sync() {
+                Ok(()) => self.groups.state_synced(&effects.state_to_sync),
+                Err(poisoned) => self.groups.state_failed(&poisoned),
             }
         }
         let targets = effects.logs_to_sync.iter();

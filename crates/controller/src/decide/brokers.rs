@@ -108,7 +108,7 @@ pub enum BrokerError {
     },
     /// It votes on the metadata, and the others that do are too few without it.
     #[error(
-        "node {node} votes on the metadata: of the {voters} brokers that do, only {others} others are heard and have their disks, which is no majority; have one of those that are missing back first"
+        "node {node} votes on the metadata: of the {voters} brokers that do, {others} without it are not fenced and have their disks, which is no majority; have those that are missing back first, or, if none is, drain it and wait until it votes no more"
     )]
     VoterNeeded {
         /// The broker.
@@ -117,6 +117,12 @@ pub enum BrokerError {
         voters: usize,
         /// How many of the others can.
         others: usize,
+    },
+    /// This broker has just begun to lead the metadata, and has not heard yet who votes on them.
+    #[error("it is not known yet whether node {node} votes on the metadata; try again in a moment")]
+    VotersUnknown {
+        /// The broker.
+        node: NodeId,
     },
     /// The broker is running.
     #[error("node {node} is running: it can be replaced only when it is not")]

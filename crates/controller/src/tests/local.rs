@@ -94,19 +94,19 @@ fn whoever_is_behind_listens_to_a_leader_that_it_does_not_know_yet() {
         registered: Some(old),
         ..KnownOf::default()
     };
-    assert_eq!(known.admits(old, false), Admission::Admitted);
-    assert_eq!(known.admits(new, false), Admission::OtherDirectory(old));
-    assert_eq!(known.admits(new, true), Admission::Admitted);
+    assert_eq!(known.admits(old, || false), Admission::Admitted);
+    assert_eq!(known.admits(new, || false), Admission::OtherDirectory(old));
+    assert_eq!(known.admits(new, || true), Admission::Admitted);
     let unknown = KnownOf::default();
-    assert_eq!(unknown.admits(new, false), Admission::Unknown);
-    assert_eq!(unknown.admits(new, true), Admission::Admitted);
+    assert_eq!(unknown.admits(new, || false), Admission::Unknown);
+    assert_eq!(unknown.admits(new, || true), Admission::Admitted);
     let removed = KnownOf {
         founded: Some(old),
         is_removed: true,
         ..KnownOf::default()
     };
-    assert_eq!(removed.admits(old, false), Admission::Removed);
-    assert_eq!(removed.admits(old, true), Admission::Removed);
+    assert_eq!(removed.admits(old, || false), Admission::Removed);
+    assert_eq!(removed.admits(old, || true), Admission::Removed);
 
     let cluster = cluster(3, &[]);
     assert!(cluster.may_lack(None, &[]));
@@ -115,6 +115,14 @@ fn whoever_is_behind_listens_to_a_leader_that_it_does_not_know_yet() {
     assert!(cluster.may_lack(Some(replica_of(3, 1)), &[]));
     assert!(cluster.may_lack(Some(replica_of(4, 0)), &[]));
     assert!(!cluster.may_lack(Some(replica_of(4, 0)), &[4]));
+
+    // Whoever leads on a disk that is lost is behind itself.
+    let mut replaced = cluster;
+    fence(&mut replaced, 3, true);
+    let replace = replaced.decide_replace(3, directory(3, 1)).unwrap();
+    commit(&mut replaced, replace);
+    assert!(!replaced.may_lack(Some(replica_of(3, 0)), &[]));
+    assert!(!replaced.may_lack(Some(replica_of(3, 1)), &[]));
 }
 
 #[test]

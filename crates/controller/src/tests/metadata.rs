@@ -231,6 +231,22 @@ fn a_draining_broker_does_not_make_the_number_of_voters_even() {
 }
 
 #[test]
+fn of_two_voters_the_one_that_is_draining_goes() {
+    let mut cluster = cluster(2, &[]);
+    let (seen, _) = settle(&cluster, report(1, &[1, 2], &[]));
+    assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2]));
+    assert!(cluster.decide_remove_heard(2, &seen.members).is_err());
+    let drain = cluster.decide_drain(2).unwrap();
+    commit(&mut cluster, drain);
+    let (seen, _) = settle(&cluster, seen);
+    assert_eq!(seen.members.voters, [1]);
+    assert!(cluster.decide_remove_heard(2, &seen.members).is_ok());
+    // Where the other one cannot be without it, it stays.
+    fence(&mut cluster, 1, true);
+    assert_eq!(plan_metadata(&cluster, &report(2, &[1, 2], &[])), None);
+}
+
+#[test]
 fn a_broker_whose_vote_is_needed_is_not_removed() {
     let mut cluster = cluster(3, &[]);
     let members = |voters: &[ReplicaId], outgoing: &[ReplicaId]| Seen {

@@ -213,9 +213,6 @@ pub struct Delivery {
 /// What came of a turn, to be done in the order of the fields.
 #[derive(Debug)]
 pub struct Effects<W> {
-    /// State was recorded that others wait for: once it is synced, this is to be told to
-    /// [`Shard::state_synced`](super::Shard::state_synced).
-    pub state_to_sync: Vec<(GroupKey, u64)>,
     /// What replicas are now.
     pub roles: Vec<(GroupKey, Role)>,
     /// Who is in groups now.
@@ -227,8 +224,11 @@ pub struct Effects<W> {
     /// What those who waited are told, once the commit is: they find what they wrote.
     pub answers: Vec<Answer<W>>,
     /// What each broker is to be sent: all that there is for it, once. After the answers, since sending takes a
-    /// while, and before the logs are synced, since that takes longer, and others can do the same meanwhile.
+    /// while, and before anything is synced, since that takes longer, and others can do the same meanwhile.
     pub posts: Vec<(NodeId, Post)>,
+    /// State was recorded that others wait for: once it is synced, this is to be told to
+    /// [`Shard::state_synced`](super::Shard::state_synced).
+    pub state_to_sync: Vec<(GroupKey, u64)>,
     /// Logs to be synced, and then told to [`Shard::log_synced`](super::Shard::log_synced).
     pub logs_to_sync: Vec<GroupKey>,
     /// Whether anybody waits for that.
@@ -238,13 +238,13 @@ pub struct Effects<W> {
 impl<W> Default for Effects<W> {
     fn default() -> Self {
         Self {
-            state_to_sync: Vec::new(),
             roles: Vec::new(),
             members: Vec::new(),
             failed: Vec::new(),
             committed: Vec::new(),
             answers: Vec::new(),
             posts: Vec::new(),
+            state_to_sync: Vec::new(),
             logs_to_sync: Vec::new(),
             is_sync_awaited: false,
         }

@@ -246,8 +246,8 @@ impl Gate for Known {
             is_removed,
         };
         let host = self.host.get();
-        let is_behind = host.is_some_and(|host| host.may_lack_metadata());
-        match known.admits(DirectoryId::from_bytes(who.directory_id), is_behind) {
+        let may_be_behind = || host.is_some_and(|host| host.may_lack_metadata());
+        match known.admits(DirectoryId::from_bytes(who.directory_id), may_be_behind) {
             Admission::Removed => Err(Refused(format!(
                 "broker {} was removed or given up as lost, and must not run any more with the data that it \
                  has: stop it, empty its data directory, and start it with --join",

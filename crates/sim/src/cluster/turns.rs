@@ -42,16 +42,6 @@ impl Cluster {
     /// Does what a turn asks for, in the order in which a broker does.
     fn carry_out(&mut self, id: NodeId, effects: Effects<u64>, truncations: u64) {
         let life = self.node(id).life();
-        if !effects.state_to_sync.is_empty() {
-            let time = self.now + self.sync_millis();
-            let recorded = effects.state_to_sync;
-            let event = Event::StateSync {
-                node: id,
-                life,
-                recorded,
-            };
-            self.events.at(time, event);
-        }
         for (key, error) in effects.failed {
             self.failed(id, key, &error);
         }
@@ -95,6 +85,16 @@ impl Cluster {
                 self.post(id, to, frame);
             }
             self.post_files(id, post.files);
+        }
+        if !effects.state_to_sync.is_empty() {
+            let time = self.now + self.sync_millis();
+            let recorded = effects.state_to_sync;
+            let event = Event::StateSync {
+                node: id,
+                life,
+                recorded,
+            };
+            self.events.at(time, event);
         }
         if !effects.logs_to_sync.is_empty() {
             let behind = if effects.is_sync_awaited {

@@ -270,6 +270,36 @@ fn what_comes_while_nobody_leads_is_taken_by_who_leads_again() {
     assert!(matches!(result, Ok(Done::Stored { .. })), "{result:?}");
 }
 
+/// While it lasts, they hear of each with what comes next.
+#[test]
+fn followers_hear_of_the_last_commit_of_a_burst_by_the_next_tick() {
+    // With a heartbeat at every second tick it is not that which tells both times.
+    for ticks_before in 0..2 {
+        let mut nodes = Nodes::new(3, 1, 5);
+        nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+        let leader = nodes.leader(key(0)).unwrap();
+        let commits =
+            |nodes: &Nodes| -> Vec<u64> { (1..=3).map(|id| nodes.commit(id, key(0))).collect() };
+        for _ in 0..ticks_before {
+            nodes.tick();
+        }
+        nodes.append(key(0), "calm", 0);
+        let known = nodes.commit(leader, key(0));
+        assert_eq!(commits(&nodes), [known; 3]);
+        for ticket in 1..4 {
+            nodes.append(key(0), "burst", ticket);
+        }
+        nodes.tick();
+        nodes.append(key(0), "last", 4);
+        let last = nodes.commit(leader, key(0));
+        let mut expected = [last - 1; 3];
+        expected[leader as usize - 1] = last;
+        assert_eq!(commits(&nodes), expected);
+        nodes.tick();
+        assert_eq!(commits(&nodes), [last; 3]);
+    }
+}
+
 #[test]
 fn what_waits_for_the_next_leader_can_be_taken_out() {
     let (mut nodes, old) = with_one_cut_off(true);

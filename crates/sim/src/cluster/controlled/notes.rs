@@ -103,8 +103,8 @@ impl Node {
         };
         let leader = self.shard().and_then(|shard| shard.group(METADATA));
         let leader = leader.and_then(|group| group.role().leader);
-        let is_behind = cluster.may_lack(leader, &broker.founders);
-        known.admits(directory(from, disk), is_behind) == Admission::Admitted
+        let may_be_behind = || cluster.may_lack(leader, &broker.founders);
+        known.admits(directory(from, disk), may_be_behind) == Admission::Admitted
     }
 }
 
