@@ -119,7 +119,7 @@ fn voters(cluster: &Cluster, report: &Report, registered: &[ReplicaId]) -> Vec<R
         }
         target.push(candidate);
     }
-    if target.len() % 2 == 0 && target.len() > stay {
+    if target.len().is_multiple_of(2) && target.len() > stay {
         // One more than an odd number may be lost no sooner, and each decision needs one more: it waits until
         // there are two.
         target.pop();

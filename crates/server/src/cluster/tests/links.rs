@@ -214,7 +214,12 @@ async fn links_follow_what_is_known_and_those_who_are_not_are_refused() {
         "it stays"
     );
 
-    // With another directory the other is not listened to any more, once it comes anew.
+    // With another directory the other is not listened to any more, once it comes anew: not by one that hears who
+    // leads the metadata, and so has not missed that the other has it.
+    let mut changes = brokers[0].metadata_changes();
+    soon(changes.wait_for(|_| !brokers[0].may_lack_metadata()))
+        .await
+        .unwrap();
     links.update(&[known(&seats[1].address(), [9; 16])]);
     let own = |address: &str| KnownBroker {
         node_id: 1,

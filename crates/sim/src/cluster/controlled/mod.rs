@@ -213,7 +213,7 @@ fn registration(node: NodeId, disk: u32) -> Registration {
         grpc_address: format!("node{node}:9400"),
         http_address: format!("node{node}:9401"),
         cluster_address: format!("node{node}:9402"),
-        rack: (node % 2 == 0).then(|| "even".to_owned()),
+        rack: node.is_multiple_of(2).then(|| "even".to_owned()),
         version: "1.0.0".to_owned(),
         level_min: 0,
         level_max: 1,
