@@ -404,6 +404,23 @@ impl Cluster {
             let target = placement.change.as_ref().map(|change| &change.target);
             is_enough(&placement.replicas) && target.is_none_or(|target| is_enough(target))
         });
-        all_up && in_groups && placed
+        // A broker that is lost counts as there until it is fenced, which takes a leader: one at a time.
+        let all_there = reference.brokers().all(|broker| {
+            let node = self.node(broker.registration.node);
+            let own = directory(node.id, node.disk_number());
+            !node.is_out && broker.registration.directory == own
+        });
+        all_up && all_there && in_groups && placed && self.is_all_decided()
+    }
+
+    /// Whether nothing is being decided, which may yet count on a disk that is lost meanwhile.
+    fn is_all_decided(&self) -> bool {
+        let length = self.partitions[self.numbers[&METADATA]].checks.length();
+        self.nodes.iter().all(|node| {
+            let log = node.shard().and_then(|shard| shard.log(METADATA));
+            let is_committed = log.is_none_or(|log| log.end_index().get() <= length + 1);
+            let broker = node.broker();
+            is_committed && broker.is_none_or(|it| it.jobs.is_empty() && !it.is_deciding())
+        })
     }
 }
