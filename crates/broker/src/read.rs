@@ -441,6 +441,8 @@ impl Broker {
                 request.bytes_max = granted.min(bytes_max);
                 held = Some(room);
             }
+            // Before it is read: whoever waits when the broker stops is told so by what it reads next.
+            let is_stopping = self.is_stopping();
             let fetched = self.fetch_now(&request).await;
             let bytes: usize = fetched
                 .iter()
@@ -455,7 +457,7 @@ impl Broker {
                 .iter()
                 .filter_map(|one| one.result.as_ref().ok())
                 .any(|data| bytes > 0 && data.batches.next_offset < data.high_watermark);
-            let enough = bytes >= bytes_min || more || failed || self.is_stopping();
+            let enough = bytes >= bytes_min || more || failed || is_stopping;
             if enough || tokio::time::Instant::now() >= deadline || fetched.is_empty() {
                 return (fetched, held);
             }
