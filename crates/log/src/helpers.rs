@@ -171,24 +171,27 @@ mod tests {
 
     #[test]
     fn helpers_that_hang_are_done_without() {
-        let helpers = Arc::new(Helpers::start(1, "test").unwrap());
-        let barrier = Arc::new(Barrier::new(3));
-        let hanging = {
-            let (helpers, barrier) = (helpers.clone(), barrier.clone());
-            std::thread::spawn(move || {
-                helpers.each(vec![barrier; 2], |barrier: &Arc<Barrier>| {
-                    barrier.wait();
-                });
-            })
-        };
-        let other = Arc::new(Barrier::new(1));
-        for _ in 0..100 {
-            let done = helpers.each(vec![other.clone(); 4], |barrier: &Arc<Barrier>| {
+        /// What is passed when it is begun, and to end it.
+        type Work = Arc<[Barrier; 2]>;
+        fn pass(work: &Work) {
+            for barrier in &**work {
                 barrier.wait();
-            });
+            }
+        }
+        let helpers = Arc::new(Helpers::start(1, "test").unwrap());
+        let hangs: Work = Arc::new([3, 3].map(Barrier::new));
+        let hanging = {
+            let (helpers, hangs) = (helpers.clone(), hangs.clone());
+            std::thread::spawn(move || helpers.each(vec![hangs; 2], pass))
+        };
+        // The helper has begun too: had it anything else to do then, it would not hang.
+        hangs[0].wait();
+        let other: Work = Arc::new([1, 1].map(Barrier::new));
+        for _ in 0..100 {
+            let done = helpers.each(vec![other.clone(); 4], pass);
             assert_eq!(done.len(), 4);
         }
-        barrier.wait();
+        hangs[1].wait();
         hanging.join().unwrap();
     }
 
