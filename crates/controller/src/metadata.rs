@@ -128,7 +128,7 @@ fn voters(cluster: &Cluster, report: &Report, registered: &[ReplicaId]) -> Vec<R
         let broker = cluster.broker(node_of(*replica));
         broker.is_some_and(|broker| broker.is_draining)
     };
-    if target.len() % 2 == 0
+    if target.len().is_multiple_of(2)
         && let Some(at) = target.iter().position(is_draining)
     {
         // While it is listened to: the other of two could not do without its vote once it was removed.
