@@ -281,7 +281,7 @@ async fn what_is_short_is_written_by_whoever_sends_it() {
         };
         link.send(ask(1, 2, what.clone())).unwrap();
         // The link's task is on this thread, and does not run: the other side is on others.
-        let began = std::time::Instant::now();
+        let began = tokio::time::Instant::now();
         let delivery = loop {
             match two.told.try_recv() {
                 Ok(Told::Delivered(delivery)) => break delivery,
@@ -380,7 +380,7 @@ async fn a_link_that_never_rests_is_not_given_up() {
         }
     });
     // For twice as long as without an answer to a ping.
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     while began.elapsed() < Duration::from_secs(4) {
         two.delivered().await;
         let now = *state.borrow();
