@@ -87,6 +87,8 @@ fn what_hunts_have_found_stays_mended() {
     for seed in [7_000_362, 7_202_453] {
         run_cluster(seed, ClusterOptions::of_seed(seed));
     }
+    // A replica that a broker gets again while it still copies files for the one that it had before.
+    run_cluster(7_280_019, ClusterOptions::controlled(7_280_019));
 }
 
 /// These panics are no news, but for those of the test itself.

@@ -103,8 +103,8 @@ impl Pulls {
         self.pulls.is_empty()
     }
 
-    /// Begins to copy the log of the replica `from`, unless that is under way. From another one it goes on
-    /// with what is there.
+    /// Begins to copy the log of the replica `from`, unless that is under way for the same replica: one that was
+    /// here before is not there any more. From another one it goes on with what is there.
     pub(super) fn begin(
         &mut self,
         target: PullTarget,
@@ -112,7 +112,12 @@ impl Pulls {
         now: u64,
     ) -> Option<CatchUpLetter> {
         let known = self.pulls.get(&target.key);
-        if known.is_some_and(|pull| pull.from == from) {
+        let is_same = |pull: &Pull| {
+            let before = &pull.target;
+            pull.from == from
+                && (before.replica, before.incarnation) == (target.replica, target.incarnation)
+        };
+        if known.is_some_and(is_same) {
             return None;
         }
         let pull = Pull {
