@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use tidelog_disk::Disk;
 use tidelog_log::catch_up::{CatchUpSource, SourceError};
-use tidelog_log::state::GroupKey;
 
 use super::{CatchUp, CatchUpLetter, PullConfig, PullTarget, Pulled, Pulls, Sources};
 use crate::shard::Shard;
@@ -74,7 +73,7 @@ impl Copies {
         match letter.what {
             CatchUp::Needed { .. } => {
                 let target = logs.target_of(&letter);
-                let ask = target.and_then(|target| self.pulls.begin(target, letter.from, now));
+                let ask = target.and_then(|target| self.pulls.begin(target, letter, now));
                 ask.into_iter().collect()
             }
             CatchUp::Ask | CatchUp::AskPart { .. } => {
@@ -94,7 +93,8 @@ impl Copies {
     /// that are to be sent.
     pub fn tick(&mut self, logs: &mut impl Logs, now: u64) -> Vec<CatchUpLetter> {
         self.sources.forget_idle(now);
-        let (letters, pulled) = self.pulls.tick(now);
+        let is_needed = |needed: &CatchUpLetter| logs.target_of(needed).is_some();
+        let (letters, pulled) = self.pulls.tick(now, is_needed);
         self.adopt(pulled, logs);
         letters
     }
@@ -103,11 +103,6 @@ impl Copies {
         for pulled in pulled {
             self.adopted += u64::from(logs.adopt(pulled));
         }
-    }
-
-    /// Does not go on with the copy for a group that is not here any more.
-    pub fn cancel(&mut self, key: GroupKey) {
-        self.pulls.cancel(key);
     }
 
     /// Whether nothing is copied, here or from here: then no time has to be told.

@@ -64,6 +64,8 @@ pub struct Pulled {
 struct Pull {
     target: PullTarget,
     from: ReplicaId,
+    /// What it was begun for.
+    needed: CatchUpLetter,
     /// What is copied, once that is known.
     copy: Option<(u32, Staging)>,
     /// Parts that are asked for, in order.
@@ -103,14 +105,15 @@ impl Pulls {
         self.pulls.is_empty()
     }
 
-    /// Begins to copy the log of the replica `from`, unless that is under way for the same replica: one that was
-    /// here before is not there any more. From another one it goes on with what is there.
+    /// Begins to copy the log of the replica that says it is `needed`, unless that is under way for the same
+    /// replica: one that was here before is not there any more. From another one it goes on with what is there.
     pub(super) fn begin(
         &mut self,
         target: PullTarget,
-        from: ReplicaId,
+        needed: CatchUpLetter,
         now: u64,
     ) -> Option<CatchUpLetter> {
+        let from = needed.from;
         let known = self.pulls.get(&target.key);
         let is_same = |pull: &Pull| {
             let before = &pull.target;
@@ -122,6 +125,7 @@ impl Pulls {
         }
         let pull = Pull {
             from,
+            needed,
             copy: None,
             asked: Vec::new(),
             heard_at: now,
@@ -130,11 +134,6 @@ impl Pulls {
         let ask = pull.letter(CatchUp::Ask);
         self.pulls.insert(pull.target.key, pull);
         Some(ask)
-    }
-
-    /// Does not go on with the copy for a group: it is not there any more, or has caught up.
-    pub(super) fn cancel(&mut self, key: GroupKey) {
-        self.pulls.remove(&key);
     }
 
     /// Takes a letter. Gives what is asked for next, and the copy if it is complete.
@@ -206,9 +205,13 @@ impl Pulls {
         }
     }
 
-    /// Time has passed: asks for what may be asked for now, and again for what did not come. Gives copies
-    /// that could not be completed before.
-    pub(super) fn tick(&mut self, now: u64) -> (Vec<CatchUpLetter>, Vec<Pulled>) {
+    /// Time has passed: asks for what may be asked for now, and again for what did not come, if that
+    /// `is_needed` still, by the letter for which it was begun. Gives copies that could not be completed before.
+    pub(super) fn tick(
+        &mut self,
+        now: u64,
+        mut is_needed: impl FnMut(&CatchUpLetter) -> bool,
+    ) -> (Vec<CatchUpLetter>, Vec<Pulled>) {
         let keys: Vec<GroupKey> = self.pulls.keys().copied().collect();
         let (mut letters, mut done) = (Vec::new(), Vec::new());
         for key in keys {
@@ -216,6 +219,11 @@ impl Pulls {
                 continue;
             };
             if now.saturating_sub(pull.heard_at) >= self.config.patience_millis {
+                if !is_needed(&pull.needed) {
+                    // The replica is not here any more, or got what it lacked in another way.
+                    self.pulls.remove(&key);
+                    continue;
+                }
                 pull.heard_at = now;
                 pull.asked.clear();
                 if pull.copy.is_none() {
@@ -377,5 +385,71 @@ impl Pull {
     fn put_off(&self, error: &dyn std::fmt::Display) -> Taken {
         tracing::warn!(dir = %self.target.dir.display(), %error, "a copy does not go on now");
         Taken::NotNow
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use tidelog_disk::OsDisk;
+    use tidelog_record::{PartitionId, TopicId};
+
+    use super::*;
+
+    fn needed(to: ReplicaId) -> (PullTarget, CatchUpLetter) {
+        let key = GroupKey {
+            topic_id: TopicId::from_bytes([1; 16]),
+            partition: PartitionId::new(0),
+        };
+        let target = PullTarget {
+            key,
+            incarnation: 1,
+            replica: to,
+            dir: PathBuf::from("/nowhere"),
+            identity: LogIdentity {
+                cluster_id: [7; 16],
+                topic_id: key.topic_id,
+                partition: key.partition,
+                incarnation: 1,
+            },
+        };
+        let letter = CatchUpLetter {
+            key,
+            incarnation: 1,
+            from: 3,
+            to,
+            what: CatchUp::Needed { first_index: 9 },
+        };
+        (target, letter)
+    }
+
+    fn pulls() -> Pulls {
+        Pulls::new(Arc::new(OsDisk), PullConfig::default())
+    }
+
+    #[test]
+    fn the_next_replica_of_a_partition_does_not_wait_for_the_copy_for_the_one_before() {
+        let mut pulls = pulls();
+        let begin = |pulls: &mut Pulls, replica| {
+            let (target, letter) = needed(replica);
+            pulls.begin(target, letter, 0).map(|ask| ask.from)
+        };
+        let (first, next) = (2, (1 << 32) + 2);
+        assert_eq!(begin(&mut pulls, first), Some(first));
+        assert_eq!(begin(&mut pulls, first), None);
+        assert_eq!(begin(&mut pulls, next), Some(next));
+        assert_eq!(begin(&mut pulls, next), None);
+    }
+
+    #[test]
+    fn a_copy_that_nobody_needs_is_not_asked_for_again() {
+        let mut pulls = pulls();
+        let (target, letter) = needed(2);
+        pulls.begin(target, letter.clone(), 0).unwrap();
+        let patience = PullConfig::default().patience_millis;
+        let (asked, _) = pulls.tick(patience, |needed| *needed == letter);
+        assert_eq!(asked[0].what, CatchUp::Ask);
+        let (asked, _) = pulls.tick(2 * patience, |_| false);
+        assert!(asked.is_empty() && pulls.is_empty());
     }
 }

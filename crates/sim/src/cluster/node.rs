@@ -228,7 +228,6 @@ impl Node {
         let removed = running.file.record(&[StateRecord::GroupRemoved(key)], true);
         if removed.is_ok() {
             drop(running.shard.remove(key));
-            running.copies.cancel(key);
             let dir = dir_of(key, id);
             let deleted = self.disk.remove_dir_all(&dir);
             deleted.expect("nothing fails now");
