@@ -2,7 +2,7 @@
 //!
 //! Every broker has a replica of the metadata log, since every broker folds it. Some of them vote: those
 //! that did before stay, as long as they are not removed and have not lost their disk, and are not the one that is
-//! draining of an even number; there is an odd number of them, up to [`VOTERS_MAX`], as far as there are brokers.
+//! draining of an even number to which nobody can be added; there is an odd number of them, up to [`VOTERS_MAX`], as far as there are brokers.
 //! Others are learners.
 //!
 //! Unlike that of a partition, this change is not written down before it is made: the members that the group
@@ -98,18 +98,16 @@ fn voters(cluster: &Cluster, report: &Report, registered: &[ReplicaId]) -> Vec<R
     };
     let stays = |voter: &&ReplicaId| registered.contains(voter) || is_awaited(voter);
     let mut target: Vec<ReplicaId> = members.voters.iter().filter(stays).copied().collect();
-    let may_vote = |replica: &ReplicaId| {
+    let is_draining = |replica: &ReplicaId| {
         let broker = cluster.broker(node_of(*replica));
-        broker.is_some_and(|broker| !broker.is_draining)
+        broker.is_some_and(|broker| broker.is_draining)
     };
     let candidates = members.learners.iter().copied();
     let candidates =
-        candidates.filter(|learner| is_able(cluster, *learner, report) && may_vote(learner));
+        candidates.filter(|learner| is_able(cluster, *learner, report) && !is_draining(learner));
     // One that is draining will not make an even number odd.
-    let others = registered
-        .iter()
-        .filter(|replica| !target.contains(replica));
-    let others = others.filter(|replica| may_vote(replica)).count();
+    let is_other = |replica: &&ReplicaId| !target.contains(replica) && !is_draining(replica);
+    let others = registered.iter().filter(is_other).count();
     let known = (target.len() + others).min(VOTERS_MAX);
     let wanted = known - (known + 1) % 2;
     let stay = target.len();
@@ -124,14 +122,12 @@ fn voters(cluster: &Cluster, report: &Report, registered: &[ReplicaId]) -> Vec<R
         // there are two.
         target.pop();
     }
-    let is_draining = |replica: &ReplicaId| {
-        let broker = cluster.broker(node_of(*replica));
-        broker.is_some_and(|broker| broker.is_draining)
-    };
     if target.len().is_multiple_of(2)
+        && others == 0
         && let Some(at) = target.iter().position(is_draining)
     {
-        // While it is listened to: the other of two could not do without its vote once it was removed.
+        // While it is listened to: the other of two could not do without its vote once it was removed. Where a
+        // third may come, it stays until then.
         target.remove(at);
     }
     target

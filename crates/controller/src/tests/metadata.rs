@@ -241,6 +241,15 @@ fn of_two_voters_the_one_that_is_draining_goes() {
     let (seen, _) = settle(&cluster, seen);
     assert_eq!(seen.members.voters, [1]);
     assert!(cluster.decide_remove_heard(2, &seen.members).is_ok());
+    // Where a third may vote once it has caught up, it stays until then.
+    let mut three = self::cluster(3, &[]);
+    let drain = three.decide_drain(2).unwrap();
+    commit(&mut three, drain);
+    let mut lagging = report(1, &[1, 2], &[3]);
+    lagging.caught_up.remove(&3);
+    assert_eq!(plan_metadata(&three, &lagging), None);
+    let (seen, _) = settle(&three, report(1, &[1, 2], &[3]));
+    assert_eq!(sorted(&seen.members.voters), sorted(&[1, 2, 3]));
     // Where the other one cannot be without it, it stays.
     fence(&mut cluster, 1, true);
     assert_eq!(plan_metadata(&cluster, &report(2, &[1, 2], &[])), None);
