@@ -3,8 +3,7 @@
 use tidelog_controller::{MembersChange, Order, Ordered, PartitionKey, Report, Seen};
 use tidelog_log::state::GroupKey;
 use tidelog_record::PartitionId;
-use tidelog_replica::eraftpb::{ConfChangeTransition, ConfChangeType, ConfChangeV2};
-use tidelog_replica::{Group, ReplicaId, single};
+use tidelog_replica::{Group, members_change};
 
 /// A partition, as the controller names it.
 pub(crate) fn partition_key(key: GroupKey) -> PartitionKey {
@@ -30,18 +29,10 @@ pub(crate) fn report_of(group: &Group) -> Option<Report> {
         return None;
     }
     let progress = group.progress();
-    let caught_up = progress.iter().filter(|member| member.is_caught_up);
-    Some(Report {
-        at_ms: 0,
-        leader: group.id(),
-        epoch: u32::try_from(role.term).ok()?,
-        members: seen(group),
-        caught_up: caught_up.map(|member| member.id).collect(),
-        lag: progress
-            .iter()
-            .map(|member| (member.id, member.lag))
-            .collect(),
-    })
+    let progress = progress
+        .iter()
+        .map(|member| (member.id, member.is_caught_up, member.lag));
+    Report::of_leader(group.id(), role.term, seen(group), progress)
 }
 
 /// Does what is asked for, or says why not. What comes late does nothing.
@@ -53,9 +44,16 @@ pub(crate) fn carry_out(order: &Order, group: &mut Group) -> Result<(), String> 
             group.transfer_leader(to);
             Ok(())
         }
-        Ordered::Change(change) => group
-            .propose_members(&in_raft(&change))
-            .map_err(|e| e.to_string()),
+        Ordered::Change(MembersChange {
+            voters,
+            learners,
+            removed,
+            is_joint,
+        }) => {
+            let change = members_change(&voters, &learners, &removed, is_joint);
+            let proposed = group.propose_members(&change);
+            proposed.map_err(|e| e.to_string())
+        }
     }
 }
 
@@ -67,24 +65,4 @@ fn seen(group: &Group) -> Seen {
         learners: members.state.learners.clone(),
         index: members.index,
     }
-}
-
-fn in_raft(change: &MembersChange) -> ConfChangeV2 {
-    let each = |kind: ConfChangeType, ids: &[ReplicaId]| {
-        let singles = ids.iter().map(|id| single(kind, *id));
-        singles.collect::<Vec<_>>()
-    };
-    let mut raft = ConfChangeV2 {
-        changes: [
-            each(ConfChangeType::AddNode, &change.voters),
-            each(ConfChangeType::AddLearnerNode, &change.learners),
-            each(ConfChangeType::RemoveNode, &change.removed),
-        ]
-        .concat(),
-        ..ConfChangeV2::default()
-    };
-    if change.is_joint {
-        raft.set_transition(ConfChangeTransition::Explicit);
-    }
-    raft
 }

@@ -58,7 +58,7 @@ pub use message::{Outgoing, Payload};
 pub use payload::stub_of;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
-pub use propose::single;
+pub use propose::{members_change, single};
 pub use raft::eraftpb;
 pub use recover::{RecoverError, first_term};
 pub use shard::{

@@ -1,7 +1,10 @@
 //! What a leader is asked for: batches, a new log start, other members, and how far the log is committed.
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, Message,
+    MessageType,
+};
 use tidelog_log::state::GROUP_MEMBERS_MAX;
 use tidelog_log::{InternalKind, LogEntry};
 use tidelog_record::{Offset, ProducedBatch, Timestamp, TimestampType};
@@ -220,6 +223,29 @@ impl Group {
         self.node.read_index(self.last_read.to_be_bytes().to_vec());
         Ok(self.last_read)
     }
+}
+
+/// A change after which these vote, these learn, and these are members no more. By a joint configuration it is left
+/// only when that is asked for, which the empty change does.
+pub fn members_change(
+    voters: &[ReplicaId],
+    learners: &[ReplicaId],
+    removed: &[ReplicaId],
+    is_joint: bool,
+) -> ConfChangeV2 {
+    let mut change = ConfChangeV2::default();
+    for (kind, ids) in [
+        (ConfChangeType::AddNode, voters),
+        (ConfChangeType::AddLearnerNode, learners),
+        (ConfChangeType::RemoveNode, removed),
+    ] {
+        let each = ids.iter().map(|id| single(kind, *id));
+        change.changes.extend(each);
+    }
+    if is_joint {
+        change.set_transition(ConfChangeTransition::Explicit);
+    }
+    change
 }
 
 /// One member that a change of them is about.

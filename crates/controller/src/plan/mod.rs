@@ -85,6 +85,31 @@ pub struct Report {
     pub lag: BTreeMap<ReplicaId, u64>,
 }
 
+impl Report {
+    /// What the replica `leader` says, which leads in this term: `progress` has of each member whether it is caught
+    /// up, and what it lacks. `None` where the term is no epoch.
+    pub fn of_leader(
+        leader: ReplicaId,
+        term: u64,
+        members: Seen,
+        progress: impl IntoIterator<Item = (ReplicaId, bool, u64)>,
+    ) -> Option<Self> {
+        let mut report = Self {
+            leader,
+            epoch: u32::try_from(term).ok()?,
+            members,
+            ..Self::default()
+        };
+        for (id, is_caught_up, lag) in progress {
+            if is_caught_up {
+                report.caught_up.insert(id);
+            }
+            report.lag.insert(id, lag);
+        }
+        Some(report)
+    }
+}
+
 /// The members of a group as of the last committed change of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {

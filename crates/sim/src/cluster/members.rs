@@ -6,7 +6,7 @@ use tidelog_log::state::GroupKey;
 use tidelog_replica::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2,
 };
-use tidelog_replica::{Members, NodeId, ProposeError, ReplicaId, node_of};
+use tidelog_replica::{Members, NodeId, ProposeError, ReplicaId, node_of, single};
 
 use super::Cluster;
 use super::checks::Checks;
@@ -41,13 +41,6 @@ const EVER_MAX: usize = 14;
 const VOTERS_MAX: usize = 5;
 /// A learner that lacks no more entries may become a voter.
 const BEHIND_MAX: u64 = 20;
-
-fn single(change: ConfChangeType, id: ReplicaId) -> ConfChangeSingle {
-    ConfChangeSingle {
-        change_type: change as i32,
-        node_id: id,
-    }
-}
 
 impl Partition {
     pub(super) fn new(key: GroupKey, founders: Vec<ReplicaId>, trims: bool) -> Self {

@@ -1,8 +1,7 @@
 //! What is told of groups, and done to them, as a broker does it.
 
 use tidelog_controller::{MembersChange, Order, Ordered, Report, Seen};
-use tidelog_replica::eraftpb::{ConfChangeTransition, ConfChangeType, ConfChangeV2};
-use tidelog_replica::{Group, ReplicaId, single};
+use tidelog_replica::{Group, members_change};
 
 /// What the leader of a group says of it; `None` where the replica does not lead.
 pub(super) fn report_of(group: &Group) -> Option<Report> {
@@ -11,16 +10,10 @@ pub(super) fn report_of(group: &Group) -> Option<Report> {
         return None;
     }
     let progress = group.progress();
-    let caught_up = progress.iter().filter(|member| member.is_caught_up);
-    let lag = progress.iter().map(|member| (member.id, member.lag));
-    Some(Report {
-        at_ms: 0,
-        leader: group.id(),
-        epoch: u32::try_from(role.term).ok()?,
-        members: seen(group),
-        caught_up: caught_up.map(|member| member.id).collect(),
-        lag: lag.collect(),
-    })
+    let progress = progress
+        .iter()
+        .map(|member| (member.id, member.is_caught_up, member.lag));
+    Report::of_leader(group.id(), role.term, seen(group), progress)
 }
 
 /// Does what is asked for; what comes late does nothing, nor does what the group does not take now.
@@ -29,8 +22,14 @@ pub(super) fn carry_out(order: &Order, group: &mut Group) {
     let leads_in = role.is_leader.then_some(role.term);
     match order.at(group.id(), leads_in, &seen(group)) {
         Ok(Ordered::Transfer(to)) => group.transfer_leader(to),
-        Ok(Ordered::Change(change)) => {
-            group.propose_members(&in_raft(&change)).ok();
+        Ok(Ordered::Change(MembersChange {
+            voters,
+            learners,
+            removed,
+            is_joint,
+        })) => {
+            let change = members_change(&voters, &learners, &removed, is_joint);
+            group.propose_members(&change).ok();
         }
         Err(_late) => {}
     }
@@ -44,20 +43,4 @@ pub(super) fn seen(group: &Group) -> Seen {
         learners: members.state.learners.clone(),
         index: members.index,
     }
-}
-
-fn in_raft(change: &MembersChange) -> ConfChangeV2 {
-    let mut raft = ConfChangeV2::default();
-    for (kind, ids) in [
-        (ConfChangeType::AddNode, &change.voters),
-        (ConfChangeType::AddLearnerNode, &change.learners),
-        (ConfChangeType::RemoveNode, &change.removed),
-    ] {
-        let each = |id: &ReplicaId| single(kind, *id);
-        raft.changes.extend(ids.iter().map(each));
-    }
-    if change.is_joint {
-        raft.set_transition(ConfChangeTransition::Explicit);
-    }
-    raft
 }
