@@ -106,10 +106,6 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
         }
     });
     let entries = entries.collect();
-    if frame.meta.raft.capacity() == 0 {
-        // Mostly there is one in a frame, and it takes hundreds of bytes.
-        frame.meta.raft.reserve_exact(1);
-    }
     frame.meta.raft.push(wire::RaftLetter {
         topic_id: Bytes::copy_from_slice(&key.topic_id.to_bytes()),
         partition: key.partition.get(),
@@ -128,7 +124,6 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
         priority: message.priority,
         entries,
     });
-    frame.payloads.reserve_exact(payloads.len());
     frame.payloads.extend(payloads);
 }
 

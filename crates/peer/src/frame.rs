@@ -11,8 +11,8 @@
 //! other is in `wire.rs`.
 
 use bytes::{Buf, BufMut, Bytes};
+use prost::Message;
 use prost::encoding::decode_varint;
-use prost::{DecodeError, Message};
 use thiserror::Error;
 use tidelog_proto::internal::v1 as wire;
 use tidelog_record::{BATCH_HEADER_LEN, crc32c};
@@ -126,17 +126,17 @@ impl Frame {
         if meta_len > bytes.len().min(META_BYTES_MAX) {
             return Err(FrameError::Length { len });
         }
-        let meta = bytes.split_to(meta_len);
+        let encoded = bytes.split_to(meta_len);
         let no_frame = FrameError::Senseless("it is no PeerFrame");
-        let said = Said::of(&meta).ok_or(no_frame)?;
+        let said = Said::of(&encoded).ok_or(no_frame)?;
         if !said.is_reasonable() {
             return Err(FrameError::Senseless("it says too much at once"));
         }
-        let room = wire::PeerFrame {
+        let mut meta = wire::PeerFrame {
             raft: Vec::with_capacity(said.raft),
             ..wire::PeerFrame::default()
         };
-        let meta = decode_into(room, meta).map_err(|_| no_frame)?;
+        meta.merge(encoded).map_err(|_| no_frame)?;
         let mut payloads = Vec::with_capacity(said.entries);
         for len in payload_lens(&meta) {
             let len = len as usize;
@@ -150,11 +150,6 @@ impl Frame {
         }
         Ok(Self { meta, payloads })
     }
-}
-
-fn decode_into(mut room: wire::PeerFrame, bytes: Bytes) -> Result<wire::PeerFrame, DecodeError> {
-    room.merge(bytes)?;
-    Ok(room)
 }
 
 /// How much a `PeerFrame` says.
