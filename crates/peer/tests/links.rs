@@ -120,6 +120,13 @@ fn ask(from: NodeId, to: NodeId, what: CatchUp) -> Post {
     }
 }
 
+fn notes(notes: Vec<Bytes>) -> Post {
+    Post {
+        notes,
+        ..Post::default()
+    }
+}
+
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), what)
         .await
@@ -322,11 +329,7 @@ async fn what_the_sender_writes_and_what_the_task_writes_stay_in_order() {
                 1 => 5_000,
                 _ => 10,
             };
-            let post = Post {
-                notes: vec![note(number, len), note(number + 1, 10)],
-                ..Post::default()
-            };
-            match link.send(post) {
+            match link.send(notes(vec![note(number, len), note(number + 1, 10)])) {
                 Ok(()) => number += 2,
                 // The queue is full.
                 Err(_) => std::thread::yield_now(),
@@ -353,41 +356,85 @@ async fn a_link_that_never_rests_is_not_given_up() {
     let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
     let config = LinkConfig {
         ping_interval: Duration::from_millis(5),
-        ping_timeout: Duration::from_secs(2),
         frame_bytes: 10_000,
         ..LinkConfig::default()
     };
     let link = link(1, 2, &address, &one, config);
     until("it is connected", &link, is_connected).await;
-    let state = link.state();
+    let mut state = link.state();
     let is_over = Arc::new(AtomicBool::new(false));
     let sending = tokio::task::spawn_blocking({
         let is_over = is_over.clone();
         let long = Bytes::from(vec![7; 100_000]);
         move || {
             while !is_over.load(Relaxed) {
-                let notes = vec![long.clone(), long.clone()];
-                let post = Post {
-                    notes,
-                    ..Post::default()
-                };
                 // Mostly the queue is full.
-                if link.send(post).is_err() {
+                if link.send(notes(vec![long.clone(); 2])).is_err() {
                     std::thread::yield_now();
                 }
             }
             link
         }
     });
-    // For twice as long as without an answer to a ping.
-    let began = tokio::time::Instant::now();
-    while began.elapsed() < Duration::from_secs(4) {
-        two.delivered().await;
-        let now = *state.borrow();
-        assert!(now.is_connected && now.connections == 1, "{now:?}");
+    // Without pings it would not be told of answers, but that the link is lost.
+    let mut answers = 0;
+    while answers < 20 {
+        tokio::select! {
+            _ = two.delivered() => {}
+            changed = state.changed() => {
+                changed.unwrap();
+                let now = *state.borrow_and_update();
+                assert!(now.is_connected && now.connections == 1, "{now:?}");
+                answers += 1;
+            }
+        }
     }
     is_over.store(true, Relaxed);
     soon(sending).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_sends_short_posts_to_a_broker_that_does_not_read_never_waits() {
+    let (mut two, one) = (Sunk::new(), Sunk::new());
+    let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    let config = LinkConfig {
+        ping_timeout: Duration::from_secs(60),
+        ..LinkConfig::default()
+    };
+    let link = link(1, 2, &address, &one, config);
+    until("it is connected", &link, is_connected).await;
+    two.gate.send_replace(false);
+    let note = |number: u32| {
+        let mut note = number.to_le_bytes().to_vec();
+        note.resize(20_000, 7);
+        notes(vec![note.into()])
+    };
+    // What the connection takes, and the queue.
+    let mut taken = 0;
+    let fill = async {
+        let mut refused = 0;
+        while refused < 20_000 {
+            if link.send(note(taken)).is_ok() {
+                taken += 1;
+                refused = 0;
+            } else {
+                refused += 1;
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    soon(fill).await;
+    let queue = u32::try_from(LinkConfig::default().queue_len).unwrap();
+    assert!((queue..4 * queue).contains(&taken), "{taken} were taken");
+    two.gate.send_replace(true);
+    let mut expected = 0;
+    while expected < taken {
+        for note in two.delivered().await.notes {
+            assert_eq!(note[..4], expected.to_le_bytes());
+            expected += 1;
+        }
+    }
+    assert_eq!(link.state().borrow().connections, 1);
 }
 
 #[tokio::test]
@@ -593,28 +640,22 @@ async fn notes_arrive_and_those_that_no_frame_takes_come_back() {
     let (address, _served) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
     let link = link(1, 2, &address, &one, LinkConfig::default());
     until("it is connected", &link, is_connected).await;
-    let post = |notes| Post {
-        notes,
-        ..Post::default()
-    };
     let long = Bytes::from(vec![1; NOTE_BYTES_MAX]);
-    for notes in [
+    for refused in [
         vec![Bytes::from(vec![1; NOTE_BYTES_MAX + 1])],
         vec![Bytes::new(); 10_000],
         vec![long.clone(); 3],
     ] {
-        let back = link.send(post(notes.clone())).unwrap_err();
-        assert_eq!(back.notes, notes);
+        let back = link.send(notes(refused.clone())).unwrap_err();
+        assert_eq!(back.notes, refused);
     }
     // As many as there may be, one post behind the other: none makes a frame that is refused.
     let mut sent = Vec::new();
     for _ in 0..10 {
-        let notes = vec![long.clone(), long.clone()];
-        link.send(post(notes.clone())).unwrap();
-        sent.extend(notes);
-        let notes = vec![Bytes::from_static(b"n"); 5_000];
-        link.send(post(notes.clone())).unwrap();
-        sent.extend(notes);
+        for together in [vec![long.clone(); 2], vec![Bytes::from_static(b"n"); 5_000]] {
+            link.send(notes(together.clone())).unwrap();
+            sent.extend(together);
+        }
     }
     let mut arrived = Vec::new();
     while arrived.len() < sent.len() {
