@@ -9,6 +9,9 @@ use super::act::{report_of, seen};
 use super::{METADATA, group_key};
 use crate::cluster::Cluster;
 
+/// So many brokers vote on the metadata at most.
+const METADATA_VOTERS_MAX: usize = 5;
+
 impl Cluster {
     /// What is not as was decided, if anything.
     pub(in crate::cluster) fn unsettled(&self) -> Option<String> {
@@ -119,7 +122,7 @@ impl Cluster {
         None
     }
 
-    /// Every registered broker has the metadata, and an odd number of them votes.
+    /// Every registered broker has the metadata, and an odd number of them votes, as many as may.
     fn metadata_not(&self) -> Option<String> {
         let Some(leader) = self.leader(METADATA) else {
             return Some("the metadata have no leader".to_owned());
@@ -138,7 +141,10 @@ impl Cluster {
             broker.is_some_and(|broker| !broker.is_draining)
         });
         let is_odd = members.voters.len() % 2 == 1 || !could_vote;
-        let is_well = all == placed && !members.is_joint() && is_odd;
+        let able = reference.brokers().filter(|broker| !broker.is_draining);
+        let able = able.count().min(METADATA_VOTERS_MAX);
+        let is_enough = members.voters.len() >= able - able.saturating_sub(1) % 2;
+        let is_well = all == placed && !members.is_joint() && is_odd && is_enough;
         (!is_well).then(|| format!("the members of the metadata are {members:?}, not {placed:?}"))
     }
 
