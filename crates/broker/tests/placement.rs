@@ -4,10 +4,12 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use support::cluster::{Cluster, place};
 use support::{new_topic, read_all};
 use tidelog_broker::{Broker, Facts, Replication};
+use tidelog_disk::{Disk, OpenHow};
 
 async fn create(cluster: &Cluster, name: &str, assignment: &[&[u32]]) {
     let replication = Replication {
@@ -98,10 +100,18 @@ async fn a_partition_moves_with_all_it_has_and_takes_more_meanwhile() {
         .await;
     has_all(&cluster, 3, "t", &values).await;
     has_all(&cluster, 2, "t", &values).await;
-    // It is so after power loss as well.
+    // It is so after power loss as well, and what one has left half made goes.
     for id in 1..=3 {
         cluster.crash(id);
     }
+    let (disk, half_made) = (&cluster.disks[&1], Path::new("/srv/data/t-0"));
+    disk.create_dir_all(half_made).unwrap();
+    disk.open(
+        &half_made.join("00000000000000000000.log"),
+        OpenHow::CreateNew,
+    )
+    .unwrap();
+    assert!(cluster.has_files(1, "t", 0));
     for id in 1..=3 {
         cluster.start(id);
     }

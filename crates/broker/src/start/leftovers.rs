@@ -61,19 +61,20 @@ impl Start {
                 note(name, *id, number);
             }
         }
-        let mut removed = Vec::new();
-        for key in groups
-            .keys()
-            .filter(|key| key.topic_id != METADATA_TOPIC_ID)
-        {
-            let number = key.partition.get();
-            match topics.by_id(key.topic_id) {
-                Some(topic) if is_wanted(topic, number) => continue,
-                Some(topic) => note(&topic.name, topic.id, number),
-                None => {}
+        // What a stop has left half made of a partition is known to nobody else.
+        for topic in topics.iter() {
+            for number in 0..topic.partitions {
+                note(&topic.name, topic.id, number);
             }
-            removed.push(StateRecord::GroupRemoved(*key));
         }
+        let unwanted = groups.keys().filter(|key| {
+            let topic = topics.by_id(key.topic_id);
+            let is_wanted = topic.is_some_and(|topic| is_wanted(topic, key.partition.get()));
+            key.topic_id != METADATA_TOPIC_ID && !is_wanted
+        });
+        let removed: Vec<StateRecord> = unwanted
+            .map(|key| StateRecord::GroupRemoved(*key))
+            .collect();
         // Topics of one name, deleted one after the other, leave one directory.
         leftovers.sort();
         leftovers.dedup_by(|one, other| one.0 == other.0);

@@ -1,5 +1,7 @@
 //! How a broker starts: from its disk alone.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tidelog_controller::{AtStart, Cluster as Folded};
@@ -182,43 +184,45 @@ impl Node {
         seat: &Seat,
         cluster: &Folded,
     ) -> Result<(), DiskError> {
-        for entry in self.disk.list(&data_dir())? {
-            if entry.name.ends_with(".deleted") {
-                self.disk.remove_dir_all(&data_dir().join(&entry.name))?;
-            }
+        let entries = self.disk.list(&data_dir())?;
+        let dirs = entries.iter().map(|entry| data_dir().join(&entry.name));
+        let dirs: BTreeSet<PathBuf> = dirs.collect();
+        for aside in dirs
+            .iter()
+            .filter(|dir| dir.extension().is_some_and(|e| e == "deleted"))
+        {
+            self.disk.remove_dir_all(aside)?;
         }
         let local = seat.local(self.id);
-        let mut removed = Vec::new();
-        let mut aside = Vec::new();
-        for key in file.state().groups.keys().filter(|key| **key != METADATA) {
+        let is_wanted = |key: &GroupKey| {
             let placement = cluster.placement(key.topic_id, key.partition.get());
-            if placement.is_some_and(|placement| local.replica(placement).is_some()) {
-                continue;
-            }
-            removed.push(StateRecord::GroupRemoved(*key));
-            // A topic of the same name may have been made since.
-            let is_taken = cluster.placements().any(|(other, placement)| {
-                let other = group_key(other);
-                partition_dir(other) == partition_dir(*key) && local.replica(placement).is_some()
-            });
-            if !is_taken {
-                aside.push((partition_dir(*key), deleted_dir(*key)));
-            }
-        }
+            placement.is_some_and(|placement| local.replica(placement).is_some())
+        };
+        let groups = file.state().groups;
+        let unwanted = groups.keys().copied();
+        let unwanted: BTreeSet<GroupKey> = unwanted
+            .filter(|key| *key != METADATA && !is_wanted(key))
+            .collect();
+        let removed = unwanted.iter().map(|key| StateRecord::GroupRemoved(*key));
+        let removed: Vec<StateRecord> = removed.collect();
+        // What a stop has left half made of a partition is known to nobody else.
+        let placed = cluster.placements().map(|(key, _)| group_key(key));
+        let placed: Vec<GroupKey> = placed.collect();
+        let (wanted, elsewhere): (Vec<_>, Vec<_>) = placed.into_iter().partition(is_wanted);
+        // A topic of the same name may have been made since.
+        let taken: BTreeSet<PathBuf> = wanted.into_iter().map(partition_dir).collect();
+        let aside = unwanted.into_iter().chain(elsewhere);
+        let aside = aside.map(|key| (partition_dir(key), deleted_dir(key)));
+        let is_left = |from: &PathBuf| dirs.contains(from) && !taken.contains(from);
+        let aside: BTreeMap<PathBuf, PathBuf> = aside.filter(|(from, _)| is_left(from)).collect();
         for (from, to) in &aside {
-            match self.disk.rename(from, to) {
-                Err(e) if !e.is_not_found() => return Err(e),
-                _ => {}
-            }
+            self.disk.rename(from, to)?;
         }
         self.disk.sync_dir(&data_dir())?;
         // How it went shows when more is recorded.
         file.record(&removed, false).ok();
-        for (_, to) in &aside {
-            match self.disk.remove_dir_all(to) {
-                Err(e) if !e.is_not_found() => return Err(e),
-                _ => {}
-            }
+        for to in aside.values() {
+            self.disk.remove_dir_all(to)?;
         }
         Ok(())
     }
