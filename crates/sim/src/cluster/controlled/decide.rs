@@ -3,9 +3,7 @@
 
 use std::collections::VecDeque;
 
-use tidelog_controller::{
-    Action, ClusterCommand, Note, Order, Seen, Step, node_of, plan, plan_metadata,
-};
+use tidelog_controller::{Action, ClusterCommand, Note, Order, Step, node_of, plan, plan_metadata};
 use tidelog_record::{
     BatchBuilder, BatchLimits, Compression, ProducedBatch, Timestamp, validate_produced,
 };
@@ -139,8 +137,8 @@ impl Cluster {
         match job {
             Job::Asked(request) => {
                 let seen = broker.observed.partitions.get(&partition_key(METADATA));
-                let metadata = seen.map_or_else(Seen::default, |seen| seen.members.clone());
-                if let Some(command) = request.decide(&broker.cluster, &metadata) {
+                let metadata = seen.map(|seen| &seen.members);
+                if let Some(command) = request.decide(&broker.cluster, metadata) {
                     self.stats.asked += 1;
                     let job = Job::Turn(Stage::Over);
                     self.write(id, job, term, [Step::Commit(command)].into(), None);

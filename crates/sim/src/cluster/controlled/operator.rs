@@ -58,7 +58,11 @@ pub(in crate::cluster) enum Request {
 
 impl Request {
     /// What is to be written for it, unless it is refused.
-    pub(super) fn decide(&self, cluster: &Folded, metadata: &Seen) -> Option<ClusterCommand> {
+    pub(super) fn decide(
+        &self,
+        cluster: &Folded,
+        metadata: Option<&Seen>,
+    ) -> Option<ClusterCommand> {
         match self {
             Self::Create {
                 number,
@@ -103,7 +107,7 @@ impl Request {
             } => cluster.decide_set_leader(topic, *partition, *node).ok(),
             Self::Drain(node) => cluster.decide_drain(*node).ok(),
             Self::Undrain(node) => cluster.decide_undrain(*node).ok(),
-            Self::Remove(node) => cluster.decide_remove_heard(*node, metadata).ok(),
+            Self::Remove(node) => cluster.decide_remove_heard(*node, metadata?).ok(),
             Self::Replace { node, disk } => {
                 cluster.decide_replace(*node, directory(*node, *disk)).ok()
             }
