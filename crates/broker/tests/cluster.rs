@@ -8,6 +8,8 @@ use std::time::Duration;
 use support::cluster::Cluster;
 use support::{new_topic, record, submit};
 use tidelog_broker::{Acks, Broker, Facts};
+use tidelog_disk::DiskOp;
+use tidelog_sim::OpFilter;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_survives_the_leader_and_is_the_same_everywhere() {
@@ -43,6 +45,54 @@ async fn what_is_acknowledged_survives_the_leader_and_is_the_same_everywhere() {
         for value in &acknowledged {
             assert!(found.any(|found| found == value), "{value} is lost");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_syncs_hang_is_done_without_and_comes_back() {
+    let mut cluster = Cluster::new();
+    let create = async |broker: &Broker| broker.create_topic(new_topic("t", 1, &[])).await;
+    cluster.anywhere("a topic", create).await;
+    cluster
+        .until("all know the topic", |broker| {
+            broker.partition("t", 0).is_ok()
+        })
+        .await;
+    let (leader, _) = cluster.append("t", "first").await;
+    let mut acknowledged = vec!["first".to_owned()];
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    let mut end = 0;
+    for hung in [follower, leader] {
+        let hang = cluster.disks[&hung].hang(OpFilter::op(DiskOp::Sync));
+        let broker = cluster.brokers.remove(&hung).unwrap();
+        // Where it leads, it has this one, and answers only once its disk goes on.
+        let asked = broker.clone();
+        let asked = tokio::spawn(async move {
+            let records = vec![record(None, "of the one that hangs")];
+            if let Ok(pending) = submit(&asked, "t", Some(0), Acks::All, records).await {
+                pending.await;
+            }
+        });
+        let hangs = tokio::task::spawn_blocking(move || {
+            hang.wait_until_one_hangs();
+            hang
+        });
+        for number in 0..20 {
+            let value = format!("{hung}/{number}");
+            end = cluster.append("t", &value).await.1.get() + 1;
+            acknowledged.push(value);
+        }
+        drop(hangs.await.unwrap());
+        cluster.brokers.insert(hung, broker);
+        tokio::time::timeout(Duration::from_secs(60), asked)
+            .await
+            .expect("whoever asked is answered")
+            .unwrap();
+    }
+    let values = cluster.same_everywhere("t", end).await;
+    let mut found = values.iter();
+    for value in &acknowledged {
+        assert!(found.any(|found| found == value), "{value} is lost");
     }
 }
 
