@@ -35,6 +35,8 @@ pub(crate) struct Brokers {
     given: usize,
     /// The candidate that is asked first.
     current: Arc<str>,
+    /// The one that was asked last who leads a topic, if it did not know.
+    unsure: Option<Arc<str>>,
     /// By node id.
     nodes: HashMap<u32, Arc<str>>,
     connections: HashMap<Arc<str>, Connection>,
@@ -62,6 +64,7 @@ impl Brokers {
             candidates: Vec::new(),
             given: 0,
             current: config.brokers.0[0].as_str().into(),
+            unsure: None,
             nodes: HashMap::new(),
             connections: HashMap::new(),
         };
@@ -126,6 +129,23 @@ impl Brokers {
         candidates
     }
 
+    /// All that can be asked who leads, beginning behind one that did not know: if it is cut off from
+    /// the others it answers, and never hears. It stays the current one, as nobody else may answer.
+    pub(crate) fn candidates_for_leaders(&self) -> Vec<Arc<str>> {
+        let Some(unsure) = &self.unsure else {
+            return self.candidates();
+        };
+        let mut candidates = self.candidates.clone();
+        let behind = (self.position(unsure) + 1) % candidates.len();
+        candidates.rotate_left(behind);
+        candidates
+    }
+
+    /// Notes whether the current one knew who leads.
+    pub(crate) fn was_unsure(&mut self, is_unsure: bool) {
+        self.unsure = is_unsure.then(|| Arc::clone(&self.current));
+    }
+
     /// Asks there first from now on.
     pub(crate) fn prefer(&mut self, address: &Arc<str>) {
         if self.connections.contains_key(address) {
@@ -136,14 +156,9 @@ impl Brokers {
     /// Does not ask there first any more. Others may have noticed before.
     pub(crate) fn leave(&mut self, address: &Arc<str>) {
         if self.current == *address {
-            self.leave_current();
+            let next = (self.position(&self.current) + 1) % self.candidates.len();
+            self.current = Arc::clone(&self.candidates[next]);
         }
-    }
-
-    /// Asks the next one first.
-    pub(crate) fn leave_current(&mut self) {
-        let next = (self.position(&self.current) + 1) % self.candidates.len();
-        self.current = Arc::clone(&self.candidates[next]);
     }
 
     fn position(&self, address: &Arc<str>) -> usize {
@@ -233,6 +248,29 @@ mod tests {
         brokers.leave(&"a:1".into());
         brokers.leave(&"a:1".into());
         assert_eq!(names(&brokers), ["b:1", "c:1", "a:1"]);
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_know_who_leads_is_asked_last_and_stays_the_current_one() {
+        let mut brokers = brokers("a:1,b:1,c:1");
+        let for_leaders = |brokers: &Brokers| {
+            let all = brokers.candidates_for_leaders();
+            all.iter().map(|a| a.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(for_leaders(&brokers), ["a:1", "b:1", "c:1"]);
+        // The others are dead: it alone answers, each time.
+        for _ in 0..3 {
+            brokers.was_unsure(true);
+            assert_eq!(for_leaders(&brokers), ["b:1", "c:1", "a:1"]);
+            brokers.leave(&"b:1".into());
+            brokers.leave(&"c:1".into());
+            assert_eq!(&*brokers.current().address, "a:1");
+        }
+        brokers.prefer(&"c:1".into());
+        brokers.was_unsure(true);
+        assert_eq!(for_leaders(&brokers), ["a:1", "b:1", "c:1"]);
+        brokers.was_unsure(false);
+        assert_eq!(for_leaders(&brokers), ["c:1", "a:1", "b:1"]);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Calls that any broker can answer: one that does not is passed over.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -62,7 +63,9 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        self.call(operation, |route| call(self.log_of(route))).await
+        let candidates = self.candidates();
+        self.call(operation, candidates, |route| call(self.log_of(route)))
+            .await
     }
 
     /// Makes a call on the service `Topics`.
@@ -74,7 +77,8 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        self.call(operation, |route| call(self.topics_of(route)))
+        let candidates = self.candidates();
+        self.call(operation, candidates, |route| call(self.topics_of(route)))
             .await
     }
 
@@ -88,7 +92,7 @@ impl Client {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let bytes_max = self.config().message_bytes_max;
-        self.call(operation, |route| {
+        self.call(operation, self.candidates(), |route| {
             let client = ClusterClient::new(route.channel.clone());
             call(client.max_decoding_message_size(bytes_max))
         })
@@ -111,7 +115,8 @@ impl Client {
             include_segments,
         };
         let described = self
-            .call_topics("DescribeTopic", |mut topics| {
+            .call("DescribeTopic", self.candidates_for_leaders(), |route| {
+                let mut topics = self.topics_of(route);
                 let request = request.clone();
                 async move { topics.describe_topic(request).await }
             })
@@ -120,9 +125,11 @@ impl Client {
         Ok(described)
     }
 
+    /// Makes a call on the first of `candidates` that answers.
     async fn call<T, F>(
         &self,
         operation: &'static str,
+        candidates: Vec<Arc<str>>,
         call: impl Fn(&Route) -> F,
     ) -> Result<T, ClientError>
     where
@@ -133,7 +140,7 @@ impl Client {
             Kind::Change => self.config().change_timeout,
             Kind::Question | Kind::Action => self.config().request_timeout,
         };
-        let mut candidates = self.candidates().into_iter();
+        let mut candidates = candidates.into_iter();
         let mut next_attempt = || {
             let route = candidates.by_ref().find_map(|at| self.route_to(&at))?;
             let answer = Box::pin(call(&route));

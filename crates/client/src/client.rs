@@ -193,6 +193,11 @@ impl Client {
         self.inner.routing.lock().brokers.candidates()
     }
 
+    /// Brokers that can be asked who leads, those first that may know.
+    pub(crate) fn candidates_for_leaders(&self) -> Vec<Arc<str>> {
+        self.inner.routing.lock().brokers.candidates_for_leaders()
+    }
+
     /// Counts up whenever [`route_of`](Self::route_of) may give another answer for a partition whose
     /// leader is known.
     pub(crate) fn routing_version(&self) -> u64 {
@@ -212,11 +217,8 @@ impl Client {
             is_changed |= routing.brokers.learn(broker.node_id, &broker.grpc_address);
         }
         is_changed |= routing.leaders.learn(topic, described);
-        if routing.leaders.is_unsure(topic) {
-            // One that is cut off from the others answers, and never hears who leads: next time another
-            // one is asked.
-            routing.brokers.leave_current();
-        }
+        let is_unsure = routing.leaders.is_unsure(topic);
+        routing.brokers.was_unsure(is_unsure);
         self.note_change(is_changed);
     }
 

@@ -144,6 +144,26 @@ async fn replicas_are_read_from_where_that_is_wanted() {
     assert!(state.starts[0].read_replica);
 }
 
+#[tokio::test]
+async fn the_last_broker_is_read_though_it_does_not_know_who_leads() {
+    let mut cluster = Cluster::start(3, 3).await;
+    filled(&cluster, 3, 10);
+    for partition in 0..3 {
+        cluster.lead(partition, None);
+    }
+    cluster.kill(1).await;
+    cluster.kill(3).await;
+    let config = ReaderConfig {
+        read_replica: true,
+        // None of those that are dead may be tried before it.
+        retry_timeout: Duration::ZERO,
+        ..config()
+    };
+    let mut reader = Reader::open(cluster.client(&[2]), config).await.unwrap();
+    assert_eq!(read(&mut reader, usize::MAX).await.len(), 3);
+    assert_eq!(cluster.fake().state().reads, [(2, vec![0, 1, 2])]);
+}
+
 fn latest(partitions: u32) -> Vec<(PartitionId, OffsetSpec)> {
     (0..partitions)
         .rev()
