@@ -347,6 +347,13 @@ fn syncs_that_nobody_waits_for_are_put_off() {
     }
     coordinator.sync_behind(targets(&owners[..1]));
     assert_eq!(owners[0].wait(1), [Ok(logs[0].end())]);
+    // Owners are told before the coordinator's thread is done with their round.
+    let mut told = 1;
+    while owners[0].told.lock()[told - 1].1 != thread::current().id() {
+        coordinator.sync(targets(&owners[..1]));
+        told += 1;
+        owners[0].wait(told);
+    }
 
     coordinator.sync_behind(targets(&owners[1..2]));
     // Alone, on this thread: what is put off stays so.
@@ -360,10 +367,10 @@ fn syncs_that_nobody_waits_for_are_put_off() {
 
     append(&mut logs[0], batch(1, 10));
     coordinator.sync_behind(targets(&owners[..1]));
-    assert_eq!(owners[0].told.lock().len(), 1);
+    assert_eq!(owners[0].told.lock().len(), told);
     drop(coordinator);
     assert_eq!(
-        owners[0].wait(2)[1],
+        owners[0].wait(told + 1)[told],
         Ok(logs[0].end()),
         "not put off beyond the stop"
     );
