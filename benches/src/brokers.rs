@@ -149,11 +149,19 @@ pub(crate) async fn create(
     name: &str,
     partitions: u32,
 ) -> anyhow::Result<TopicName> {
-    let topic = TopicName::new(name)?;
     let new = NewTopic {
         partitions,
         ..NewTopic::default()
     };
+    create_as(client, name, new).await
+}
+
+pub(crate) async fn create_as(
+    client: &Client,
+    name: &str,
+    new: NewTopic,
+) -> anyhow::Result<TopicName> {
+    let topic = TopicName::new(name)?;
     client
         .create_topic_as(&topic, new, AdminOptions::default())
         .await?;

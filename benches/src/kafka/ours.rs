@@ -1,14 +1,14 @@
 //! Three brokers of ours under the same load.
 
 use futures_util::future::try_join_all;
-use tidelog_client::{Client, TopicName};
+use tidelog_client::{Client, NewTopic, TopicName};
 use tidelog_proto::v1::Acks;
 use tidelog_proto::v1::log_client::LogClient;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 use super::{CONNECTIONS, IN_FLIGHT, Load, PARTITIONS, Turn, taken};
-use crate::brokers::{BROKERS, Cluster, LOOK, PATIENCE, create, is_well};
+use crate::brokers::{BROKERS, Cluster, LOOK, PATIENCE, create_as, is_well};
 use crate::fixtures::{Bench, now};
 use crate::grpc::{Clients, Stream};
 
@@ -41,15 +41,23 @@ impl Ours {
         })
     }
 
-    /// A turn, into a topic of its own.
-    pub(super) fn turn(&mut self, topic: &str, load: &Load) -> anyhow::Result<Turn> {
+    /// A turn, into a topic of its own, where what is acknowledged is on two disks, or in two page caches.
+    pub(super) fn turn(&mut self, topic: &str, synced: bool, load: &Load) -> anyhow::Result<Turn> {
         let Self {
             cluster,
             client,
             logs,
             runtime,
         } = self;
-        let name = runtime.block_on(create(client, topic, PARTITIONS))?;
+        let mut new = NewTopic {
+            partitions: PARTITIONS,
+            ..NewTopic::default()
+        };
+        if !synced {
+            let cached = ("write.caching".to_owned(), "true".to_owned());
+            new.settings.extend([cached]);
+        }
+        let name = runtime.block_on(create_as(client, topic, new))?;
         runtime.block_on(is_well(client, BROKERS as usize))?;
         let led = runtime.block_on(led_evenly(client, &name))?;
         let batches = || {
