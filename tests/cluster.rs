@@ -15,7 +15,7 @@ mod support;
 use std::time::Duration;
 
 use harness::{Cluster, Load};
-use tidelog_client::{Producer, ProducerConfig, ProducerRecord};
+use tidelog_client::{NewTopic, Producer, ProducerConfig, ProducerRecord};
 
 const PARTITIONS: u32 = 3;
 
@@ -50,6 +50,39 @@ async fn all_are_killed_at_once_and_a_majority_is_enough() {
     }
     load.more(500).await;
     cluster.start(2).await;
+    cluster.all_ready().await;
+    cluster.is_well().await;
+    load.check(&cluster, &topic).await;
+}
+
+/// What the operating system has outlives every process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_write_caching_brokers_that_are_killed_lose_nothing() {
+    let mut cluster = Cluster::found(3).await;
+    let new = NewTopic {
+        partitions: PARTITIONS,
+        replication_factor: 3,
+        settings: [("write.caching".to_owned(), "true".to_owned())].into(),
+        ..NewTopic::default()
+    };
+    let topic = cluster.create_as("t", new).await;
+    let load = Load::start(&cluster.client(), &topic, PARTITIONS);
+    for partition in 0..PARTITIONS {
+        load.more(500).await;
+        let leader = cluster.leader(&topic, partition).await;
+        cluster.kill(leader);
+        load.more_of_each(200).await;
+        cluster.start(leader).await;
+    }
+    load.more(500).await;
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    for id in [2, 1] {
+        cluster.spawn(id);
+    }
+    load.more(500).await;
+    cluster.start(3).await;
     cluster.all_ready().await;
     cluster.is_well().await;
     load.check(&cluster, &topic).await;

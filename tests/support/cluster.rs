@@ -426,6 +426,27 @@ impl Cluster {
         records.sort();
         records
     }
+
+    /// The same, once there are so many: one that does not lead hears a moment later how far all is committed, and
+    /// with `write.caching` all is a moment after it was acknowledged.
+    async fn read_as_many(
+        &self,
+        topic: &TopicName,
+        at: Option<u32>,
+        count: usize,
+    ) -> Vec<(u32, u64, String)> {
+        let all = async {
+            loop {
+                let read = self.read(topic, at).await;
+                if read.len() >= count {
+                    return read;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let all = tokio::time::timeout(Duration::from_secs(30), all).await;
+        all.unwrap_or_else(|_| panic!("broker {at:?} does not get all of it"))
+    }
 }
 
 /// The same program, run by another one that takes it with its arguments behind its own.
@@ -571,7 +592,7 @@ impl Load {
     /// told, in order, and the same at every broker that has a replica.
     pub async fn check(self, cluster: &Cluster, topic: &TopicName) -> usize {
         let told = self.end().await;
-        let read = cluster.read(topic, None).await;
+        let read = cluster.read_as_many(topic, None, told.len()).await;
         assert_same("the leaders", &told, &read);
         let places = cluster.client().list_partitions(Some(topic)).await.unwrap();
         for id in cluster.running() {
@@ -583,18 +604,7 @@ impl Load {
                 .map(|place| (place.partition, ()))
                 .collect();
             if here.len() == places.len() {
-                // One that does not lead hears a moment later how far all is committed.
-                let all = async {
-                    loop {
-                        let read = cluster.read(topic, Some(id)).await;
-                        if read.len() >= told.len() {
-                            return read;
-                        }
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                };
-                let all = tokio::time::timeout(Duration::from_secs(30), all).await;
-                let read = all.unwrap_or_else(|_| panic!("broker {id} does not get all of it"));
+                let read = cluster.read_as_many(topic, Some(id), told.len()).await;
                 assert_same(&format!("broker {id}"), &told, &read);
             }
         }

@@ -296,6 +296,7 @@ mod tests {
             incarnation: 1,
             message: tidelog_replica::eraftpb::Message::default(),
             payloads: Vec::new(),
+            receipt: false,
         };
         let refused = handle.try_receive(vec![received]);
         let Err(TrySendError::Full(back)) = refused else {

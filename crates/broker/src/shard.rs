@@ -295,6 +295,7 @@ impl Shard {
             batch.set_log_append_time(now);
         }
         let until = match acks {
+            Acks::All if partition.settings().write_caching => Until::Received,
             Acks::All => Until::Committed,
             Acks::Leader | Acks::None => Until::Written,
         };

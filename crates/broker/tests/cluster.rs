@@ -97,6 +97,42 @@ async fn a_broker_whose_syncs_hang_is_done_without_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_write_caching_nobody_waits_for_a_sync_and_nothing_is_read_before_it() {
+    let cluster = Cluster::new();
+    let create = async |broker: &Broker| {
+        let cached = new_topic("t", 1, &[("write.caching", "true")]);
+        broker.create_topic(cached).await
+    };
+    cluster.anywhere("a topic", create).await;
+    cluster
+        .until("all know the topic", |broker| {
+            broker.partition("t", 0).is_ok()
+        })
+        .await;
+    let (leader, _) = cluster.append("t", "first").await;
+    cluster.same_everywhere("t", 1).await;
+    let sync = OpFilter::op(DiskOp::Sync);
+    let hangs = cluster.disks.values().map(|disk| disk.hang(sync.clone()));
+    let hangs: Vec<_> = hangs.collect();
+    let broker = &cluster.brokers[&leader];
+    let records = vec![record(None, "second")];
+    let pending = submit(broker, "t", Some(0), Acks::All, records)
+        .await
+        .unwrap();
+    let appended = tokio::time::timeout(Duration::from_secs(60), pending).await;
+    let appended = appended
+        .expect("it waits for no sync")
+        .remove(0)
+        .result
+        .unwrap();
+    assert_eq!(appended.base_offset.get(), 1);
+    let ends = broker.partition("t", 0).unwrap().ends();
+    assert_eq!(ends.high_watermark.get(), 1, "it is not committed");
+    drop(hangs);
+    assert_eq!(cluster.same_everywhere("t", 2).await, ["first", "second"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_are_decided_by_one_and_carried_out_by_all() {
     let mut cluster = Cluster::new();
     for name in ["a", "b", "c"] {

@@ -52,7 +52,7 @@ impl SettingSpec {
     }
 }
 
-const SPECS: [SettingSpec; 12] = [
+const SPECS: [SettingSpec; 13] = [
     SettingSpec {
         name: "cleanup.policy",
         default: "delete",
@@ -157,6 +157,13 @@ const SPECS: [SettingSpec; 12] = [
             max: i64::MAX,
         },
     },
+    SettingSpec {
+        name: "write.caching",
+        default: "false",
+        doc: "Whether acks=all waits only until a majority has written the batch, which then is synced in \
+              the background: a loss of power may cost what was acknowledged last.",
+        allowed: Allowed::OneOf(&["false", "true"]),
+    },
 ];
 
 /// Every setting a topic may have, by name.
@@ -253,6 +260,8 @@ pub struct TopicSettings {
     pub segment_bytes: u32,
     /// `segment.ms`
     pub segment_ms: u64,
+    /// `write.caching`
+    pub write_caching: bool,
 }
 
 /// The one number that is no integer is never NaN.
@@ -321,6 +330,7 @@ impl TopicSettings {
             retention_ms: unless_negative("retention.ms"),
             segment_bytes: small("segment.bytes"),
             segment_ms: positive("segment.ms"),
+            write_caching: text("write.caching") == "true",
             set,
         };
         let (min, max) = (

@@ -90,6 +90,7 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
         incarnation,
         message,
         payloads,
+        receipt,
     } = letter;
     let mut lens = payloads.iter().map(|payload| len_of(payload_len(payload)));
     let entries = message.entries.into_iter().map(|entry| {
@@ -123,6 +124,7 @@ pub(crate) fn push_raft(frame: &mut Frame, letter: Letter) {
         context: message.context,
         priority: message.priority,
         entries,
+        receipt,
     });
     frame.payloads.extend(payloads);
 }
@@ -277,6 +279,7 @@ fn received(
         incarnation: letter.incarnation,
         message,
         payloads: batches,
+        receipt: letter.receipt,
     })
 }
 

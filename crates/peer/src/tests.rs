@@ -32,6 +32,7 @@ fn letter(message: Message, payloads: &[Bytes]) -> Letter {
             ..message
         },
         payloads: payloads.iter().cloned().map(Payload::Bytes).collect(),
+        receipt: false,
     }
 }
 

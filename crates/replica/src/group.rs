@@ -1,7 +1,7 @@
 //! One replica of one group: what is asked of it.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use raft::eraftpb::Message;
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
@@ -114,6 +114,14 @@ pub struct Group {
     pub(crate) uncommitted_bytes: u64,
     pub(crate) recent: Recent,
     pub(crate) held: VecDeque<Held>,
+    /// Somebody waits only until a majority has written what is proposed: see [`crate::receipts`].
+    pub(crate) asks_for_receipts: bool,
+    /// The leader has asked for one since the last turn.
+    pub(crate) owes_receipt: bool,
+    /// It asked for one with the entries that came last.
+    pub(crate) serves_content: bool,
+    /// The term in which receipts came, and the last entry that each of the others has written.
+    pub(crate) receipts: (u64, BTreeMap<ReplicaId, u64>),
     /// The term and the vote that were recorded last, and the commit.
     pub(crate) voted: (u64, u64),
     pub(crate) recorded_commit: LogEnd,
@@ -218,6 +226,10 @@ impl Group {
             uncommitted_bytes: 0,
             recent: Recent::new(RECENT_BYTES_MAX),
             held: VecDeque::new(),
+            asks_for_receipts: false,
+            owes_receipt: false,
+            serves_content: false,
+            receipts: (0, BTreeMap::new()),
             voted: (state.term, state.vote),
             recorded_commit,
             states: 0,

@@ -43,6 +43,7 @@ mod message;
 mod payload;
 mod planted;
 mod propose;
+mod receipts;
 mod recover;
 mod shard;
 mod step;

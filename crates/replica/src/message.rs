@@ -16,6 +16,9 @@ pub struct Outgoing {
     /// For each entry with a stub, in their order, what it stands for: the batch as it stands in the
     /// log, in one part or two.
     pub payloads: Vec<Payload>,
+    /// Of entries: whoever takes them is to say at once that they are written. Of an answer: they are written, and
+    /// may not be durable yet. See [`crate::receipts`].
+    pub receipt: bool,
 }
 
 /// A batch on its way to another replica.

@@ -38,6 +38,8 @@ pub enum Planted {
     StalledSteps,
     /// Offsets are checked of entries that follow on others than those that are here.
     OffsetsUnmatched,
+    /// What the leader has written counts as written by a majority.
+    WrittenByOne,
     /// A leader that votes alone is not told of time, though others learn from it.
     LearnersForgotten,
 }

@@ -112,6 +112,7 @@ impl Group {
             }
             self.next_offset = None;
         }
+        self.owes_receipt = false;
         let role = self.role();
         if self.told_role != Some(role) {
             self.told_role = Some(role);
@@ -179,6 +180,7 @@ impl Group {
         turn.messages.push(Outgoing {
             message,
             payloads: Vec::new(),
+            receipt: false,
         });
     }
 
@@ -304,11 +306,13 @@ impl Group {
         }
         let messages = ready.take_messages();
         self.send_all(messages, turn)?;
+        let held_back = ready.take_persisted_messages();
+        self.send_receipt(&held_back, turn);
         self.held.push_back(Held {
             number: ready.number(),
             index: last,
             states: self.states,
-            messages: ready.take_persisted_messages(),
+            messages: held_back,
         });
         let committed = ready.take_committed_entries();
         self.node.advance_append_async(ready);
@@ -496,7 +500,12 @@ impl Group {
             }
             break;
         }
-        turn.messages.push(Outgoing { message, payloads });
+        let is_asking = self.asks_for_receipts && !message.entries.is_empty();
+        turn.messages.push(Outgoing {
+            message,
+            payloads,
+            receipt: is_asking,
+        });
         Ok(())
     }
 }

@@ -1,7 +1,8 @@
 //! Hunts: clusters of seeds that nobody has tried, until one fails or time is over.
 //!
 //! `cargo run --release -p tidelog-sim -- --seeds 10000` or `-- --hours 2`; `--from N` begins at another seed
-//! than one drawn from the clock, `--replay N` runs one seed. With `--controlled` the nodes of each cluster decide
+//! than one drawn from the clock, `--replay N` runs one seed. With `--cached` producers wait until a majority has
+//! written a batch, and no disk loses what was written. With `--controlled` the nodes of each cluster decide
 //! for themselves which topics there are and who has what. Ends with 1 when a seed fails, which it prints.
 //!
 //! `-- --idle 10000` finds nothing: it tells what so many partitions with three replicas and nothing to do
@@ -21,10 +22,12 @@ struct Hunt {
     time: Option<Duration>,
     /// Whether the nodes decide for themselves who has what.
     is_controlled: bool,
+    /// Whether producers wait for no sync.
+    is_cached: bool,
 }
 
-const USAGE: &str = "usage: tidelog-sim [--controlled] [--seeds N] [--hours H] [--from SEED] | \
-                     [--controlled] --replay SEED | --idle PARTITIONS";
+const USAGE: &str = "usage: tidelog-sim [--controlled | --cached] [--seeds N] [--hours H] [--from SEED] | \
+                     [--controlled | --cached] --replay SEED | --idle PARTITIONS";
 
 fn parse(arguments: impl Iterator<Item = String>) -> Option<Hunt> {
     let mut hunt = Hunt {
@@ -32,12 +35,17 @@ fn parse(arguments: impl Iterator<Item = String>) -> Option<Hunt> {
         seeds: u64::MAX,
         time: None,
         is_controlled: false,
+        is_cached: false,
     };
     let mut arguments = arguments.peekable();
     arguments.peek()?;
     while let Some(name) = arguments.next() {
         if name == "--controlled" {
             hunt.is_controlled = true;
+            continue;
+        }
+        if name == "--cached" {
+            hunt.is_cached = true;
             continue;
         }
         let value = arguments.next()?;
@@ -95,6 +103,8 @@ fn main() -> ExitCode {
         }
         let options = if hunt.is_controlled {
             ClusterOptions::controlled(seed)
+        } else if hunt.is_cached {
+            ClusterOptions::cached(seed)
         } else {
             ClusterOptions::of_seed(seed)
         };

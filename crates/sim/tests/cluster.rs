@@ -117,6 +117,15 @@ fn is_found(bug: impl Debug, check: &str, options: impl Fn(u64) -> ClusterOption
     assert!(seed.is_some(), "{bug:?} is not found by {check:?}");
 }
 
+/// As long as every disk has what was written, what was acknowledged before it was durable is not lost either.
+#[test]
+fn what_a_majority_has_written_outlives_every_process() {
+    let (sum, is_all) = run_seeds("written", 60, ClusterOptions::cached);
+    let is_early = sum.early > 5000 && sum.early < sum.acknowledged;
+    let is_rough = sum.restarts > 800 && sum.terms > 500 && sum.truncations > 30;
+    assert!(is_early && is_rough || !is_all, "{sum:?}");
+}
+
 #[test]
 fn each_planted_bug_is_found_by_its_check() {
     keep_quiet();
@@ -144,6 +153,12 @@ fn each_planted_bug_is_found_by_its_check() {
             ..ClusterOptions::of_seed(seed)
         });
     }
+    is_found(Planted::WrittenByOne, "and was told", |seed| {
+        ClusterOptions {
+            planted: Some(Planted::WrittenByOne),
+            ..ClusterOptions::cached(seed)
+        }
+    });
 }
 
 #[test]

@@ -35,6 +35,9 @@ pub const fn replica_of(node: NodeId, lost: u32) -> ReplicaId {
 pub enum Until {
     /// It is written at the leader, and may be lost (`acks=1`).
     Written,
+    /// It is written on a majority, and may be durable nowhere yet (`acks=all` where `write.caching` is on): see
+    /// [`crate::receipts`].
+    Received,
     /// It is committed: durable on a majority (`acks=all`).
     Committed,
 }
@@ -153,6 +156,8 @@ pub struct Letter {
     pub message: Message,
     /// What its stubs stand for.
     pub payloads: Vec<Payload>,
+    /// See [`Outgoing::receipt`](crate::Outgoing::receipt).
+    pub receipt: bool,
 }
 
 /// A letter as it arrives.
@@ -166,6 +171,8 @@ pub struct Received {
     pub message: Message,
     /// What its stubs stand for.
     pub payloads: Vec<Bytes>,
+    /// See [`Outgoing::receipt`](crate::Outgoing::receipt).
+    pub receipt: bool,
 }
 
 impl From<Letter> for Received {
@@ -176,12 +183,14 @@ impl From<Letter> for Received {
             incarnation,
             message,
             payloads,
+            receipt,
         } = letter;
         Self {
             key,
             incarnation,
             message,
             payloads: payloads.iter().map(Payload::to_bytes).collect(),
+            receipt,
         }
     }
 }

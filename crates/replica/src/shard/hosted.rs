@@ -10,7 +10,7 @@ use tidelog_log::catch_up::Staged;
 use tidelog_log::state::GroupKey;
 use tidelog_record::{Offset, Timestamp};
 
-use super::effects::{Done, Effects, Letter, Position, Proposal, Recovery, Refusal};
+use super::effects::{Done, Effects, Letter, Position, Proposal, Recovery, Refusal, Until};
 use crate::adopt::AdoptFailed;
 use crate::catch_up::{CatchUp, CatchUpLetter};
 use crate::error::{GroupError, ProposeError};
@@ -23,9 +23,10 @@ use crate::turn::Turn;
 
 mod asked;
 
-/// Somebody who waits until everything before `end` is committed.
+/// Somebody who waits until everything before `end` is committed, or written on a majority.
 #[derive(Debug)]
 struct Waiting<W> {
+    until: Until,
     end: Offset,
     done: Done,
     waiter: W,
@@ -256,12 +257,14 @@ impl<W> Hosted<W> {
         self.store.sync()
     }
 
-    /// Whether anybody waits for something of it.
+    /// Whether anybody waits for its log to be durable.
     pub(super) fn is_awaited(&self) -> bool {
-        !self.waiting.is_empty()
+        // Those between are like these, but where the setting has just changed.
+        let mut ends = self.waiting.front().into_iter().chain(self.waiting.back());
+        ends.any(|waiting| waiting.until != Until::Received)
             || !self.queue.is_empty()
             || !self.starts.is_empty()
-            || !self.group.is_ready()
+            || !self.group.is_ready() && !self.group.serves_content()
     }
 
     /// Does something to the group; a panic in it stops that group alone.
@@ -335,6 +338,9 @@ impl<W> Hosted<W> {
 
     /// A turn of the group; `written` are answered when it has gone well.
     fn turn_with(&mut self, written: Vec<(Done, W)>, now: Timestamp, effects: &mut Effects<W>) {
+        let last = self.waiting.back();
+        let is_content = last.is_some_and(|waiting| waiting.until == Until::Received);
+        self.group.ask_for_receipts(is_content);
         let turn = match self.group.turn(&mut self.store, now) {
             Ok(turn) => turn,
             Err(e) => {
@@ -369,6 +375,7 @@ impl<W> Hosted<W> {
                 incarnation: self.incarnation,
                 message: outgoing.message,
                 payloads: outgoing.payloads,
+                receipt: outgoing.receipt,
             };
             push_lean(&mut post.raft, letter);
         }

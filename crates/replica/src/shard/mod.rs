@@ -159,9 +159,20 @@ impl<W> Shard<W> {
         self.due.insert(received.key);
         let stepped = hosted.guarded(&mut self.effects, |hosted, _| {
             let Received {
-                message, payloads, ..
+                message,
+                payloads,
+                receipt,
+                ..
             } = received;
-            hosted.group.step(message, payloads, now)
+            if receipt && message.entries.is_empty() {
+                return hosted.group.take_receipt(&message);
+            }
+            let has_entries = !message.entries.is_empty();
+            hosted.group.step(message, payloads, now)?;
+            if has_entries {
+                hosted.group.leader_asks(receipt);
+            }
+            Ok(())
         });
         stepped.unwrap_or(Ok(()))
     }

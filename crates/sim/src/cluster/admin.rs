@@ -1,7 +1,7 @@
 //! What else is asked for: reads of what is committed, new log starts, rolls; and who waits for what.
 
 use tidelog_record::{Offset, RaftIndex};
-use tidelog_replica::{Done, NodeId, Proposal, Refusal, ReplicaId};
+use tidelog_replica::{Done, NodeId, Proposal, Refusal, ReplicaId, Until};
 
 use super::Cluster;
 use super::clients::{BatchId, Reply, Request};
@@ -87,6 +87,14 @@ impl Cluster {
                 }) = &result
                 {
                     self.stats.duplicates += u64::from(*is_duplicate);
+                    let of_it = &self.producers[producer];
+                    if of_it.until() == Until::Received {
+                        let key = self.partitions[of_it.partition].key;
+                        let log = self.node(node).shard().and_then(|shard| shard.log(key));
+                        let committed = log.map(|log| log.reader().committed_offset());
+                        let is_early = committed.is_some_and(|end| end <= *base_offset);
+                        self.stats.early += u64::from(is_early);
+                    }
                     self.producers[producer].told(batch, *base_offset);
                 }
                 let reply = Reply::new(batch, &result);

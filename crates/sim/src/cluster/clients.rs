@@ -1,7 +1,7 @@
 //! Producers: each has up to five batches on their way to one partition, and sends each until it is
 //! acknowledged.
 //!
-//! Most wait until a batch is committed. The others are content when it is written, and so may lose it:
+//! Most wait until a batch is committed, or until a majority has written it where that is as good. The others are content when it is written, and so may lose it:
 //! one of these that is told of a gap goes on with a new epoch, and forgets what it was sending.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -118,6 +118,11 @@ impl Producer {
         }
     }
 
+    /// Until when it waits with each batch.
+    pub(super) fn until(&self) -> Until {
+        self.until
+    }
+
     pub(super) fn id(&self) -> i64 {
         i64::try_from(self.id).expect("few")
     }
@@ -190,7 +195,7 @@ impl Producer {
 
     /// A node says that a batch is stored: what it says of a committed one must be true for good.
     pub(super) fn told(&mut self, batch: BatchId, base: Offset) {
-        if self.until == Until::Committed {
+        if self.until != Until::Written {
             let before = self.told.insert(batch, base);
             assert!(
                 before.is_none_or(|before| before == base),

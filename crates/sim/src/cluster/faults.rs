@@ -48,6 +48,7 @@ impl Cluster {
             11 => self.loss = self.rng.below(30),
             12 => self.answers_lost = self.rng.below(30),
             13 => (self.loss, self.answers_lost) = (0, 0),
+            14 if self.options.is_cached => {}
             14 => self.nodes[id as usize - 1].fail(&mut self.rng),
             15..17 => {
                 let is_everywhere = self.rng.chance(30);
@@ -111,12 +112,13 @@ impl Cluster {
     }
 
     fn stop_with(&mut self, id: NodeId, stop: Stop) {
+        let is_kept = self.options.is_cached;
         let node = self.node_mut(id);
         if !node.is_up() {
             return;
         }
         match stop {
-            Stop::PowerLoss => node.stop(true),
+            Stop::PowerLoss => node.stop(!is_kept),
             Stop::Kill => node.stop(false),
             // A process that is paused does not hear of it.
             Stop::Orderly if node.is_paused => node.stop(false),

@@ -117,6 +117,8 @@ impl Cluster {
         for producer in 0..options.producers {
             let until = if producer % 4 == 3 {
                 Until::Written
+            } else if options.is_cached {
+                Until::Received
             } else {
                 Until::Committed
             };
@@ -372,7 +374,12 @@ impl Cluster {
             let group = node
                 .replica(partition.key, id)
                 .filter(|_| node.is_running());
-            group.is_some_and(|group| group.log().commit().get() == length)
+            group.is_some_and(|group| {
+                let log = group.log();
+                // What was acknowledged before it was committed must be by then.
+                let is_all = !self.options.is_cached || log.end_index().get() - 1 == length;
+                is_all && log.commit().get() == length
+            })
         })
     }
 

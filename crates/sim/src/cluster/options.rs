@@ -14,6 +14,9 @@ pub struct ClusterOptions {
     pub producers: usize,
     /// How long faults happen, in simulated milliseconds.
     pub millis: u64,
+    /// Whether producers wait only until a majority has written a batch. Then no power is lost and no disk fails: what
+    /// they are told must be as true as what is told of durable ones, as long as every disk has what was written.
+    pub is_cached: bool,
     /// What is wrong with the replicas, to see that it is found.
     pub planted: Option<Planted>,
     /// Whether the nodes decide for themselves which topics there are and who has what.
@@ -36,6 +39,14 @@ impl ClusterOptions {
         }
     }
 
+    /// As [`Self::of_seed`], with producers that wait for no sync.
+    pub fn cached(seed: u64) -> Self {
+        Self {
+            is_cached: true,
+            ..Self::of_seed(seed)
+        }
+    }
+
     /// Three founders or five, as the seed says, and two more nodes, that decide for themselves.
     pub fn controlled(seed: u64) -> Self {
         Self {
@@ -53,6 +64,7 @@ impl Default for ClusterOptions {
             partitions: 2,
             producers: 5,
             millis: 60_000,
+            is_cached: false,
             planted: None,
             is_controlled: false,
             planted_controller: None,
@@ -67,6 +79,8 @@ pub struct ClusterStats {
     pub millis: u64,
     /// Batches that were acknowledged.
     pub acknowledged: u64,
+    /// Those that were, before the leader knew of a commit.
+    pub early: u64,
     /// Batches that were sent again.
     pub retried: u64,
     /// Those that turned out to be there already.
@@ -121,6 +135,7 @@ impl ClusterStats {
         let Self {
             millis,
             acknowledged,
+            early,
             retried,
             duplicates,
             terms,
@@ -147,6 +162,7 @@ impl ClusterStats {
         } = other;
         self.millis += millis;
         self.acknowledged += acknowledged;
+        self.early += early;
         self.retried += retried;
         self.duplicates += duplicates;
         self.terms += terms;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod nodes;
+mod receipts;
 mod recover;
 
 use std::path::Path;
@@ -469,6 +470,7 @@ fn a_term_that_comes_from_nowhere_is_not_taken() {
             incarnation: 1,
             message,
             payloads: Vec::new(),
+            receipt: false,
         };
         let shard = &mut nodes.node(follower).shard;
         let taken = shard.receive(received, Timestamp::from_millis(0));

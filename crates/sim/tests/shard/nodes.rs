@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) shard: Shard<u64>,
     pub(crate) copies: Copies,
     state: Arc<StateFile>,
+    /// Logs that ask for a sync, as long as its disk does none.
+    pub(crate) unsynced: Option<Vec<GroupKey>>,
     pub(crate) is_up: bool,
     /// Whether its disk is to fail, and something has failed by that.
     pub(crate) may_fail: bool,
@@ -130,6 +132,7 @@ impl Node {
             disk,
             shard: Shard::default(),
             state,
+            unsynced: None,
             is_up: true,
             may_fail: false,
             has_failed: false,
@@ -217,18 +220,36 @@ impl Node {
             for answer in effects.answers {
                 self.answers.push((answer.waiter, answer.result));
             }
-            for key in effects.logs_to_sync {
-                if let Some(log) = self.shard.log(key)
-                    && let Ok(end) = log.sync_handle().sync()
-                {
-                    let recorded = StateStore::new(self.state.clone(), key).checkpoint(end);
-                    self.has_failed |= recorded.is_err();
+            let to_sync = match &mut self.unsynced {
+                Some(unsynced) => {
+                    unsynced.extend(effects.logs_to_sync);
+                    Vec::new()
                 }
-                self.shard.log_synced(key);
+                None => effects.logs_to_sync,
+            };
+            for key in to_sync {
+                self.sync(key);
             }
             self.has_failed |= !effects.failed.is_empty();
             assert!(self.may_fail || !self.has_failed, "{:?}", effects.failed);
         }
+    }
+
+    /// Its disk does what it was asked for, and goes on.
+    pub(crate) fn sync_all(&mut self) {
+        for key in self.unsynced.take().unwrap_or_default() {
+            self.sync(key);
+        }
+    }
+
+    fn sync(&mut self, key: GroupKey) {
+        if let Some(log) = self.shard.log(key)
+            && let Ok(end) = log.sync_handle().sync()
+        {
+            let recorded = StateStore::new(self.state.clone(), key).checkpoint(end);
+            self.has_failed |= recorded.is_err();
+        }
+        self.shard.log_synced(key);
     }
 
     fn with_copies(
@@ -348,9 +369,20 @@ impl Nodes {
 
     /// The same at this node, whoever leads.
     pub(crate) fn append_at(&mut self, id: NodeId, key: GroupKey, value: &str, ticket: u64) {
+        self.append_until(id, key, value, Until::Committed, ticket);
+    }
+
+    pub(crate) fn append_until(
+        &mut self,
+        id: NodeId,
+        key: GroupKey,
+        value: &str,
+        until: Until,
+        ticket: u64,
+    ) {
         let proposal = Proposal {
             batch: batch(value),
-            until: Until::Committed,
+            until,
             term: None,
             waiter: ticket,
         };

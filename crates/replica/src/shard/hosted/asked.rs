@@ -74,7 +74,12 @@ impl<W> Hosted<W> {
                         written.push((done, waiter));
                     } else {
                         let end = proposed.end_offset;
-                        self.waiting.push_back(Waiting { end, done, waiter });
+                        self.waiting.push_back(Waiting {
+                            until,
+                            end,
+                            done,
+                            waiter,
+                        });
                     }
                 }
                 Err(e) => effects.answer(self.key, waiter, Err(Refusal::Refused(e))),
@@ -138,7 +143,7 @@ impl<W> Hosted<W> {
         }
     }
 
-    /// Answers those whose batches are committed. When the term has `ended`, another leader may have put
+    /// Answers those whose batches are committed, or written where they are content with that. When the term has `ended`, another leader may have put
     /// others into their places and committed these, all in one turn.
     pub(super) fn answer_committed(&mut self, ended: bool, effects: &mut Effects<W>) {
         let reader = self.group.log().reader();
@@ -147,11 +152,17 @@ impl<W> Hosted<W> {
             let epoch = reader.epoch_at(end.saturating_sub(1));
             epoch.map(|epoch| u64::from(epoch.get())) == Some(self.term)
         };
-        let is_there = |end| end <= committed && (!ended || is_own(end));
-        while self
-            .waiting
-            .front()
-            .is_some_and(|waiting| is_there(waiting.end))
+        let first = self.waiting.front().map(|waiting| waiting.until);
+        let written = if first == Some(Until::Received) && !ended {
+            self.group.written_by_majority()
+        } else {
+            committed
+        };
+        let is_there = |waiting: &Waiting<W>| match waiting.until {
+            Until::Received if waiting.end <= written => !ended || is_own(waiting.end),
+            _ => waiting.end <= committed && (!ended || is_own(waiting.end)),
+        };
+        while self.waiting.front().is_some_and(is_there)
             && let Some(waiting) = self.waiting.pop_front()
         {
             effects.answer(self.key, waiting.waiter, Ok(waiting.done));
