@@ -141,6 +141,16 @@ impl Node {
         Ok(())
     }
 
+    /// From now on links are as they are told to be, whatever is decided.
+    #[cfg(test)]
+    pub(crate) async fn unfollow(&self) {
+        let following = self.following.lock().take();
+        if let Some(following) = following {
+            following.abort();
+            following.await.ok();
+        }
+    }
+
     pub(crate) fn settled(&self) -> &Settled {
         &self.settled
     }

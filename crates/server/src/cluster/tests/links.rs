@@ -187,8 +187,13 @@ async fn links_follow_what_is_known_and_those_who_are_not_are_refused() {
     let mut seats = seats(2);
     let nodes = all_started(&mut seats).await;
     let brokers = all_opened(&seats, &nodes).await;
+    for node in &nodes {
+        node.unfollow().await;
+    }
     let links = nodes[0].links();
     assert_eq!(links.nodes(), [2]);
+    // It may have been made anew meanwhile.
+    until_connected(links, 2).await;
     let metric = "tidelog_peer_connected{peer=\"2\"} 1";
     assert!(brokers[0].metrics_text().contains(metric));
 
