@@ -185,7 +185,7 @@ impl Metrics {
             ),
             commit_seconds: histogram(
                 "tidelog_commit_seconds",
-                "From when a batch was proposed to when it was committed, with acks=all.",
+                "From when a batch was proposed to when it was committed, with acks=all and without write.caching.",
                 latency_buckets(),
             ),
             elections: counter(

@@ -267,11 +267,16 @@ impl Shard {
         } = append;
         let len = batch.total_len();
         self.bytes_taken += len;
+        let until = match acks {
+            Acks::All if partition.settings().write_caching => Until::Received,
+            Acks::All => Until::Committed,
+            Acks::Leader | Acks::None => Until::Written,
+        };
         #[expect(
             clippy::disallowed_methods,
             reason = "measured for people, decides nothing"
         )]
-        let proposed = (acks == Acks::All).then(std::time::Instant::now);
+        let proposed = (until == Until::Committed).then(std::time::Instant::now);
         let waiter = AppendWaiter {
             proposed,
             partition: partition.clone(),
@@ -294,11 +299,6 @@ impl Shard {
         if log_append_time {
             batch.set_log_append_time(now);
         }
-        let until = match acks {
-            Acks::All if partition.settings().write_caching => Until::Received,
-            Acks::All => Until::Committed,
-            Acks::Leader | Acks::None => Until::Written,
-        };
         let proposal = Proposal {
             batch,
             until,

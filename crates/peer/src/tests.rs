@@ -2,9 +2,11 @@
 
 use bytes::{Buf, Bytes};
 use proptest::prelude::*;
+use prost::Message as _;
+use prost::encoding::encode_varint;
 use tidelog_log::state::GroupKey;
 use tidelog_proto::internal::v1::{self as wire, PeerEnd, PeerFrame};
-use tidelog_record::{PartitionId, TopicId};
+use tidelog_record::{PartitionId, TopicId, crc32c};
 use tidelog_replica::catch_up::{CatchUp, CatchUpLetter};
 use tidelog_replica::eraftpb::{Entry, EntryType, Message};
 use tidelog_replica::{Letter, Payload, Received, replica_of, stub_of};
@@ -155,8 +157,15 @@ fn what_is_said_arrives_as_it_was() {
         CatchUp::Gone,
     ];
     let about_files: Vec<_> = whats.into_iter().map(files).collect();
-    let (raft, arrived) = sent(vec![said.clone(), heartbeat.clone()], about_files.clone());
+    let asking = Letter {
+        receipt: true,
+        ..said.clone()
+    };
+    let letters = vec![said.clone(), heartbeat.clone(), asking];
+    let (raft, arrived) = sent(letters, about_files.clone());
     assert_eq!(arrived, about_files);
+    let receipts: Vec<bool> = raft.iter().map(|one| one.receipt).collect();
+    assert_eq!(receipts, [false, false, true]);
     assert_eq!(raft[0].message, said.message);
     assert_eq!(raft[0].payloads, [batch]);
     assert_eq!((raft[0].key, raft[0].incarnation), (key(3), 1));
@@ -183,6 +192,41 @@ fn the_bytes_of_a_frame_are_these() {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     assert_eq!(hex, include_str!("golden_frame.hex").trim());
+}
+
+/// A field behind all others of its letter.
+#[test]
+fn the_bytes_of_a_receipt_are_these() {
+    let of = |receipt| {
+        let mut frame = Frame::default();
+        let said = letter(Message::default(), &[]);
+        push_raft(&mut frame, Letter { receipt, ..said });
+        frame.meta.raft[0].encode_to_vec()
+    };
+    assert_eq!(of(true), [&of(false)[..], &[0x88, 1, 1]].concat());
+}
+
+/// Two versions in one cluster: the older one does without what it does not know.
+#[test]
+fn what_a_newer_version_adds_is_passed_over() {
+    let batch = Bytes::from_static(b"not really a batch");
+    let said = append(&batch);
+    let mut frame = Frame::default();
+    push_raft(&mut frame, said.clone());
+    // Fields 500 and 501, a number and two bytes.
+    let added: [u8; 8] = [0xa0, 0x1f, 7, 0xaa, 0x1f, 2, b'h', b'i'];
+    let mut of_raft = frame.meta.raft[0].encode_to_vec();
+    of_raft.extend(added);
+    let mut meta = vec![2 << 3 | 2];
+    encode_varint(of_raft.len() as u64, &mut meta);
+    meta.extend([&of_raft[..], &added].concat());
+    let mut bytes = u32::try_from(meta.len()).unwrap().to_le_bytes().to_vec();
+    bytes.extend([&meta[..], &batch].concat());
+    let sum = crc32c(&[&bytes]).to_le_bytes();
+    let decoded = Frame::decode([&sum[..], &bytes].concat().into()).unwrap();
+    let arrived = delivery(decoded, 1, 2).unwrap();
+    assert_eq!(arrived.raft[0].message, said.message);
+    assert_eq!(arrived.raft[0].payloads, [batch]);
 }
 
 /// What a link begins with, and the last frame of a side that refuses.
@@ -351,7 +395,7 @@ proptest! {
     /// Whatever bytes come, with a right checksum: no panic, and nothing believed that is not there.
     #[test]
     fn any_bytes_are_taken_or_refused(rest in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let mut bytes = tidelog_record::crc32c(&[&rest]).to_le_bytes().to_vec();
+        let mut bytes = crc32c(&[&rest]).to_le_bytes().to_vec();
         bytes.extend(rest);
         if let Ok(frame) = Frame::decode(bytes.into()) {
             drop(delivery(frame, 1, 2));

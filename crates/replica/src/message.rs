@@ -17,7 +17,7 @@ pub struct Outgoing {
     /// log, in one part or two.
     pub payloads: Vec<Payload>,
     /// Of entries: whoever takes them is to say at once that they are written. Of an answer: they are written, and
-    /// may not be durable yet. See [`crate::receipts`].
+    /// may not be durable yet. See `receipts.rs`.
     pub receipt: bool,
 }
 

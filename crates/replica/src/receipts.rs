@@ -5,12 +5,15 @@
 //! receipts with its entries, and followers send one as soon as these are written: a copy of the answer that Raft
 //! holds back until they are durable. What is read stops at Raft's commit, as ever.
 //!
-//! A receipt is about one term. Its entries are those of the leader up to there, so that no replica which lacks
-//! one of them gets a majority's votes as long as all who sent one have what they had: a stop of the process takes
-//! nothing of it, a loss of power what was not synced.
+//! A receipt is about one term, and for the leader of it who asked. Its entries are those of the leader up to there,
+//! so that no replica which lacks one of them gets a majority's votes as long as whoever has them keeps them: the end
+//! of a process takes nothing, that of the system or its power takes what was not synced.
+//!
+//! What a follower has written makes room for more on its way to it, as if it were durable: otherwise a leader would
+//! wait for the sync after so many messages. How much is not durable is bounded by what may be uncommitted.
 
-use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
+use raft::{ProgressState, StateRole};
 use tidelog_record::Offset;
 
 use crate::config::ReplicaId;
@@ -26,10 +29,13 @@ impl Group {
         self.asks_for_receipts = asks;
     }
 
-    /// Whether the leader asks for one, with the entries that were just [taken](Group::step).
-    pub(crate) fn leader_asks(&mut self, asks: bool) {
-        self.owes_receipt |= asks;
-        self.serves_content = asks;
+    /// Whether a leader asks for one, with entries that were just [taken](Group::step), or passed over.
+    pub(crate) fn leader_asks(&mut self, leader: ReplicaId, term: u64, asks: bool) {
+        let raft = &self.node.raft;
+        if (raft.leader_id, raft.term) == (leader, term) {
+            self.serves_content = asks;
+            self.owes_receipt = asks.then_some((leader, term)).or(self.owes_receipt);
+        }
     }
 
     /// Whether this replica follows a leader of whom nobody waits for syncs, as far as is known here.
@@ -66,19 +72,45 @@ impl Group {
         }
         let known = receipts.entry(from).or_default();
         *known = index.max(*known);
+        self.send_on(from, index);
         Ok(())
     }
 
-    /// Of what Raft holds back, the last answer that tells the leader of entries, which are written by now.
-    pub(crate) fn send_receipt(&mut self, held_back: &[Message], turn: &mut Turn) {
-        let is_answer = |message: &&Message| {
-            message.get_msg_type() == MessageType::MsgAppendResponse && !message.reject
+    /// Sends a follower as many entries more as may be on their way to it.
+    fn send_on(&mut self, to: ReplicaId, written: u64) {
+        let raft = &mut self.node.raft;
+        let last = raft.raft_log.last_index();
+        let next_of = |raft: &mut raft::Raft<_>, free: u64| {
+            let progress = raft.mut_prs().get_mut(to)?;
+            progress.ins.free_to(free);
+            let sends = progress.state == ProgressState::Replicate && !progress.is_paused();
+            sends.then_some(progress.next_idx)
         };
-        let answer = held_back.iter().rfind(is_answer);
-        let Some(answer) = answer.filter(|_| self.owes_receipt) else {
+        while let Some(next) = next_of(raft, written).filter(|next| *next <= last) {
+            raft.send_append(to);
+            if next_of(raft, written) == Some(next) {
+                break;
+            }
+        }
+    }
+
+    /// Of what Raft holds back, the answer that tells the leader who asked of most entries, which are written by
+    /// now: within a term nothing is taken back.
+    pub(crate) fn send_receipt(&mut self, held_back: &[Message], turn: &mut Turn) {
+        let Some(asked_by) = self.owes_receipt else {
             return;
         };
-        self.owes_receipt = false;
+        let is_answer = |message: &&Message| {
+            let is_taken = !message.reject;
+            let kind = message.get_msg_type();
+            let is_for_it = (message.to, message.term) == asked_by;
+            kind == MessageType::MsgAppendResponse && is_taken && is_for_it
+        };
+        let answers = held_back.iter().filter(is_answer);
+        let Some(answer) = answers.max_by_key(|message| message.index) else {
+            return;
+        };
+        self.owes_receipt = None;
         turn.messages.push(Outgoing {
             message: answer.clone(),
             payloads: Vec::new(),
@@ -104,8 +136,9 @@ impl Group {
             let receipt = receipts.get(id).filter(|_| *of_term == raft.term);
             receipt.map_or(durable, |index| durable.max(*index))
         };
+        let is_alone = self.config.has(Planted::WrittenByOne);
         let of_majority = |voters: &[ReplicaId]| {
-            if voters.is_empty() {
+            if voters.is_empty() || is_alone {
                 return own;
             }
             let mut all: Vec<u64> = voters.iter().map(written).collect();
@@ -113,10 +146,7 @@ impl Group {
             all[voters.len() / 2]
         };
         let members = &self.members().state;
-        let mut index = of_majority(&members.voters).min(of_majority(&members.voters_outgoing));
-        if self.config.has(Planted::WrittenByOne) {
-            index = own;
-        }
+        let index = of_majority(&members.voters).min(of_majority(&members.voters_outgoing));
         let end = self.log().end_before(at(index.min(own) + 1));
         end.map_or(committed, |end| committed.max(end.offset))
     }

@@ -111,8 +111,8 @@ impl Group {
                 self.log_mut().forget_noted()?;
             }
             self.next_offset = None;
+            self.owes_receipt = None;
         }
-        self.owes_receipt = false;
         let role = self.role();
         if self.told_role != Some(role) {
             self.told_role = Some(role);

@@ -153,11 +153,10 @@ fn each_planted_bug_is_found_by_its_check() {
             ..ClusterOptions::of_seed(seed)
         });
     }
-    is_found(Planted::WrittenByOne, "and was told", |seed| {
-        ClusterOptions {
-            planted: Some(Planted::WrittenByOne),
-            ..ClusterOptions::cached(seed)
-        }
+    let bug = Planted::WrittenByOne;
+    is_found(bug, "and was told", |seed| ClusterOptions {
+        planted: Some(bug),
+        ..ClusterOptions::cached(seed)
     });
 }
 

@@ -36,7 +36,7 @@ pub enum Until {
     /// It is written at the leader, and may be lost (`acks=1`).
     Written,
     /// It is written on a majority, and may be durable nowhere yet (`acks=all` where `write.caching` is on): see
-    /// [`crate::receipts`].
+    /// `receipts.rs`.
     Received,
     /// It is committed: durable on a majority (`acks=all`).
     Committed,

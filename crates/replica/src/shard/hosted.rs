@@ -257,8 +257,16 @@ impl<W> Hosted<W> {
         self.store.sync()
     }
 
-    /// Whether anybody waits for its log to be durable.
+    /// Whether anybody waits for something of it.
     pub(super) fn is_awaited(&self) -> bool {
+        !self.waiting.is_empty()
+            || !self.queue.is_empty()
+            || !self.starts.is_empty()
+            || !self.group.is_ready()
+    }
+
+    /// Whether anybody waits for its log to be durable.
+    fn is_sync_awaited(&self) -> bool {
         // Those between are like these, but where the setting has just changed.
         let mut ends = self.waiting.front().into_iter().chain(self.waiting.back());
         ends.any(|waiting| waiting.until != Until::Received)
@@ -443,7 +451,7 @@ impl<W> Hosted<W> {
         }
         if turn.is_log_dirty {
             effects.logs_to_sync.push(self.key);
-            effects.is_sync_awaited |= self.is_awaited();
+            effects.is_sync_awaited |= self.is_sync_awaited();
         }
     }
 }

@@ -167,10 +167,11 @@ impl<W> Shard<W> {
             if receipt && message.entries.is_empty() {
                 return hosted.group.take_receipt(&message);
             }
+            let (from, term) = (message.from, message.term);
             let has_entries = !message.entries.is_empty();
             hosted.group.step(message, payloads, now)?;
             if has_entries {
-                hosted.group.leader_asks(receipt);
+                hosted.group.leader_asks(from, term, receipt);
             }
             Ok(())
         });

@@ -1,8 +1,9 @@
 //! Producers: each has up to five batches on their way to one partition, and sends each until it is
 //! acknowledged.
 //!
-//! Most wait until a batch is committed, or until a majority has written it where that is as good. The others are content when it is written, and so may lose it:
-//! one of these that is told of a gap goes on with a new epoch, and forgets what it was sending.
+//! Most wait until a batch is committed, or until a majority has written it where that is as good. The others are
+//! content when it is written, and so may lose it: one of these that is told of a gap goes on with a new epoch, and
+//! forgets what it was sending.
 
 use std::collections::{BTreeMap, VecDeque};
 

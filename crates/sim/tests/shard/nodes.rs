@@ -48,6 +48,8 @@ pub(crate) struct Nodes {
     pub(crate) post: VecDeque<Post>,
     /// Of 100 letters so many are lost.
     pub(crate) loss: u64,
+    /// Of an older version: it neither asks for receipts nor gives any.
+    pub(crate) older: Option<NodeId>,
     /// Nobody hears it, and it hears nobody.
     pub(crate) cut_off: Option<NodeId>,
     pub(crate) rng: SimRng,
@@ -275,6 +277,7 @@ impl Nodes {
             now: 0,
             post: VecDeque::new(),
             loss: 0,
+            older: None,
             cut_off: None,
             rng: SimRng::new(seed),
         }
@@ -310,7 +313,8 @@ impl Nodes {
                 continue;
             }
             match post {
-                Post::Raft(_, received) => {
+                Post::Raft(_, mut received) => {
+                    received.receipt &= ![from, to].map(Some).contains(&self.older);
                     let time = Timestamp::from_millis(i64::try_from(now).unwrap());
                     // One that is late is refused.
                     node.shard.receive(*received, time).ok();

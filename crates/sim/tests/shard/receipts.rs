@@ -45,6 +45,21 @@ fn what_a_majority_has_written_is_acknowledged_before_any_sync() {
         assert_eq!(answered(&mut nodes, leader), [2]);
         assert_eq!(nodes.commit(leader, key(0)), before + 2);
 
+        // More than may be on their way to one that has not taken them.
+        for node in &mut nodes.nodes {
+            node.unsynced = Some(Vec::new());
+        }
+        for ticket in 10..40 {
+            nodes.append_until(leader, key(0), "many", Until::Received, ticket);
+        }
+        assert_eq!(answered(&mut nodes, leader), (10..40).collect::<Vec<_>>());
+        for node in &mut nodes.nodes {
+            node.sync_all();
+        }
+        nodes.settle();
+        let before = before + 30;
+        assert_eq!(nodes.commit(leader, key(0)), before + 2);
+
         // Of three one more is enough, and none is too few.
         nodes.node(others[0]).stop(false);
         for id in [leader, others[1]] {
@@ -64,6 +79,47 @@ fn what_a_majority_has_written_is_acknowledged_before_any_sync() {
             !nodes.nodes[leader as usize - 1].answers.is_empty()
         });
         assert_eq!(answered(&mut nodes, leader), [4]);
+    }
+}
+
+/// Otherwise it would never say that anything is committed.
+#[test]
+fn a_leader_whose_disk_hangs_hands_over() {
+    for until in [Until::Received, Until::Committed] {
+        let (mut nodes, leader, others) = led(7);
+        for id in &others {
+            nodes.node(*id).unsynced = None;
+        }
+        nodes.append_until(leader, key(0), "hangs here", until, 1);
+        let is_led = |nodes: &Nodes| {
+            let leads = nodes.leader(key(0));
+            leads.is_some_and(|id| others.contains(&id))
+        };
+        nodes.until("another leads", is_led);
+        let next = nodes.leader(key(0)).unwrap();
+        nodes.append_at(next, key(0), "after", 2);
+        assert_eq!(answered(&mut nodes, next), [2]);
+        nodes.node(leader).sync_all();
+        nodes.until("it has all", |nodes| {
+            nodes.commit(leader, key(0)) == nodes.commit(next, key(0))
+        });
+    }
+}
+
+/// Two versions in one cluster.
+#[test]
+fn beside_an_older_version_it_is_acknowledged_when_it_is_durable() {
+    for seed in 0..20 {
+        let (mut nodes, leader, others) = led(seed);
+        nodes.node(others[0]).stop(false);
+        nodes.older = Some(if seed % 2 == 0 { leader } else { others[1] });
+        nodes.append_until(leader, key(0), "written", Until::Received, 1);
+        assert_eq!(answered(&mut nodes, leader), []);
+        for id in [leader, others[1]] {
+            nodes.node(id).sync_all();
+        }
+        nodes.settle();
+        assert_eq!(answered(&mut nodes, leader), [1]);
     }
 }
 

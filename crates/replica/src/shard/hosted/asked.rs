@@ -143,8 +143,8 @@ impl<W> Hosted<W> {
         }
     }
 
-    /// Answers those whose batches are committed, or written where they are content with that. When the term has `ended`, another leader may have put
-    /// others into their places and committed these, all in one turn.
+    /// Answers those whose batches are committed, or written where they are content with that. When the term has
+    /// `ended`, another leader may have put others into their places and committed these, all in one turn.
     pub(super) fn answer_committed(&mut self, ended: bool, effects: &mut Effects<W>) {
         let reader = self.group.log().reader();
         let committed = reader.committed_offset();
@@ -152,15 +152,19 @@ impl<W> Hosted<W> {
             let epoch = reader.epoch_at(end.saturating_sub(1));
             epoch.map(|epoch| u64::from(epoch.get())) == Some(self.term)
         };
-        let first = self.waiting.front().map(|waiting| waiting.until);
-        let written = if first == Some(Until::Received) && !ended {
+        let is_content = |waiting: &Waiting<W>| waiting.until == Until::Received;
+        let written = if !ended && self.waiting.back().is_some_and(is_content) {
             self.group.written_by_majority()
         } else {
             committed
         };
-        let is_there = |waiting: &Waiting<W>| match waiting.until {
-            Until::Received if waiting.end <= written => !ended || is_own(waiting.end),
-            _ => waiting.end <= committed && (!ended || is_own(waiting.end)),
+        let is_there = |waiting: &Waiting<W>| {
+            let upto = if is_content(waiting) {
+                written
+            } else {
+                committed
+            };
+            waiting.end <= upto && (!ended || is_own(waiting.end))
         };
         while self.waiting.front().is_some_and(is_there)
             && let Some(waiting) = self.waiting.pop_front()
