@@ -98,6 +98,9 @@ where
     /// Does `work` for each item, here and on the helpers that have time; gives the results in the order of
     /// the items. A panic of one is the caller's. Helpers that hang with work of others are done without.
     pub(crate) fn each(&self, items: Vec<T>, work: fn(&T) -> R) -> Vec<R> {
+        if let [item] = &items[..] {
+            return vec![work(item)];
+        }
         let missing = items.len();
         let shared = Arc::new(Shared {
             work,

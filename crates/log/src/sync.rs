@@ -445,13 +445,13 @@ impl Inner {
             // must not be recorded over that. Nor while one is.
             let held: Vec<_> = targets.iter().map(|t| t.log().shared.cuts()).collect();
             let is_current = held.iter().zip(&cuts).map(|(now, then)| **now == *then);
-            let ends: Vec<_> = targets
-                .iter()
-                .zip(&results)
-                .zip(is_current)
+            let synced = targets.iter().zip(&results).zip(is_current);
+            let synced = synced
                 .filter(|(_, is_current)| *is_current)
-                .filter_map(|((target, result), _)| Some((target.clone(), *result.as_ref().ok()?)))
-                .collect();
+                .filter_map(|((target, result), _)| Some((target.clone(), *result.as_ref().ok()?)));
+            // Room for just these: mostly it is one.
+            let mut ends = Vec::with_capacity(targets.len());
+            ends.extend(synced);
             if ends.is_empty() {
                 None
             } else {

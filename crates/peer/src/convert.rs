@@ -178,11 +178,12 @@ pub(crate) fn push_files(frame: &mut Frame, letter: CatchUpLetter) {
 }
 
 /// What a frame of the broker `from` has for the broker `own`.
-pub(crate) fn delivery(frame: Frame, from: NodeId, own: NodeId) -> Result<Delivery, FrameError> {
-    let mut payloads = frame.payloads.into_iter().map(|payload| match payload {
-        Payload::Bytes(bytes) => bytes,
-        entry @ Payload::Entry(_) => entry.to_bytes(),
-    });
+pub(crate) fn delivery(
+    frame: Frame<Bytes>,
+    from: NodeId,
+    own: NodeId,
+) -> Result<Delivery, FrameError> {
+    let mut payloads = frame.payloads.into_iter();
     let check = |letter_from: u64, letter_to: u64| {
         if node_of(letter_from) != from {
             return Err(FrameError::Senseless("a letter comes from another broker"));
@@ -227,7 +228,9 @@ fn received(
     letter: wire::RaftLetter,
     payloads: &mut impl Iterator<Item = Bytes>,
 ) -> Result<Received, FrameError> {
-    let mut batches = Vec::new();
+    let has_batch = |entry: &&wire::RaftEntry| entry.payload_len > 0;
+    let count = letter.entries.iter().filter(has_batch).count();
+    let mut batches = Vec::with_capacity(count);
     let mut entries = Vec::with_capacity(letter.entries.len());
     let mut index = letter.index;
     for entry in letter.entries {

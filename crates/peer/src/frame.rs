@@ -42,11 +42,20 @@ pub(crate) const POST_NOTES_MAX: usize = NOTES_MAX / 2;
 pub(crate) const POST_NOTE_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(POST_NOTE_BYTES_MAX + (1 << 20) < META_BYTES_MAX);
 
-/// What goes over a link at once.
-#[derive(Debug, Default)]
-pub(crate) struct Frame {
+/// What goes over a link at once; as it arrives, with payloads in one piece each.
+#[derive(Debug)]
+pub(crate) struct Frame<P = Payload> {
     pub(crate) meta: wire::PeerFrame,
-    pub(crate) payloads: Vec<Payload>,
+    pub(crate) payloads: Vec<P>,
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Self {
+            meta: wire::PeerFrame::default(),
+            payloads: Vec::new(),
+        }
+    }
 }
 
 /// Why bytes are no frame.
@@ -70,11 +79,13 @@ impl Frame {
     /// Its length and the frame, as they go over a link. Copies no payload, but short ones.
     pub(crate) fn pieces(&self) -> Pieces {
         let meta_len = self.meta.encoded_len();
-        let mut head = Vec::with_capacity(LEN_LEN + HEAD_LEN + meta_len + 2 * BATCH_HEADER_LEN);
+        let is_copied = |payload: &&Payload| matches!(payload, Payload::Entry(_));
+        let copied = self.payloads.iter().filter(is_copied).count() * BATCH_HEADER_LEN;
+        let mut head = Vec::with_capacity(LEN_LEN + HEAD_LEN + meta_len + copied);
         head.put_bytes(0, LEN_LEN + SUM_LEN);
         head.put_u32_le(u32::try_from(meta_len).expect("bounded"));
         self.meta.encode_raw(&mut head);
-        let mut gathering = Gathering::new(head);
+        let mut gathering = Gathering::new(head, self.payloads.len());
         for payload in &self.payloads {
             match payload {
                 Payload::Bytes(bytes) => gathering.share(bytes),
@@ -108,7 +119,9 @@ impl Frame {
         payloads.clear();
         payloads.shrink_to(letters);
     }
+}
 
+impl Frame<Bytes> {
     /// Reads it; payloads are slices of `bytes`.
     ///
     /// # Errors
@@ -143,7 +156,7 @@ impl Frame {
             if len > bytes.len() {
                 return Err(FrameError::Senseless("a payload is missing"));
             }
-            payloads.push(Payload::Bytes(bytes.split_to(len)));
+            payloads.push(bytes.split_to(len));
         }
         if !bytes.is_empty() {
             return Err(FrameError::Senseless("there is more than its payloads"));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use bytes::Bytes;
 use thiserror::Error;
 use tidelog_replica::{NodeId, Post};
 use tokio::io::AsyncWriteExt;
@@ -298,7 +299,7 @@ impl From<std::io::Error> for Ended {
 }
 
 /// The next frame of the other side, which listens.
-async fn answer(reader: &mut Reader<OwnedReadHalf>) -> Result<Frame, Ended> {
+async fn answer(reader: &mut Reader<OwnedReadHalf>) -> Result<Frame<Bytes>, Ended> {
     let frame = read_frame(reader, ANSWER_BYTES_MAX).await;
     let frame = frame.map_err(|e| match e {
         // No frame begins so: something else speaks there.

@@ -17,11 +17,11 @@ pub(crate) struct Gathering {
 }
 
 impl Gathering {
-    /// Begins with these; so many bytes that are copied are expected behind them.
-    pub(crate) fn new(short: Vec<u8>) -> Self {
+    /// Begins with these; no more than so many others are to be shared.
+    pub(crate) fn new(short: Vec<u8>, shared_max: usize) -> Self {
         Self {
             short,
-            shared: Vec::new(),
+            shared: Vec::with_capacity(shared_max),
         }
     }
 
@@ -59,7 +59,10 @@ impl Gathering {
     /// The pieces in their order.
     pub(crate) fn finish(self) -> Pieces {
         let short = Bytes::from(self.short);
-        let mut pieces = Pieces::default();
+        let mut pieces = Pieces {
+            pieces: VecDeque::with_capacity(2 * self.shared.len() + 1),
+            len: 0,
+        };
         let mut from = 0;
         for (at, bytes) in self.shared {
             pieces.push(short.slice(from..at));
@@ -132,7 +135,7 @@ mod tests {
             parts in proptest::collection::vec((any::<bool>(), 0..2 * SHORT_MAX), 0..10),
             steps in proptest::collection::vec(1..3 * SHORT_MAX, 1..40),
         ) {
-            let mut gathering = Gathering::new(vec![9; 8]);
+            let mut gathering = Gathering::new(vec![9; 8], 0);
             let mut expected = vec![9; 8];
             for ((is_copied, len), fill) in parts.into_iter().zip(0..) {
                 let bytes = Bytes::from(vec![fill; len]);

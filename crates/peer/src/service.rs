@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use thiserror::Error;
 use tidelog_proto::internal::v1::{PeerAnswer, PeerEnd, PeerQuestion};
 use tidelog_replica::{Delivery, NodeId};
@@ -251,7 +252,7 @@ impl PeerService {
         Ok((own, self.admit(&own, &first)?))
     }
 
-    fn admit(&self, own: &Identity, frame: &Frame) -> Result<Identity, LinkEnded> {
+    fn admit(&self, own: &Identity, frame: &Frame<Bytes>) -> Result<Identity, LinkEnded> {
         let Some(said) = &frame.meta.hello else {
             return Err(LinkEnded::of("the first frame has no hello"));
         };

@@ -346,12 +346,14 @@ fn every_damaged_bit_and_every_cut_is_found() {
 #[test]
 fn letters_of_others_and_for_others_are_refused() {
     for (from, to) in [(3, 2), (1, 3)] {
-        let mut frame = Frame::default();
-        push_raft(&mut frame, append(&Bytes::from_static(b"BATCH")));
-        assert!(delivery(frame, from, to).is_err());
-        let mut frame = Frame::default();
-        push_files(&mut frame, files(CatchUp::Ask));
-        assert!(delivery(frame, from, to).is_err());
+        let mut about_raft = Frame::default();
+        push_raft(&mut about_raft, append(&Bytes::from_static(b"BATCH")));
+        let mut about_files = Frame::default();
+        push_files(&mut about_files, files(CatchUp::Ask));
+        for frame in [about_raft, about_files] {
+            let arrived = Frame::decode(encoded(&frame)).unwrap();
+            assert!(delivery(arrived, from, to).is_err());
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn reader<R: AsyncRead>(io: R) -> Reader<R> {
 pub(crate) async fn read_frame<R: AsyncRead + Unpin>(
     reader: &mut Reader<R>,
     bytes_max: usize,
-) -> Result<Option<Frame>, ReadError> {
+) -> Result<Option<Frame<Bytes>>, ReadError> {
     let mut len = [0; LEN_LEN];
     if reader.read(&mut len[..1]).await? == 0 {
         return Ok(None);

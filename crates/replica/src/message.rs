@@ -43,10 +43,11 @@ impl Payload {
     }
 }
 
-/// Appends, with room for one at first: messages take hundreds of bytes, and mostly there is one in a turn.
+/// Appends, with room for one at first, then two, and so on: messages take hundreds of bytes, and mostly there is one
+/// in a turn, while a list begins with room for four otherwise.
 pub(crate) fn push_lean<T>(list: &mut Vec<T>, item: T) {
-    if list.capacity() == 0 {
-        list.reserve_exact(1);
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len().max(1));
     }
     list.push(item);
 }
@@ -105,7 +106,7 @@ pub(crate) fn check(
         return Err(malformed("its fields are out of range"));
     }
     let mut payloads = payloads.into_iter();
-    let mut placed = Vec::new();
+    let mut placed = Vec::with_capacity(payloads.len());
     let mut next = message.index;
     let mut term_before = message.log_term;
     let term_max = message.term;

@@ -35,9 +35,9 @@ impl Group {
         batches: impl IntoIterator<Item = ProducedBatch>,
         now: Timestamp,
     ) -> Vec<Result<Proposed, ProposeError>> {
-        let mut entries = Vec::new();
+        let batches = batches.into_iter();
+        let mut entries = Vec::with_capacity(batches.size_hint().0);
         let results = batches
-            .into_iter()
             .map(|batch| self.stage(batch, &mut entries, now))
             .collect();
         if !entries.is_empty() {

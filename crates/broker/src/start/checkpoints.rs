@@ -32,20 +32,22 @@ impl Checkpoints {
 
 impl RoundObserver for Checkpoints {
     fn record(&self, ends: &[(Arc<dyn SyncTarget>, LogEnd)]) -> Result<(), Poisoned> {
-        let records: Vec<StateRecord> = ends
-            .iter()
-            .map(|(target, end)| {
-                let identity = target.log().identity();
-                let (topic_id, partition) = (identity.topic_id, identity.partition);
-                StateRecord::Checkpoint(
-                    GroupKey {
-                        topic_id,
-                        partition,
-                    },
-                    *end,
-                )
-            })
-            .collect();
+        let record = |(target, end): &(Arc<dyn SyncTarget>, LogEnd)| {
+            let identity = target.log().identity();
+            let (topic_id, partition) = (identity.topic_id, identity.partition);
+            StateRecord::Checkpoint(
+                GroupKey {
+                    topic_id,
+                    partition,
+                },
+                *end,
+            )
+        };
+        // Mostly it is one, which needs no list.
+        if let [end] = ends {
+            return self.state.record(&[record(end)], false);
+        }
+        let records: Vec<StateRecord> = ends.iter().map(record).collect();
         self.state.record(&records, false)
     }
 

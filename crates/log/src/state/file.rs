@@ -73,7 +73,12 @@ struct Inner {
     /// The space that every snapshot has.
     room: u64,
     poisoned: Option<Poisoned>,
+    /// Empty, with room: what is recorded is encoded here.
+    buffer: Vec<u8>,
 }
+
+/// So much room is kept for the next records: those of a turn are a few hundred bytes.
+const BUFFER_KEPT_MAX: usize = 4096;
 
 impl StateFile {
     /// Makes the state file of a new data directory in `dir`.
@@ -160,6 +165,7 @@ impl StateFile {
                 marked: FILE_HEADER.len() as u64,
                 room,
                 poisoned: None,
+                buffer: Vec::new(),
             }),
         })
     }
@@ -229,7 +235,8 @@ impl Inner {
             keep_space(&*self.disk, &self.dir, room);
             self.room = room;
         }
-        let mut bytes = Vec::with_capacity(32 + records.len() * 96);
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.reserve(32 + records.len() * 96);
         if !records.is_empty() && self.synced > self.marked {
             frame(self.generation, SYNCED, &mut bytes, |out| {
                 out.extend_from_slice(&self.synced.to_be_bytes());
@@ -247,6 +254,10 @@ impl Inner {
                 .write_at(self.position, &[IoSlice::new(&bytes)])?;
             self.position += bytes.len() as u64;
             self.marked = self.synced;
+        }
+        if bytes.capacity() <= BUFFER_KEPT_MAX {
+            bytes.clear();
+            self.buffer = bytes;
         }
         if sync && self.synced < self.position {
             self.journal.sync_data()?;

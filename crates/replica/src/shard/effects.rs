@@ -273,11 +273,12 @@ impl<W> Effects<W> {
     }
 
     pub(super) fn answer(&mut self, key: GroupKey, waiter: W, result: Result<Done, Refusal>) {
-        self.answers.push(Answer {
+        let answer = Answer {
             key,
             waiter,
             result,
-        });
+        };
+        push_lean(&mut self.answers, answer);
     }
 }
 

@@ -403,7 +403,7 @@ impl<W> Hosted<W> {
                 .push((self.key, self.group.recorded()));
         }
         if let Some(end) = turn.committed {
-            effects.committed.push((self.key, end));
+            push_lean(&mut effects.committed, (self.key, end));
         }
         for (number, index) in turn.reads {
             let waiter = self.reads.remove(&number);
@@ -450,7 +450,7 @@ impl<W> Hosted<W> {
             }
         }
         if turn.is_log_dirty {
-            effects.logs_to_sync.push(self.key);
+            push_lean(&mut effects.logs_to_sync, self.key);
             effects.is_sync_awaited |= self.is_sync_awaited();
         }
     }

@@ -10,6 +10,7 @@
 //! or too much is under way; whoever sent one is answered when it is written or committed, or when
 //! that cannot be any more. A panic or a failed write ends one group, and the others go on.
 
+mod due;
 mod effects;
 mod hosted;
 
@@ -28,6 +29,7 @@ pub use effects::{
     Refusal, Until, node_of, replica_of,
 };
 
+use self::due::Due;
 use self::hosted::Hosted;
 use crate::catch_up::{CatchUp, CatchUpLetter, PullTarget, Pulled};
 use crate::config::ReplicaId;
@@ -45,7 +47,7 @@ pub struct Shard<W> {
     /// Groups that have to know of time.
     ticking: BTreeSet<GroupKey>,
     /// Groups that have something to do in the next turn.
-    due: BTreeSet<GroupKey>,
+    due: Due,
     /// What came of calls between turns.
     effects: Effects<W>,
 }
@@ -56,7 +58,7 @@ impl<W> Default for Shard<W> {
             groups: BTreeMap::new(),
             broken: BTreeMap::new(),
             ticking: BTreeSet::new(),
-            due: BTreeSet::new(),
+            due: Due::default(),
             effects: Effects::default(),
         }
     }
@@ -418,7 +420,8 @@ impl<W> Shard<W> {
     /// Gives each group that has something to do its turn.
     pub fn turn(&mut self, now: Timestamp) -> Effects<W> {
         let mut effects = std::mem::take(&mut self.effects);
-        for key in std::mem::take(&mut self.due) {
+        let due = self.due.take();
+        for key in due.iter().copied() {
             let Some(hosted) = self.groups.get_mut(&key) else {
                 continue;
             };
@@ -433,6 +436,7 @@ impl<W> Shard<W> {
                 self.due.insert(key);
             }
         }
+        self.due.give_back(due);
         effects
     }
 
