@@ -34,6 +34,8 @@ pub(crate) const METADATA_KEY: PartitionKey = PartitionKey {
     partition: 0,
 };
 
+/// A disk that takes longer for a sync hangs: longer than one takes that is only slow, as whoever is told leads nothing.
+const HANGS_AFTER: Duration = Duration::from_secs(5);
 /// A broker says that it is there at least so often.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Turns do not follow each other faster.
@@ -221,6 +223,7 @@ struct Controller {
     teller: Teller,
     /// Clients get no more onto the disk here, and others are to lead what they can.
     is_short_of_space: bool,
+    is_hanging: bool,
     /// The term in which this broker leads the metadata log.
     leads_since: Arc<Mutex<Option<u32>>>,
     /// What is being decided. It is never broken off: what it has written may yet be committed, and to
@@ -286,6 +289,18 @@ impl Controller {
         inner.seen.forget_gone(&inner.cluster.read(), METADATA_KEY);
     }
 
+    /// Whether the disk hangs. What is led here could never be said to be committed, while the thread that leads it
+    /// may go on.
+    fn hangs(&mut self, inner: &Inner) -> bool {
+        let longest = inner.syncs.oldest_runs_for().unwrap_or_default();
+        let hangs = longest >= HANGS_AFTER;
+        if hangs && !self.is_hanging {
+            tracing::warn!(?longest, "the disk hangs: others are to lead what they can");
+        }
+        self.is_hanging = hangs;
+        hangs
+    }
+
     /// Tells all others what has changed, and now and then all.
     fn tell(
         &mut self,
@@ -295,7 +310,8 @@ impl Controller {
         faults: Vec<ReplicaFault>,
     ) {
         self.is_short_of_space = inner.space.is_short(self.is_short_of_space);
-        let is_resigning = self.is_short_of_space || inner.asked.is_leaving.load(Ordering::SeqCst);
+        let is_leaving = inner.asked.is_leaving.load(Ordering::SeqCst);
+        let is_resigning = self.is_short_of_space || is_leaving || self.hangs(inner);
         inner.seen.resigns(inner.identity.node_id, is_resigning);
         let notes = self.teller.notes(epoch, reports, faults, is_resigning);
         let notes: Vec<Bytes> = notes.iter().map(|note| note.encode().into()).collect();

@@ -72,8 +72,8 @@ use std::thread::JoinHandle;
 use parking_lot::{Mutex, RwLock};
 use tidelog_controller::{Cluster, Topic};
 use tidelog_disk::DirLock;
-use tidelog_log::ReadTurns;
 use tidelog_log::state::{DirectoryIdentity, StateFile};
+use tidelog_log::{ReadTurns, SyncWatch};
 use tidelog_record::TopicId;
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -238,6 +238,7 @@ struct Inner {
     cold_reads: Arc<Semaphore>,
     /// What keeps them out of the way of syncs.
     read_turns: Arc<ReadTurns>,
+    syncs: SyncWatch,
     /// The thread that copies files of logs, where there are others to copy from.
     catch_up: Option<catch_up::Letters>,
     /// Turns of those that (de)compress batches to check them.

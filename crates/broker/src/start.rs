@@ -122,7 +122,7 @@ impl Broker {
             ..SyncConfig::default()
         };
         let coordinator = SyncCoordinator::start(observer, syncs).map_err(StartError::Thread)?;
-        let read_turns = coordinator.read_turns();
+        let (read_turns, syncs) = (coordinator.read_turns(), coordinator.watch());
         let wants_ticks = Arc::<Notify>::default();
         let (shards, mailboxes): (Vec<_>, Vec<_>) = (0..config.shards.max(1))
             .map(|_| mailbox(&wants_ticks))
@@ -222,6 +222,7 @@ impl Broker {
                 space: around.space,
                 age_clock: AgeClock::new(seams.clock.clone()),
                 read_turns,
+                syncs,
                 catch_up,
                 cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
                 heavy_checks: Arc::new(Semaphore::new(heavy_checks())),

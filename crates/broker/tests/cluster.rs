@@ -132,6 +132,44 @@ async fn with_write_caching_nobody_waits_for_a_sync_and_nothing_is_read_before_i
     assert_eq!(cluster.same_everywhere("t", 2).await, ["first", "second"]);
 }
 
+/// Its thread goes on, and would lead on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_syncs_hang_in_the_background_leads_nothing_that_others_can() {
+    let cluster = Cluster::new();
+    let create = async |broker: &Broker| {
+        let cached = new_topic("t", 1, &[("write.caching", "true")]);
+        broker.create_topic(cached).await
+    };
+    cluster.anywhere("a topic", create).await;
+    cluster
+        .until("all know the topic", |broker| {
+            broker.partition("t", 0).is_ok()
+        })
+        .await;
+    let (leader, _) = cluster.append("t", "first").await;
+    cluster.same_everywhere("t", 1).await;
+    let hang = cluster.disks[&leader].hang(OpFilter::op(DiskOp::Sync));
+    let broker = &cluster.brokers[&leader];
+    let records = vec![record(None, "second")];
+    let pending = submit(broker, "t", Some(0), Acks::All, records)
+        .await
+        .unwrap();
+    pending.await.remove(0).result.unwrap();
+    cluster
+        .until("another leads", |broker| {
+            let places = broker.partition_places(None);
+            let led = places.iter().find(|place| place.topic == "t");
+            led.is_some_and(|place| place.leader.is_some_and(|id| id != leader))
+        })
+        .await;
+    drop(hang);
+    cluster.append("t", "third").await;
+    assert_eq!(
+        cluster.same_everywhere("t", 3).await,
+        ["first", "second", "third"]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_are_decided_by_one_and_carried_out_by_all() {
     let mut cluster = Cluster::new();

@@ -107,7 +107,7 @@ pub use producers::{PRODUCER_BATCHES, PRODUCERS_MAX, ProducerError, StoredBatch,
 pub use reader::{Batches, Found, LogReader, SegmentInfo};
 pub use replicate::{ReplicateError, TruncateError};
 pub use segment::{LogEnd, SEGMENT_BYTES_LIMIT};
-pub use sync::{LogSync, RoundObserver, SyncConfig, SyncCoordinator, SyncTarget};
+pub use sync::{LogSync, RoundObserver, SyncConfig, SyncCoordinator, SyncTarget, SyncWatch};
 pub use threads::share_out;
 pub use turns::ReadTurns;
 pub use walk::BATCH_BYTES_LIMIT;

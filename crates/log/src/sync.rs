@@ -17,7 +17,7 @@
 //!
 //! A round of many logs is one sync of the file system, where that can be relied on (`together.rs`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -132,6 +132,19 @@ pub struct SyncCoordinator {
     _threads: Arc<Threads>,
 }
 
+/// How long syncs take.
+#[derive(Clone, Debug)]
+pub struct SyncWatch(Arc<Inner>);
+
+impl SyncWatch {
+    /// Since when the oldest of the rounds runs that have not come to an end.
+    pub fn oldest_runs_for(&self) -> Option<Duration> {
+        let state = self.0.state.lock();
+        let oldest = state.began.first_key_value();
+        oldest.map(|(_, began)| began.elapsed())
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
@@ -154,6 +167,8 @@ struct State {
     known: HashSet<usize>,
     /// How many rounds run, and the addresses of their logs.
     running: usize,
+    /// When each of them began, by its number.
+    began: BTreeMap<u64, Instant>,
     busy: HashSet<usize>,
     /// Whether somebody waits for one of those that wait.
     is_awaited: bool,
@@ -207,13 +222,16 @@ impl State {
     fn begin_with(&mut self, targets: &[Arc<dyn SyncTarget>]) -> u64 {
         self.running += 1;
         self.begun += 1;
-        self.begun_at = Some(now());
+        let at = now();
+        self.begun_at = Some(at);
+        self.began.insert(self.begun, at);
         self.busy.extend(targets.iter().map(address));
         self.begun
     }
 
     fn end(&mut self, targets: &[Arc<dyn SyncTarget>], number: u64) {
         self.running -= 1;
+        self.began.remove(&number);
         if number <= self.stuck_up_to {
             self.stuck -= 1;
         }
@@ -305,6 +323,11 @@ impl SyncCoordinator {
     /// What keeps cold reads out of the way of the syncs.
     pub fn read_turns(&self) -> Arc<ReadTurns> {
         self.inner.turns.clone()
+    }
+
+    /// To look at how long syncs take. Does not keep the coordinator going.
+    pub fn watch(&self) -> SyncWatch {
+        SyncWatch(self.inner.clone())
     }
 
     /// Asks for a sync of each of `targets`. Each is told by [`SyncTarget::synced`]: on this thread

@@ -135,8 +135,6 @@ pub struct Group {
     pub(crate) proposals: u32,
     /// Whether there were many of these before the last tick.
     is_busy: bool,
-    /// Up to where this replica has what it leads durable, when others have more, and since how many ticks.
-    stuck: (u64, u32),
     /// Whether the leader is to be told how far the log is, though it did not ask.
     pub(crate) announces: bool,
     /// Going on alone has begun: see [`Group::begin_recovery`].
@@ -240,7 +238,6 @@ impl Group {
             last_read: 0,
             proposals: 0,
             is_busy: false,
-            stuck: (0, 0),
             announces: false,
             recovering: None,
             drawn_for: None,
@@ -416,24 +413,7 @@ impl Group {
             self.node.ping();
         }
         self.draw();
-        let is_resigning = self.resign_if_stuck();
-        has_news || is_calm || is_resigning || self.waits_for_files
-    }
-
-    /// Hands over what others have durable and this replica has not for as long as an election takes: its disk hangs.
-    /// It could not tell anybody that more is committed, and would lead on.
-    fn resign_if_stuck(&mut self) -> bool {
-        let raft_log = &self.node.raft.raft_log;
-        let (persisted, committed) = (raft_log.persisted, raft_log.committed);
-        let (known, ticks) = self.stuck;
-        let is_stuck = self.role().is_leader && committed > persisted && known == persisted;
-        let ticks = if is_stuck { ticks + 1 } else { 0 };
-        let is_over = ticks >= self.config.election_ticks;
-        self.stuck = (persisted, if is_over { 0 } else { ticks });
-        if is_over {
-            tracing::warn!(persisted, committed, "the disk hangs: others are to lead");
-        }
-        is_over && self.hand_over()
+        has_news || is_calm || self.waits_for_files
     }
 
     /// A replica cannot be reached: it is asked where its log ends before more is sent.

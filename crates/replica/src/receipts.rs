@@ -10,7 +10,8 @@
 //! of a process takes nothing, that of the system or its power takes what was not synced.
 //!
 //! What a follower has written makes room for more on its way to it, as if it were durable: otherwise a leader would
-//! wait for the sync after so many messages. How much is not durable is bounded by what may be uncommitted.
+//! wait for the sync after so many messages. It does for [`AHEAD_ENTRIES_MAX`] entries beyond what is durable there: a
+//! follower whose disk hangs gets no more.
 
 use raft::eraftpb::{Message, MessageType};
 use raft::{ProgressState, StateRole};
@@ -21,7 +22,11 @@ use crate::error::StepError;
 use crate::group::{Group, at};
 use crate::message::Outgoing;
 use crate::planted::Planted;
+use crate::storage::LogStorage;
 use crate::turn::Turn;
+
+/// So many entries that a follower has written, and not durable, make room for more.
+const AHEAD_ENTRIES_MAX: u64 = 256;
 
 impl Group {
     /// Has followers told to send receipts, or not any more.
@@ -55,7 +60,7 @@ impl Group {
         if message.get_msg_type() != MessageType::MsgAppendResponse || message.reject {
             return malformed("it is no receipt");
         }
-        if from == 0 || message.to != self.config.id {
+        if [0, self.config.id].contains(&from) || message.to != self.config.id {
             return malformed("it is not for this replica");
         }
         let raft = &self.node.raft;
@@ -80,15 +85,26 @@ impl Group {
     fn send_on(&mut self, to: ReplicaId, written: u64) {
         let raft = &mut self.node.raft;
         let last = raft.raft_log.last_index();
-        let next_of = |raft: &mut raft::Raft<_>, free: u64| {
-            let progress = raft.mut_prs().get_mut(to)?;
-            progress.ins.free_to(free);
+        let Some(progress) = raft.mut_prs().get_mut(to) else {
+            return;
+        };
+        let is_near = written <= progress.matched + AHEAD_ENTRIES_MAX;
+        if progress.state != ProgressState::Replicate || !is_near {
+            return;
+        }
+        // It has them already, whatever was to be sent next. If that is not so it says no.
+        if progress.next_idx <= written {
+            progress.optimistic_update(written);
+        }
+        progress.ins.free_to(written);
+        let next_of = |raft: &raft::Raft<LogStorage>| {
+            let progress = raft.prs().get(to)?;
             let sends = progress.state == ProgressState::Replicate && !progress.is_paused();
             sends.then_some(progress.next_idx)
         };
-        while let Some(next) = next_of(raft, written).filter(|next| *next <= last) {
+        while let Some(next) = next_of(raft).filter(|next| *next <= last) {
             raft.send_append(to);
-            if next_of(raft, written) == Some(next) {
+            if next_of(raft) == Some(next) {
                 break;
             }
         }

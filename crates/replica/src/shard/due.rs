@@ -21,6 +21,10 @@ impl Due {
         }
         if self.keys.len() == self.keys.capacity() && self.keys.len() >= KEYS_MIN {
             self.settle();
+            // Otherwise it would soon be full again, of the same.
+            if self.keys.len() > self.keys.capacity() / 2 {
+                self.keys.reserve(self.keys.len());
+            }
         }
         self.keys.push(key);
     }

@@ -82,30 +82,6 @@ fn what_a_majority_has_written_is_acknowledged_before_any_sync() {
     }
 }
 
-/// Otherwise it would never say that anything is committed.
-#[test]
-fn a_leader_whose_disk_hangs_hands_over() {
-    for until in [Until::Received, Until::Committed] {
-        let (mut nodes, leader, others) = led(7);
-        for id in &others {
-            nodes.node(*id).unsynced = None;
-        }
-        nodes.append_until(leader, key(0), "hangs here", until, 1);
-        let is_led = |nodes: &Nodes| {
-            let leads = nodes.leader(key(0));
-            leads.is_some_and(|id| others.contains(&id))
-        };
-        nodes.until("another leads", is_led);
-        let next = nodes.leader(key(0)).unwrap();
-        nodes.append_at(next, key(0), "after", 2);
-        assert_eq!(answered(&mut nodes, next), [2]);
-        nodes.node(leader).sync_all();
-        nodes.until("it has all", |nodes| {
-            nodes.commit(leader, key(0)) == nodes.commit(next, key(0))
-        });
-    }
-}
-
 /// Two versions in one cluster.
 #[test]
 fn beside_an_older_version_it_is_acknowledged_when_it_is_durable() {
