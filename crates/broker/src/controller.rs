@@ -34,7 +34,7 @@ pub(crate) const METADATA_KEY: PartitionKey = PartitionKey {
     partition: 0,
 };
 
-/// A disk that takes longer for a sync hangs: longer than one takes that is only slow, as whoever is told leads nothing.
+/// A disk that takes longer for a sync hangs. One that is only slow does not: whoever hangs leads nothing.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 /// A broker says that it is there at least so often.
 const HEARTBEAT: Duration = Duration::from_millis(500);

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use support::cluster::Cluster;
-use support::{new_topic, record, submit};
+use support::{record, submit};
 use tidelog_broker::{Acks, Broker, Facts};
 use tidelog_disk::DiskOp;
 use tidelog_sim::OpFilter;
@@ -14,13 +14,7 @@ use tidelog_sim::OpFilter;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_survives_the_leader_and_is_the_same_everywhere() {
     let mut cluster = Cluster::new();
-    let create = async |broker: &Broker| broker.create_topic(new_topic("t", 1, &[])).await;
-    cluster.anywhere("a topic", create).await;
-    cluster
-        .until("all know the topic", |broker| {
-            broker.partition("t", 0).is_ok()
-        })
-        .await;
+    cluster.topic("t", 1, &[]).await;
 
     let mut acknowledged = Vec::new();
     for round in 0..3 {
@@ -51,13 +45,7 @@ async fn what_is_acknowledged_survives_the_leader_and_is_the_same_everywhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_whose_syncs_hang_is_done_without_and_comes_back() {
     let mut cluster = Cluster::new();
-    let create = async |broker: &Broker| broker.create_topic(new_topic("t", 1, &[])).await;
-    cluster.anywhere("a topic", create).await;
-    cluster
-        .until("all know the topic", |broker| {
-            broker.partition("t", 0).is_ok()
-        })
-        .await;
+    cluster.topic("t", 1, &[]).await;
     let (leader, _) = cluster.append("t", "first").await;
     let mut acknowledged = vec!["first".to_owned()];
     let follower = (1..=3).find(|id| *id != leader).unwrap();
@@ -99,16 +87,7 @@ async fn a_broker_whose_syncs_hang_is_done_without_and_comes_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_write_caching_nobody_waits_for_a_sync_and_nothing_is_read_before_it() {
     let cluster = Cluster::new();
-    let create = async |broker: &Broker| {
-        let cached = new_topic("t", 1, &[("write.caching", "true")]);
-        broker.create_topic(cached).await
-    };
-    cluster.anywhere("a topic", create).await;
-    cluster
-        .until("all know the topic", |broker| {
-            broker.partition("t", 0).is_ok()
-        })
-        .await;
+    cluster.topic("t", 1, &[("write.caching", "true")]).await;
     let (leader, _) = cluster.append("t", "first").await;
     cluster.same_everywhere("t", 1).await;
     let sync = OpFilter::op(DiskOp::Sync);
@@ -136,16 +115,7 @@ async fn with_write_caching_nobody_waits_for_a_sync_and_nothing_is_read_before_i
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_whose_syncs_hang_in_the_background_leads_nothing_that_others_can() {
     let cluster = Cluster::new();
-    let create = async |broker: &Broker| {
-        let cached = new_topic("t", 1, &[("write.caching", "true")]);
-        broker.create_topic(cached).await
-    };
-    cluster.anywhere("a topic", create).await;
-    cluster
-        .until("all know the topic", |broker| {
-            broker.partition("t", 0).is_ok()
-        })
-        .await;
+    cluster.topic("t", 1, &[("write.caching", "true")]).await;
     let (leader, _) = cluster.append("t", "first").await;
     cluster.same_everywhere("t", 1).await;
     let hang = cluster.disks[&leader].hang(OpFilter::op(DiskOp::Sync));
@@ -174,13 +144,7 @@ async fn a_broker_whose_syncs_hang_in_the_background_leads_nothing_that_others_c
 async fn topics_are_decided_by_one_and_carried_out_by_all() {
     let mut cluster = Cluster::new();
     for name in ["a", "b", "c"] {
-        let create = async |broker: &Broker| broker.create_topic(new_topic(name, 2, &[])).await;
-        let (leader, _) = cluster.anywhere("a topic", create).await;
-        cluster
-            .until("all know the topic", |broker| {
-                broker.partition(name, 1).is_ok()
-            })
-            .await;
+        let leader = cluster.topic(name, 2, &[]).await;
         cluster.append(name, "first").await;
         // Whoever decided goes, with its power; another one decides.
         cluster.crash(leader);
@@ -210,13 +174,7 @@ async fn topics_are_decided_by_one_and_carried_out_by_all() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_nobody_hears_acknowledges_nothing() {
     let cluster = Cluster::new();
-    let create = async |broker: &Broker| broker.create_topic(new_topic("t", 1, &[])).await;
-    cluster.anywhere("a topic", create).await;
-    cluster
-        .until("all know the topic", |broker| {
-            broker.partition("t", 0).is_ok()
-        })
-        .await;
+    cluster.topic("t", 1, &[]).await;
     let (leader, _) = cluster.append("t", "first").await;
     *cluster.net.cut_off.lock() = Some(leader);
     let alone = &cluster.brokers[&leader];

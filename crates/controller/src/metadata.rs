@@ -2,8 +2,8 @@
 //!
 //! Every broker has a replica of the metadata log, since every broker folds it. Some of them vote: those
 //! that did before stay, as long as they are not removed and have not lost their disk, and are not the one that is
-//! draining of an even number to which nobody can be added; there is an odd number of them, up to [`VOTERS_MAX`], as far as there are brokers.
-//! Others are learners.
+//! draining of an even number to which nobody can be added; there is an odd number of them, up to [`VOTERS_MAX`], as
+//! far as there are brokers. Others are learners.
 //!
 //! Unlike that of a partition, this change is not written down before it is made: the members that the group
 //! has, and the brokers that are registered, say what is lacking.

@@ -140,7 +140,7 @@ impl SyncWatch {
     /// Since when the oldest of the rounds runs that have not come to an end.
     pub fn oldest_runs_for(&self) -> Option<Duration> {
         let state = self.0.state.lock();
-        let oldest = state.began.first_key_value();
+        let oldest = state.running.first_key_value();
         oldest.map(|(_, began)| began.elapsed())
     }
 }
@@ -165,10 +165,8 @@ struct State {
     waiting: Vec<Arc<dyn SyncTarget>>,
     /// The addresses of what waits.
     known: HashSet<usize>,
-    /// How many rounds run, and the addresses of their logs.
-    running: usize,
-    /// When each of them began, by its number.
-    began: BTreeMap<u64, Instant>,
+    /// When each of the rounds began that run, by its number, and the addresses of their logs.
+    running: BTreeMap<u64, Instant>,
     busy: HashSet<usize>,
     /// Whether somebody waits for one of those that wait.
     is_awaited: bool,
@@ -187,7 +185,7 @@ impl State {
     /// Whether a round may begin: one at a time, so that appends share syncs, beside those that
     /// hang.
     fn is_free(&self) -> bool {
-        self.running == self.stuck && self.running < ROUNDS_MAX
+        self.running.len() == self.stuck && self.running.len() < ROUNDS_MAX
     }
 
     /// Whether something waits that is in no round. A second sync of what hangs would hang too.
@@ -220,18 +218,16 @@ impl State {
     }
 
     fn begin_with(&mut self, targets: &[Arc<dyn SyncTarget>]) -> u64 {
-        self.running += 1;
         self.begun += 1;
         let at = now();
         self.begun_at = Some(at);
-        self.began.insert(self.begun, at);
+        self.running.insert(self.begun, at);
         self.busy.extend(targets.iter().map(address));
         self.begun
     }
 
     fn end(&mut self, targets: &[Arc<dyn SyncTarget>], number: u64) {
-        self.running -= 1;
-        self.began.remove(&number);
+        self.running.remove(&number);
         if number <= self.stuck_up_to {
             self.stuck -= 1;
         }
@@ -242,7 +238,7 @@ impl State {
 
     /// The rounds that run have taken too long: another one may begin.
     fn give_up_waiting(&mut self) {
-        self.stuck = self.running;
+        self.stuck = self.running.len();
         self.stuck_up_to = self.begun;
     }
 }
@@ -414,9 +410,13 @@ impl Inner {
                 let begun = state.begun;
                 let waited = self.watch.wait_for(&mut state, self.patience);
                 let is_same = waited.timed_out() && state.begun == begun;
-                if is_same && state.has_work() && !state.is_free() && state.running < ROUNDS_MAX {
+                if is_same
+                    && state.has_work()
+                    && !state.is_free()
+                    && state.running.len() < ROUNDS_MAX
+                {
                     tracing::warn!(
-                        rounds = state.running,
+                        rounds = state.running.len(),
                         "the disk hangs: what waits for another \
                         sync goes on beside it"
                     );

@@ -30,7 +30,7 @@ const AHEAD_ENTRIES_MAX: u64 = 256;
 
 impl Group {
     /// Has followers told to send receipts, or not any more.
-    pub fn ask_for_receipts(&mut self, asks: bool) {
+    pub(crate) fn ask_for_receipts(&mut self, asks: bool) {
         self.asks_for_receipts = asks;
     }
 
@@ -52,7 +52,7 @@ impl Group {
     ///
     /// # Errors
     /// [`StepError::Malformed`] where no replica would say so.
-    pub fn take_receipt(&mut self, message: &Message) -> Result<(), StepError> {
+    pub(crate) fn take_receipt(&mut self, message: &Message) -> Result<(), StepError> {
         let Message {
             from, term, index, ..
         } = *message;
@@ -136,7 +136,7 @@ impl Group {
 
     /// Where the records end that a majority has written, of what was proposed in this term; at least where
     /// those end that are committed.
-    pub fn written_by_majority(&self) -> Offset {
+    pub(crate) fn written_by_majority(&self) -> Offset {
         let committed = self.log().reader().committed_offset();
         if !self.is_ready() {
             return committed;

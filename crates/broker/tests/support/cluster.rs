@@ -16,7 +16,7 @@ use tidelog_record::Offset;
 use tidelog_sim::SimDisk;
 use tokio::sync::{Notify, mpsc};
 
-use crate::support::{config, read_all, record, submit};
+use crate::support::{config, new_topic, read_all, record, submit};
 
 /// The cluster of all these tests.
 pub(crate) const CLUSTER_ID: [u8; 16] = [7; 16];
@@ -133,6 +133,25 @@ impl Cluster {
         self.net.brokers.lock().remove(&id);
         self.brokers.remove(&id);
         self.disks[&id].crash();
+    }
+
+    /// Makes a topic, and waits until all that run have it. Gives who decided.
+    pub(crate) async fn topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        settings: &[(&str, &str)],
+    ) -> NodeId {
+        let create = async |broker: &Broker| {
+            let new = new_topic(name, partitions, settings);
+            broker.create_topic(new).await
+        };
+        let (decided, _) = self.anywhere("a topic", create).await;
+        self.until("all know the topic", |broker| {
+            broker.partition(name, partitions - 1).is_ok()
+        })
+        .await;
+        decided
     }
 
     /// Has some broker do it, as soon as one leads: asks one after the other.
