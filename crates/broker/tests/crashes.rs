@@ -270,6 +270,41 @@ async fn leftovers_of_deletions_are_removed_at_the_start() {
     broker.stop().await.unwrap();
 }
 
+/// A directory is removed as a deleted partition's only where its log says that it is.
+#[tokio::test]
+async fn another_log_under_the_name_of_a_deleted_topic_stays() {
+    let disk = prepared().await;
+    let broker = open(&disk);
+    create(&broker, "kept", 1).await.unwrap();
+    append(&broker, "kept", "mine").await.unwrap();
+    disk.fail_nth(
+        OpFilter::op(DiskOp::Rename),
+        1,
+        InjectedError::Io,
+        FailMode::Forever,
+    );
+    broker.delete_topic("old").await.unwrap();
+    broker.stop().await.unwrap();
+    let disk = disk.fork(5);
+    disk.crash();
+    let (old, kept) = (Path::new("/srv/data/old-0"), Path::new("/srv/data/kept-0"));
+    disk.remove_dir_all(old).unwrap();
+    disk.rename(kept, old).unwrap();
+    let broker = open(&disk);
+    assert!(
+        read_all(&broker, "kept", 0).await.is_err(),
+        "it is elsewhere"
+    );
+    broker.stop().await.unwrap();
+    disk.kill();
+    disk.rename(old, kept).unwrap();
+    let broker = open(&disk);
+    assert_eq!(
+        read_all(&broker, "kept", 0).await.unwrap(),
+        [(0, "mine".to_owned())]
+    );
+}
+
 #[tokio::test]
 async fn a_leftover_that_cannot_be_removed_does_not_keep_a_broker_from_starting() {
     let disk = prepared().await;

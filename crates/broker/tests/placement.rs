@@ -9,7 +9,9 @@ use std::path::Path;
 use support::cluster::{Cluster, place};
 use support::{new_topic, read_all};
 use tidelog_broker::{Broker, Facts, Replication};
-use tidelog_disk::{Disk, OpenHow};
+use tidelog_disk::{Disk, DiskOp, OpenHow};
+use tidelog_record::TopicId;
+use tidelog_sim::{FailMode, InjectedError, OpFilter};
 
 async fn create(cluster: &Cluster, name: &str, assignment: &[&[u32]]) {
     let replication = Replication {
@@ -280,4 +282,67 @@ async fn the_metadata_log_is_cut_and_who_was_away_copies_the_rest() {
         .await;
     let values = cluster.same_everywhere("kept", 1).await;
     assert_eq!(values, ["v"]);
+}
+
+/// A broker that was away learns of both, and stops again before it has done anything about either. With
+/// `others` between, what it learns of begins with a snapshot, which says nothing of deletions.
+async fn a_topic_is_made_again_in_the_place_of_a_deleted_one(others: usize) {
+    let mut cluster = Cluster::new();
+    for id in 1..=3 {
+        cluster.crash(id);
+    }
+    cluster.snapshot_commands = 20;
+    for id in 1..=3 {
+        cluster.start(id);
+    }
+    create(&cluster, "t", &[&[1, 2, 3]]).await;
+    append_some(&cluster, "t", &mut Vec::new(), 5).await;
+    cluster.same_everywhere("t", 5).await;
+    cluster.crash(3);
+    let delete = async |broker: &Broker| broker.delete_topic("t").await;
+    cluster.anywhere("a deletion", delete).await;
+    create(&cluster, "t", &[&[1, 2, 3]]).await;
+    let mut values = Vec::new();
+    append_some(&cluster, "t", &mut values, 3).await;
+    for number in 0..others {
+        create(&cluster, &format!("t{number}"), &[&[1, 2]]).await;
+    }
+    let new = topic_id(&cluster.brokers[&1], "t");
+
+    cluster.disks[&3].fail_nth(
+        OpFilter::op(DiskOp::Rename).on("t-0"),
+        1,
+        InjectedError::Io,
+        FailMode::Forever,
+    );
+    cluster.start(3);
+    cluster
+        .until("it knows of the new one", |broker| {
+            topic_id(broker, "t") == new
+        })
+        .await;
+    // So that what it knows to be committed is recorded.
+    cluster.brokers[&3].stop().await.unwrap();
+    cluster.crash(3);
+    cluster.disks[&3].stop_failing();
+    cluster.start(3);
+    append_some(&cluster, "t", &mut values, 2).await;
+    has_all(&cluster, 3, "t", &values).await;
+    assert_eq!(cluster.brokers[&3].health().faults, Vec::<String>::new());
+}
+
+fn topic_id(broker: &Broker, name: &str) -> Option<TopicId> {
+    let topics = broker.topics();
+    let topic = topics.iter().find(|topic| topic.name == name);
+    topic.map(|topic| topic.topic_id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_tells_a_new_topic_from_a_deleted_one_of_its_name() {
+    a_topic_is_made_again_in_the_place_of_a_deleted_one(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_tells_them_apart_after_a_snapshot_too() {
+    a_topic_is_made_again_in_the_place_of_a_deleted_one(30).await;
 }

@@ -31,6 +31,11 @@ impl DiskError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether something of that name was there already.
+    pub fn is_already_there(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AlreadyExists
+    }
+
     /// Whether the file system, the user's quota on it, or what the process may write, is full.
     pub fn is_full(&self) -> bool {
         matches!(

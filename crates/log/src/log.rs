@@ -1,6 +1,6 @@
 //! The writer's half of a log.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,8 +43,9 @@ pub struct Log {
     pub(crate) since_snapshot: u64,
     /// How long that was.
     pub(crate) snapshot_len: u64,
-    /// Whether the last one could not be written.
-    pub(crate) lacks_snapshot: bool,
+    /// Where durable ones stand, by the segment that each lies in: those that this log has written, or
+    /// seen to be there.
+    pub(crate) durable_snapshots: BTreeMap<u64, LogEnd>,
     /// Whether the last one waits for batches that were noted to go in.
     pub(crate) owes_snapshot: bool,
     /// How many batches the producers are known by that did not go in yet.
@@ -233,6 +234,13 @@ impl Log {
         if keep_from == 0 && self.unremoved.is_empty() {
             return;
         }
+        let unkept = match self.keep_producers(&segments, keep_from) {
+            Ok(unkept) => unkept,
+            Err(error) => {
+                tracing::warn!(%error, "segments stay: what they tell of producers cannot be kept");
+                return;
+            }
+        };
         for path in std::mem::take(&mut self.unremoved) {
             let file = self.disk().open(&path, OpenHow::Read).ok();
             self.remove_or_note(path, file);
@@ -247,10 +255,7 @@ impl Log {
             let index = index_path(self.dir(), segment.header.base_offset);
             self.remove_or_note(index, None);
         }
-        if self.lacks_snapshot {
-            // What was removed told of its producers, and has left space.
-            self.write_producers_durably();
-        }
+        self.write_unkept(unkept);
         self.remove_stale_producers();
         if let Err(e) = self.disk().sync_dir(self.dir()) {
             tracing::warn!(error = %e, "removed segments may be there again after power loss");

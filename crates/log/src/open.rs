@@ -3,7 +3,7 @@
 //! Which segments there are is in `found.rs`, the newest one's end is found in `recover.rs`; here are
 //! the order of all that, and what is kept beside.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::index::IndexEntry;
 use crate::log::{Log, create_dir_durably, remove_if_there};
 use crate::lookup::start_of;
 use crate::options::LogOptions;
-use crate::producers::{ProducerTable, rebuild};
+use crate::producers::{ProducerTable, UNFINISHED, rebuild};
 use crate::recover::Recovered;
 use crate::roll::{NewSegment, map_or_go_without, new_segment_file};
 use crate::segment::{
@@ -118,7 +118,7 @@ impl Log {
             producers: ProducerTable::default(),
             since_snapshot: 0,
             snapshot_len: 0,
-            lacks_snapshot: false,
+            durable_snapshots: BTreeMap::new(),
             owes_snapshot: false,
             noted: 0,
             pending_epoch: None,
@@ -277,13 +277,7 @@ impl Opening<'_> {
             map_len,
         ));
         self.remove_replaced(&replaced);
-        // The log start at the end of a replica may be taken back.
-        let keep_from = if self.is_replica {
-            Offset::ZERO
-        } else {
-            end.log_start
-        };
-        let mut segments = self.keep_above_start(sealed, &active, keep_from)?;
+        let mut segments = self.sealed_segments(sealed, &active)?;
         segments.push(active.clone());
         let epochs = self.epochs(&segments, &end, &walked_from, epochs)?;
         let known = rebuild(&**self.disk, self.dir, &segments, &end);
@@ -308,7 +302,7 @@ impl Opening<'_> {
             producers: known.producers,
             since_snapshot: known.walked_bytes,
             snapshot_len: 0,
-            lacks_snapshot: false,
+            durable_snapshots: BTreeMap::new(),
             owes_snapshot: false,
             noted: 0,
             pending_epoch: None,
@@ -319,6 +313,10 @@ impl Opening<'_> {
             unremoved: Vec::new(),
         };
         log.write_durable_epochs();
+        if !self.is_replica {
+            // The log start at the end of a replica may be taken back.
+            log.remove_below_start();
+        }
         Ok((log, recovery))
     }
 
@@ -334,41 +332,35 @@ impl Opening<'_> {
         }
     }
 
-    /// Drops segments that a trim left behind, and what a compaction did not finish; keeps the rest
-    /// as sealed ones.
-    fn keep_above_start(
+    /// The sealed segments, as they are read. Removes files that belong to none, and what a compaction
+    /// did not finish.
+    fn sealed_segments(
         &self,
         sealed: Vec<(Candidate, SealedEnd)>,
         active: &Segment,
-        log_start: Offset,
     ) -> Result<Vec<Arc<Segment>>, OpenError> {
-        let mut kept = Vec::with_capacity(sealed.len());
-        let mut first_kept = active.header.base_offset;
-        for (candidate, end) in sealed {
-            if end.offset > log_start {
-                let base = candidate.header.base_offset;
-                first_kept = first_kept.min(base);
-                let path = segment_path(self.dir, base);
-                let header_len = candidate.header_len;
-                kept.push(Arc::new(Segment::sealed(
-                    path,
-                    candidate.header,
-                    header_len,
-                    end,
-                )));
-            }
-        }
+        let segments = sealed.into_iter().map(|(candidate, end)| {
+            let path = segment_path(self.dir, candidate.header.base_offset);
+            let header_len = candidate.header_len;
+            let segment = Segment::sealed(path, candidate.header, header_len, end);
+            Arc::new(segment)
+        });
+        let segments: Vec<_> = segments.collect();
+        let first = segments.first().map_or(active, |segment| segment);
+        let first = first.header.base_offset;
         for entry in self.disk.list(self.dir)? {
             let base =
                 base_offset_of(&entry.name, "log").or_else(|| base_offset_of(&entry.name, "index"));
-            let is_half = base_offset_of(&entry.name, CLEANED).is_some();
-            if (is_half || base.is_some_and(|base| base < first_kept))
+            let is_half = [CLEANED, UNFINISHED]
+                .iter()
+                .any(|end| base_offset_of(&entry.name, end).is_some());
+            if (is_half || base.is_some_and(|base| base < first))
                 && let Err(e) = remove_if_there(&**self.disk, &self.dir.join(&entry.name))
             {
                 tracing::warn!(error = %e, "a file that is not needed was not removed");
             }
         }
-        Ok(kept)
+        Ok(segments)
     }
 
     /// The epoch table: from its file, completed from the segments.

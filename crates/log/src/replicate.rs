@@ -117,8 +117,8 @@ impl Log {
         // What the end says of it may be taken back.
         log.shared.set_log_start(tail.committed().log_start);
         log.shared.set_committed(tail.committed());
-        log.remove_below_start();
         log.tail = Some(tail);
+        log.remove_below_start();
         Ok((log, recovery))
     }
 
@@ -405,6 +405,7 @@ impl Log {
         }
         self.forget_noted()?;
         self.recent_snapshots.clear();
+        self.durable_snapshots.retain(|_, at| at.index <= end.index);
         tracing::info!(dir = %self.dir().display(), index = %end.index, offset = %end.offset,
             "entries that were never committed were taken back");
         Ok(end)

@@ -84,11 +84,16 @@ const CONTROLLED_SEEDS: u64 = 60;
 fn what_hunts_have_found_stays_mended() {
     // A log whose oldest segment begins where an epoch does; what is committed lies in a segment that cannot
     // be opened for want of files.
-    for seed in [7_000_362, 7_202_453] {
+    // The log of one replica that stopped in the middle of a roll, and lost what it knew of producers with its
+    // old segments.
+    for seed in [7_000_362, 7_202_453, 7_301_187] {
         run_cluster(seed, ClusterOptions::of_seed(seed));
     }
-    // A replica that a broker gets again while it still copies files for the one that it had before.
-    run_cluster(7_280_019, ClusterOptions::controlled(7_280_019));
+    // A replica that a broker gets again while it still copies files for the one that it had before; starts that
+    // know of a topic's deletion and of another one of its name, and have carried out neither.
+    for seed in [7_280_019, 7_320_054, 7_320_183] {
+        run_cluster(seed, ClusterOptions::controlled(seed));
+    }
 }
 
 /// These panics are no news, but for those of the test itself.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use thiserror::Error;
+use tidelog_disk::DiskError;
 
 use super::Compacted;
 use crate::error::Poisoned;
@@ -19,6 +20,9 @@ pub enum InstallError {
     /// A write or sync failed, before or now; the log takes no more until it is opened again.
     #[error(transparent)]
     Poisoned(#[from] Poisoned),
+    /// What the segments tell of their producers cannot be kept without them.
+    #[error("what the segments tell of their producers cannot be kept: {0}")]
+    Producers(#[source] DiskError),
 }
 
 impl Log {
@@ -40,12 +44,24 @@ impl Log {
             beside,
         } = compacted;
         let segments = self.shared.segments();
-        let Some(installed) = spliced(&segments, &replaced, &segment) else {
+        let prepared = match spliced(&segments, &replaced, &segment) {
+            Some(installed) => {
+                let last = &replaced[replaced.len() - 1];
+                let at = segments.iter().position(|have| Arc::ptr_eq(have, last));
+                let next = at.expect("they are all there") + 1;
+                let unkept = self.keep_producers(&segments, next);
+                unkept
+                    .map(|unkept| (installed, unkept))
+                    .inspect_err(|error| tracing::warn!(%error, "a compacted segment is not used"))
+                    .map_err(InstallError::Producers)
+            }
+            None => Err(InstallError::Outdated),
+        };
+        let (installed, unkept) = prepared.inspect_err(|_| {
             if let Err(e) = remove_if_there(self.disk(), &beside) {
                 tracing::warn!(error = %e, "a compacted segment that is not used was not removed");
             }
-            return Err(InstallError::Outdated);
-        };
+        })?;
         self.shared.set_segments(installed);
         let renamed = self.disk().rename(&beside, &segment.path);
         if let Err(e) = renamed.and_then(|()| self.disk().sync_dir(self.dir())) {
@@ -68,6 +84,7 @@ impl Log {
         if let Err(e) = index.write(self.disk(), &path) {
             tracing::warn!(error = %e, "index not written; it is built again");
         }
+        self.write_unkept(unkept);
         self.remove_stale_producers();
         Ok(())
     }

@@ -31,6 +31,7 @@ pub use repair::{
     Action, CutPlan, LOCK_FILE, RepairError, RepairPlan, apply_repair, partitions_of, plan_repair,
     read_state,
 };
+pub use segments::log_identity;
 
 /// How closely files are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -271,8 +271,8 @@ impl<'o> Check<'o> {
             let what = What::Left("a torn tail that an earlier start cut, kept for a look");
             self.tell(Problem::note(path, 0, what));
         }
-        for path in &listing.cleaned {
-            let what = What::Left("a compacted segment in the making; the next start removes it");
+        for path in &listing.unfinished {
+            let what = What::Left("a file in the making; the next start removes it");
             self.tell(Problem::note(path, 0, what));
         }
         for base in &listing.replaced {

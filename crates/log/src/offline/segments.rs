@@ -11,6 +11,7 @@ use crate::found::Candidate;
 use crate::header::{CompactedSegment, LogIdentity};
 use crate::internal::{INTERNAL_LEN_MAX, InternalEntry, InternalKind};
 use crate::open::Opening;
+use crate::producers::UNFINISHED;
 use crate::roll::encode_header;
 use crate::segment::{CLEANED, base_offset_of, epochs_path, segment_path};
 
@@ -53,8 +54,8 @@ pub(super) struct Listing {
     pub(super) segments: Vec<SegmentFile>,
     /// Segments that a compacted one before them stands for; no part of the log any more.
     pub(super) replaced: Vec<Offset>,
-    /// Compacted segments in the making.
-    pub(super) cleaned: Vec<PathBuf>,
+    /// Compacted segments, and snapshots of producers, in the making.
+    pub(super) unfinished: Vec<PathBuf>,
     pub(super) indexes: Vec<Offset>,
     pub(super) producers: Vec<Offset>,
     pub(super) has_epochs: bool,
@@ -95,8 +96,11 @@ fn list_once(disk: &Arc<dyn Disk>, dir: &Path) -> Result<(Listing, bool), DiskEr
             found.producers.push(offset);
         } else if base_offset_of(&entry.name, "torn").is_some() {
             found.torn.push(path);
-        } else if base_offset_of(&entry.name, CLEANED).is_some() {
-            found.cleaned.push(path);
+        } else if [CLEANED, UNFINISHED]
+            .iter()
+            .any(|end| base_offset_of(&entry.name, end).is_some())
+        {
+            found.unfinished.push(path);
         } else if path == epochs_path(dir) {
             found.has_epochs = true;
         } else {
@@ -159,7 +163,18 @@ fn any_identity(bases: &[Offset]) -> Option<LogIdentity> {
     })
 }
 
-/// Whose log it is, as most of the headers say that can be read.
+/// Whose log is in `dir`, as most of its segments' headers say that can be read: `None` where none can.
+///
+/// # Errors
+/// When the directory or a file cannot be read.
+pub fn log_identity(disk: &dyn Disk, dir: &Path) -> Result<Option<LogIdentity>, DiskError> {
+    let entries = disk.list(dir)?;
+    let bases = entries.iter();
+    let bases = bases.filter_map(|entry| base_offset_of(&entry.name, "log"));
+    let bases: Vec<Offset> = bases.collect();
+    identity(disk, dir, &bases)
+}
+
 fn identity(
     disk: &dyn Disk,
     dir: &Path,

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tidelog_record::{BatchHeader, Offset, Timestamp, TimestampType};
 
 pub(crate) use rebuild::rebuild;
-pub(crate) use snapshot::{SNAPSHOT_LEN_MAX, Snapshot, load, load_all, snapshot_path};
+pub(crate) use snapshot::{SNAPSHOT_LEN_MAX, Snapshot, UNFINISHED, load, load_all, snapshot_path};
 
 /// How many of a producer's last batches are known: as many as it may have under way.
 pub const PRODUCER_BATCHES: usize = 5;

@@ -1,9 +1,15 @@
 //! What a log does with its producers.
 
-use tidelog_record::{ProducedBatch, Timestamp};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use super::{ProducerError, StoredBatch, Verdict, snapshot};
+use tidelog_disk::DiskError;
+use tidelog_record::{Offset, ProducedBatch, Timestamp};
+
+use super::{ProducerError, Snapshot, StoredBatch, Verdict, rebuild, snapshot};
 use crate::log::{Log, remove_if_there};
+use crate::roll::encode_header;
+use crate::segment::{LogEnd, Segment};
 
 /// So many are kept beside those of the segments' beginnings: a start falls back to the one before
 /// when the newest is broken or ahead of what became durable.
@@ -44,32 +50,105 @@ impl Log {
 
     /// Writes a snapshot of the producers as they are now. Without one the next open reads more.
     pub(crate) fn write_producers(&mut self) {
+        self.write_snapshot(false);
+    }
+
+    /// As [`Log::write_producers`]; the snapshot survives power loss, where it could be written.
+    pub(crate) fn write_producers_durably(&mut self) {
+        self.write_snapshot(true);
+    }
+
+    fn write_snapshot(&mut self, durably: bool) {
         if self.noted > 0 {
             // It would tell of batches that power loss may still take, or a leader refuse.
-            self.lacks_snapshot = true;
             self.owes_snapshot = true;
             return;
         }
         self.owes_snapshot = false;
         // Also when it fails: the next interval tries again.
         self.since_snapshot = 0;
-        let written = snapshot::write(self.disk(), self.dir(), &self.end, &self.producers);
-        self.lacks_snapshot = written.is_err();
+        let (disk, end) = (self.disk(), self.end);
+        let written = if durably {
+            snapshot::write_durably(disk, self.dir(), &end, &self.producers)
+        } else {
+            snapshot::write(disk, self.dir(), &end, &self.producers)
+        };
+        self.recent_snapshots.push_back(end.offset);
         match written {
             Ok(len) => self.snapshot_len = len,
-            Err(error) => tracing::warn!(%error, "a snapshot of producers was not written"),
+            Err(ref error) => tracing::warn!(%error, "a snapshot of producers was not written"),
         }
-        self.recent_snapshots.push_back(self.end.offset);
+        if durably && written.is_ok() {
+            self.note_durable(end);
+        }
     }
 
-    /// As [`Log::write_producers`]; the snapshot survives power loss, where it could be written.
-    pub(crate) fn write_producers_durably(&mut self) {
-        self.write_producers();
-        if self.noted > 0 {
-            return;
+    /// Writes what [`Log::keep_producers`] had no space for, now that there is some.
+    pub(crate) fn write_unkept(&mut self, unkept: Option<Snapshot>) {
+        if let Some(snapshot) = unkept
+            && let Err(error) = self.write_durably(&snapshot)
+        {
+            tracing::warn!(%error, "producers of removed segments may be forgotten");
         }
-        if let Err(error) = snapshot::sync(self.disk(), self.dir(), self.end.offset) {
-            tracing::warn!(%error, "power loss may make producers of removed segments forgotten");
+    }
+
+    /// Writes a snapshot of another place than the end.
+    fn write_durably(&mut self, known: &Snapshot) -> Result<(), DiskError> {
+        let Snapshot { end, producers } = known;
+        snapshot::write_durably(self.disk(), self.dir(), end, producers)?;
+        self.note_durable(*end);
+        Ok(())
+    }
+
+    /// The first one in a segment is the one that serves for the longest time.
+    fn note_durable(&mut self, at: LogEnd) {
+        self.durable_snapshots.entry(at.sequence).or_insert(at);
+    }
+
+    /// Makes what all of `segments` before the one at `first_kept` tell of their producers outlive
+    /// them, by a durable snapshot that stands in that one, and that no truncation takes back. The roll
+    /// has written it, unless a stop came in between, or batches were noted that had not gone in; then
+    /// this reads as much as an open does.
+    ///
+    /// Gives the snapshot where there is no space to write it.
+    ///
+    /// # Errors
+    /// When it can neither be found out nor written.
+    pub(crate) fn keep_producers(
+        &mut self,
+        segments: &[Arc<Segment>],
+        first_kept: usize,
+    ) -> Result<Option<Snapshot>, DiskError> {
+        let before = &segments[..first_kept];
+        let first_kept = &segments[first_kept].header;
+        let committed = self.shared.committed().index;
+        let durable = self.durable_snapshots.get(&first_kept.sequence);
+        if before.is_empty() || durable.is_some_and(|at| at.index <= committed) {
+            return Ok(None);
+        }
+        let start = LogEnd::after_header(first_kept, &encode_header(first_kept));
+        let path = snapshot::snapshot_path(self.dir(), start.offset);
+        let there = match snapshot::load(self.disk(), &path) {
+            Err(e) if e.is_not_found() => None,
+            there => there?.filter(|there| there.end == start),
+        };
+        if there.is_some() {
+            snapshot::sync(self.disk(), self.dir(), start.offset)?;
+            self.note_durable(start);
+            return Ok(None);
+        }
+        let known = rebuild(self.disk(), self.dir(), before, &start);
+        if let Some(error) = known.failed {
+            return Err(error);
+        }
+        let snapshot = Snapshot {
+            end: start,
+            producers: known.producers,
+        };
+        match self.write_durably(&snapshot) {
+            Ok(()) => Ok(None),
+            Err(e) if e.is_full() => Ok(Some(snapshot)),
+            Err(e) => Err(e),
         }
     }
 
@@ -81,7 +160,9 @@ impl Log {
             let Some(oldest) = self.recent_snapshots.pop_front() else {
                 return;
             };
-            if oldest == self.active.header.base_offset {
+            let mut durable = self.durable_snapshots.values();
+            let is_base = oldest == self.active.header.base_offset;
+            if is_base || durable.any(|at| at.offset == oldest) {
                 continue;
             }
             let path = snapshot::snapshot_path(self.dir(), oldest);
@@ -95,12 +176,18 @@ impl Log {
     pub(crate) fn remove_stale_producers(&mut self) {
         self.recent_snapshots.clear();
         let segments = self.shared.segments();
-        let is_segment = |offset| {
-            segments.iter().any(|segment| {
-                segment.header.base_offset == offset && segment.header.compacted.is_none()
-            })
-        };
-        let removed = snapshot::remove_stale(self.disk(), self.dir(), self.end.offset, is_segment);
+        let tells = |segment: &&Arc<Segment>| segment.header.compacted.is_none();
+        let telling: HashMap<u64, Offset> = segments
+            .iter()
+            .filter(tells)
+            .map(|segment| (segment.header.sequence, segment.header.base_offset))
+            .collect();
+        self.durable_snapshots
+            .retain(|sequence, _| telling.contains_key(sequence));
+        let durable = self.durable_snapshots.values().map(|at| at.offset);
+        let kept: HashSet<Offset> = telling.into_values().chain(durable).collect();
+        let is_kept = |offset| kept.contains(&offset);
+        let removed = snapshot::remove_stale(self.disk(), self.dir(), self.end.offset, is_kept);
         if let Err(error) = removed {
             tracing::warn!(%error, "old snapshots of producers were not removed");
         }

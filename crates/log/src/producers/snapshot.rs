@@ -22,6 +22,9 @@ pub(crate) const SNAPSHOT_LEN_MAX: usize = MAGIC.len()
     + 4
     + PRODUCERS_MAX * (PRODUCER_LEN + PRODUCER_BATCHES * BATCH_LEN)
     + 4;
+/// What the name of one ends in that is being written, to take the place of another; the next open
+/// removes it.
+pub(crate) const UNFINISHED: &str = "producers-new";
 /// In place of a time that nobody knows.
 const NO_TIME: i64 = i64::MIN;
 
@@ -131,7 +134,8 @@ fn time_from_wire(millis: i64) -> Option<Timestamp> {
     (millis != NO_TIME).then(|| Timestamp::from_millis(millis))
 }
 
-/// Writes the snapshot of `producers` at `end`. Returns its length in bytes.
+/// Writes the snapshot of `producers` at `end`, if there is none at its offset: that one may be
+/// durable, which nothing but a whole one may follow. Returns its length in bytes.
 pub(crate) fn write(
     disk: &dyn Disk,
     dir: &Path,
@@ -139,9 +143,29 @@ pub(crate) fn write(
     producers: &ProducerTable,
 ) -> Result<u64, DiskError> {
     let bytes = encode(end, producers);
-    let file = disk.open(&snapshot_path(dir, end.offset), OpenHow::Create)?;
+    match disk.open(&snapshot_path(dir, end.offset), OpenHow::CreateNew) {
+        Err(e) if e.is_already_there() => {}
+        file => file?.write_at(0, &[IoSlice::new(&bytes)])?,
+    }
+    Ok(bytes.len() as u64)
+}
+
+/// As [`write`], in place of any that is there, and durably.
+pub(crate) fn write_durably(
+    disk: &dyn Disk,
+    dir: &Path,
+    end: &LogEnd,
+    producers: &ProducerTable,
+) -> Result<u64, DiskError> {
+    let bytes = encode(end, producers);
+    let path = snapshot_path(dir, end.offset);
+    let unfinished = path.with_extension(UNFINISHED);
+    let file = disk.open(&unfinished, OpenHow::Create)?;
+    file.set_len(0)?;
     file.write_at(0, &[IoSlice::new(&bytes)])?;
-    file.set_len(bytes.len() as u64)?;
+    file.sync_data()?;
+    disk.rename(&unfinished, &path)?;
+    disk.sync_dir(dir)?;
     Ok(bytes.len() as u64)
 }
 
@@ -189,13 +213,13 @@ pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, Dis
     Ok(Snapshot::decode(&read_up_to(&*file, 0, len)?))
 }
 
-/// Removes the snapshots that no start will want: all but those of a segment's beginning and the
-/// two newest, and those past `end`, which a cut left behind.
+/// Removes the snapshots that no start will want: all but those that have to be kept and the two
+/// newest, and those past `end`, which a cut left behind.
 pub(crate) fn remove_stale(
     disk: &dyn Disk,
     dir: &Path,
     end: Offset,
-    is_segment: impl Fn(Offset) -> bool,
+    is_kept: impl Fn(Offset) -> bool,
 ) -> Result<(), DiskError> {
     let mut offsets: Vec<Offset> = disk
         .list(dir)?
@@ -206,7 +230,7 @@ pub(crate) fn remove_stale(
     let present = offsets.partition_point(|offset| *offset <= end);
     for (at, offset) in offsets.iter().enumerate() {
         let is_new = at < present && at + 2 >= present;
-        if !is_new && (at >= present || !is_segment(*offset)) {
+        if !is_new && (at >= present || !is_kept(*offset)) {
             disk.remove_file(&snapshot_path(dir, *offset))?;
         }
     }

@@ -1,9 +1,10 @@
 //! Idempotent producers: what is sent again is stored once, whatever the log goes through.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
 
 use bytes::Bytes;
-use tidelog_disk::DiskOp;
+use tidelog_disk::{Disk, DiskOp, OpenHow};
 use tidelog_log::{
     AppendError, Log, LogEnd, LogOptions, PRODUCER_BATCHES, ProducerError, StoredBatch,
     sequence_after,
@@ -14,6 +15,7 @@ use tidelog_record::{
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 use crate::common::*;
+use crate::compaction::{compact, options};
 
 /// A batch of a producer.
 pub(crate) fn batch_by(
@@ -342,4 +344,70 @@ fn a_snapshot_that_a_roll_could_not_write_is_there_before_what_it_stands_for_is_
         log.check_producer(&again).unwrap().is_some(),
         "it was stored"
     );
+}
+
+/// A stop between a roll and its snapshot, or one that came before a sync, leaves none that survives.
+#[test]
+fn what_is_removed_after_a_stop_in_the_middle_of_a_roll_is_still_known() {
+    for (seed, is_there) in (0..20).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let disk = SimDisk::new(seed);
+        let mut log = create(&disk, small());
+        let first = batch_by(7, 0, 0, &[(1000, b"value")]);
+        append(&mut log, first.clone());
+        let base = log.roll(at(0)).map(|()| log.end().offset).unwrap();
+        append(&mut log, batch(1, 10));
+        let end = log.sync().unwrap();
+        drop(log);
+        let snapshot = dir().join(format!("{:020}.producers", base.get()));
+        let bytes = disk.contents(&snapshot);
+        disk.remove_file(&snapshot).unwrap();
+        disk.sync_dir(&dir()).unwrap();
+        if is_there {
+            let file = disk.open(&snapshot, OpenHow::CreateNew).unwrap();
+            file.write_at(0, &[IoSlice::new(&bytes)]).unwrap();
+        }
+
+        let (mut log, _) = open(&disk, small(), Some(end)).unwrap();
+        log.trim(offset(1), end.offset).unwrap();
+        assert_eq!(log.reader().segments()[0].base_offset, base);
+        let end = log.sync().unwrap();
+        drop(log);
+        disk.crash();
+        let (log, _) = open(&disk, small(), Some(end)).unwrap();
+        let found = log.check_producer(&first);
+        assert!(matches!(found, Ok(Some(_))), "seed {seed}: {found:?}");
+    }
+}
+
+/// As above, where the segments become one by a compaction.
+#[test]
+fn what_is_compacted_after_a_stop_in_the_middle_of_a_roll_is_still_known() {
+    let disk = disk();
+    let mut log = create(&disk, small());
+    let keyed = |id| {
+        let mut builder = BatchBuilder::new(Compression::None).producer(id, 0, 0);
+        builder.push(at(1), Some(b"key"), Some(b"v"), &[]).unwrap();
+        validate_produced(builder.build().unwrap(), &BatchLimits::default()).unwrap()
+    };
+    append(&mut log, keyed(7));
+    log.roll(at(0)).unwrap();
+    append(&mut log, keyed(8));
+    log.roll(at(0)).unwrap();
+    let base = log.end().offset;
+    append(&mut log, batch(1, 10));
+    let end = log.sync().unwrap();
+    drop(log);
+    let snapshot = dir().join(format!("{:020}.producers", base.get()));
+    disk.remove_file(&snapshot).unwrap();
+    let (mut log, _) = open(&disk, small(), Some(end)).unwrap();
+    let how = options(&log, 1);
+    compact(&mut log, how).expect("there is something to compact");
+    let end = log.sync().unwrap();
+    drop(log);
+    disk.crash();
+    let (log, _) = open(&disk, small(), Some(end)).unwrap();
+    for id in [7, 8] {
+        let found = log.check_producer(&keyed(id));
+        assert!(matches!(found, Ok(Some(_))), "{id}: {found:?}");
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tidelog_controller::{AtStart, Cluster as Folded};
 use tidelog_disk::{Disk, DiskError};
+use tidelog_log::offline::log_identity;
 use tidelog_log::state::{DirectoryIdentity, GroupKey, StateError, StateFile, StateRecord};
 use tidelog_log::{CreateError, Log, OpenError};
 use tidelog_record::{RaftIndex, Timestamp};
@@ -209,12 +210,28 @@ impl Node {
         let placed = cluster.placements().map(|(key, _)| group_key(key));
         let placed: Vec<GroupKey> = placed.collect();
         let (wanted, elsewhere): (Vec<_>, Vec<_>) = placed.into_iter().partition(is_wanted);
-        // A topic of the same name may have been made since.
-        let taken: BTreeSet<PathBuf> = wanted.into_iter().map(partition_dir).collect();
-        let aside = unwanted.into_iter().chain(elsewhere);
-        let aside = aside.map(|key| (partition_dir(key), deleted_dir(key)));
-        let is_left = |from: &PathBuf| dirs.contains(from) && !taken.contains(from);
-        let aside: BTreeMap<PathBuf, PathBuf> = aside.filter(|(from, _)| is_left(from)).collect();
+        // A topic of the same name may have been made since: it goes by what each log says of itself,
+        // and by its name where a stop has left it half made.
+        let taken: BTreeMap<PathBuf, GroupKey> = wanted
+            .into_iter()
+            .map(|key| (partition_dir(key), key))
+            .collect();
+        let gone: BTreeSet<GroupKey> = unwanted.into_iter().chain(elsewhere).collect();
+        let mut aside: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+        for key in gone {
+            let from = partition_dir(key);
+            let taken_by = taken.get(&from);
+            if !dirs.contains(&from) || taken_by.is_some_and(|key| groups.contains_key(key)) {
+                continue;
+            }
+            let is_its = match log_identity(&self.disk, &from)? {
+                Some(log) => (log.topic_id, log.partition) == (key.topic_id, key.partition),
+                None => taken_by.is_none(),
+            };
+            if is_its {
+                aside.insert(from, deleted_dir(key));
+            }
+        }
         for (from, to) in &aside {
             self.disk.rename(from, to)?;
         }
