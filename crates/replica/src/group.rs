@@ -406,7 +406,7 @@ impl Group {
         if self.must_wait() {
             return self.is_held_up();
         }
-        let has_news = self.node.tick();
+        let has_news = self.node.tick() | self.forget_leader();
         let is_calm = was_busy && !self.is_busy;
         if is_calm {
             // Nobody may have heard of the last commits.
@@ -414,6 +414,21 @@ impl Group {
         }
         self.draw();
         has_news || is_calm || self.waits_for_files
+    }
+
+    /// A replica that does not vote forgets a leader that it has not heard for as long as one that votes would
+    /// have waited at most. Raft leaves it to elections, in which this one has no part, and it may
+    /// know none of those that vote now. Says whether it did.
+    fn forget_leader(&mut self) -> bool {
+        let raft = &mut self.node.raft;
+        let is_over = raft.election_elapsed >= 2 * raft.election_timeout();
+        let forgets = is_over && raft.leader_id != 0 && !raft.promotable();
+        let forgets = forgets && raft.state == StateRole::Follower;
+        if forgets {
+            let term = raft.term;
+            raft.become_follower(term, 0);
+        }
+        forgets
     }
 
     /// A replica cannot be reached: it is asked where its log ends before more is sent.

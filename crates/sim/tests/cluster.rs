@@ -90,8 +90,9 @@ fn what_hunts_have_found_stays_mended() {
         run_cluster(seed, ClusterOptions::of_seed(seed));
     }
     // A replica that a broker gets again while it still copies files for the one that it had before; starts that
-    // know of a topic's deletion and of another one of its name, and have carried out neither.
-    for seed in [7_280_019, 7_320_054, 7_320_183] {
+    // know of a topic's deletion and of another one of its name, and have carried out neither; a broker on a new
+    // disk, whose replica of the metadata never forgot a leader that was gone.
+    for seed in [7_280_019, 7_320_054, 7_320_183, 7_320_130] {
         run_cluster(seed, ClusterOptions::controlled(seed));
     }
 }

@@ -477,3 +477,28 @@ fn a_term_that_comes_from_nowhere_is_not_taken() {
         assert_eq!((taken.is_ok(), term(&nodes) > before), (is_taken, is_taken));
     }
 }
+
+/// Whoever listens to nobody but those it knows, as long as it hears a leader, would never hear of another.
+#[test]
+fn a_replica_that_does_not_vote_forgets_a_leader_that_is_gone() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let learner = leader % 3 + 1;
+    recover::add_learner(&mut nodes, leader, learner);
+    let knows = |nodes: &Nodes| {
+        let group = nodes.nodes[learner as usize - 1].shard.group(key(0));
+        group.unwrap().role().leader
+    };
+    // It hears of no more than heartbeats, and believes in its leader for as long as there are any.
+    for _ in 0..200 {
+        nodes.tick();
+        assert_eq!(knows(&nodes), Some(replica_of(leader, 0)));
+    }
+    for id in (1..=3).filter(|id| *id != learner) {
+        nodes.node(id).stop(false);
+    }
+    nodes.until("it has forgotten the leader", |nodes| {
+        knows(nodes).is_none()
+    });
+}

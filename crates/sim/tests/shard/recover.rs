@@ -44,7 +44,7 @@ fn voters(nodes: &Nodes, id: u32) -> Vec<u64> {
 }
 
 /// A change of members, as the controller asks for it.
-fn add_learner(nodes: &mut Nodes, leader: u32, learner: u32) {
+pub(crate) fn add_learner(nodes: &mut Nodes, leader: u32, learner: u32) {
     let mut change = ConfChangeV2::default();
     change.changes.push(single(
         ConfChangeType::AddLearnerNode,
