@@ -48,9 +48,10 @@ impl Broker {
             .as_ref()
             .map_or(Vec::new(), |route| route.slots.clone());
         let local = self.local();
-        let wanted = {
+        let (wanted, may_make) = {
             let cluster = self.inner().cluster.read();
-            local.wanted(&cluster, id, 0..topic.partitions)
+            let wanted = local.wanted(&cluster, id, 0..topic.partitions);
+            (wanted, local.may_make(&cluster))
         };
         let mut missing = Vec::new();
         let mut told = Vec::new();
@@ -88,7 +89,7 @@ impl Broker {
             let at = number as usize;
             slots.resize(slots.len().max(at + 1), Slot::Elsewhere);
             slots[at] = Slot::Elsewhere;
-            missing.extend(want.cloned());
+            missing.extend(want.filter(|_| may_make).cloned());
         }
         if !Self::kept_up(told).await {
             // It is tried again.

@@ -151,6 +151,7 @@ fn proposal_error(partition: &Partition, error: ProposeError) -> AppendError {
         ProposeError::NotReady
         | ProposeError::Busy { .. }
         | ProposeError::LeaderLeaves
+        | ProposeError::VotersAway
         | ProposeError::TooManyMembers { .. } => not_leader(partition, None),
         ProposeError::PastEnd { .. } => AppendError::Request(error.to_string()),
         ProposeError::Producer(error) => AppendError::Producer {

@@ -53,8 +53,9 @@ pub enum Fate {
 pub enum AtStart {
     /// This replica is opened; made where it is not known yet.
     Opened(ReplicaId),
-    /// What is there is another replica than is wanted. It serves nobody, and makes way once the broker runs.
-    MakesWay,
+    /// What is there is another replica than is wanted, and serves nobody; or nothing is there, and
+    /// nothing may be made yet. That is seen to once the broker runs.
+    Later,
     /// Nothing is wanted: what is there is removed.
     Unwanted,
 }
@@ -91,6 +92,14 @@ impl LocalBroker {
             return replica;
         }
         replica.filter(|replica| life_of(*replica) >= self.generation)
+    }
+
+    /// Whether it may make replicas that are not there, by what it has folded. Where that does not know of its
+    /// disk yet, it may hold a replica of a number that was on an earlier disk, and was forgotten
+    /// with its topic before this disk was given its generation.
+    pub fn may_make(&self, cluster: &Cluster) -> bool {
+        let known = cluster.broker(self.node);
+        known.is_none_or(|known| known.generation >= self.generation)
     }
 
     /// What it is to have of the partitions `numbers` of a topic.
@@ -135,11 +144,17 @@ impl LocalBroker {
     }
 
     /// What it does at its start with a partition; `known` is the replica that its state file knows of.
-    pub fn at_start(&self, placement: &Placement, known: Option<ReplicaId>) -> AtStart {
-        match self.replica(placement) {
-            None => AtStart::Unwanted,
-            Some(wanted) if known.is_none_or(|known| known == wanted) => AtStart::Opened(wanted),
-            Some(_) => AtStart::MakesWay,
+    pub fn at_start(
+        &self,
+        cluster: &Cluster,
+        placement: &Placement,
+        known: Option<ReplicaId>,
+    ) -> AtStart {
+        match (self.replica(placement), known) {
+            (None, _) => AtStart::Unwanted,
+            (Some(wanted), Some(known)) if known == wanted => AtStart::Opened(wanted),
+            (Some(wanted), None) if self.may_make(cluster) => AtStart::Opened(wanted),
+            (Some(_), _) => AtStart::Later,
         }
     }
 }

@@ -22,6 +22,9 @@ pub enum ProposeError {
     /// This replica leads, and would be no voter any more: another has to lead first.
     #[error("the leader cannot leave its group; hand over the leadership first")]
     LeaderLeaves,
+    /// Too few of those that would vote have been heard lately: with them nothing would be committed any more.
+    #[error("too few of those that would vote are there")]
+    VotersAway,
     /// The members would be too many to be remembered.
     #[error("a group has {max} members at most, each counted twice while they change")]
     TooManyMembers {

@@ -1,5 +1,7 @@
 //! What a leader is asked for: batches, a new log start, other members, and how far the log is committed.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, Message,
@@ -161,6 +163,8 @@ impl Group {
     /// # Errors
     /// When this replica does not lead, is not ready, or another change is under way; and
     /// [`ProposeError::LeaderLeaves`] when this one would be no voter any more,
+    /// [`ProposeError::VotersAway`] when too few of those that would vote answer, by which the group would lose its
+    /// majority for as long as they are away,
     /// [`ProposeError::TooManyMembers`] when they would be too many to be remembered.
     pub fn propose_members(&mut self, change: &ConfChangeV2) -> Result<(), ProposeError> {
         self.check_leads()?;
@@ -189,6 +193,9 @@ impl Group {
         if !stays {
             return Err(ProposeError::LeaderLeaves);
         }
+        if !change.leave_joint() && !self.hears_majority_after(change) {
+            return Err(ProposeError::VotersAway);
+        }
         // Longer than this no replica takes one.
         let change = ConfChangeV2 {
             context: Bytes::new(),
@@ -196,6 +203,24 @@ impl Group {
         };
         let proposed = self.node.propose_conf_change(Vec::new(), change);
         proposed.map_err(|_| ProposeError::NotReady)
+    }
+
+    /// Whether a majority of those that vote after the change has answered since the leader last counted who does.
+    fn hears_majority_after(&self, change: &ConfChangeV2) -> bool {
+        let mut voters: BTreeSet<ReplicaId> = self.members().state.voters.iter().copied().collect();
+        for single in &change.changes {
+            if single.change_type == ConfChangeType::AddNode as i32 {
+                voters.insert(single.node_id);
+            } else {
+                voters.remove(&single.node_id);
+            }
+        }
+        let progress = self.node.raft.prs();
+        let is_heard = |id: &&ReplicaId| {
+            let known = progress.get(**id);
+            **id == self.config.id || known.is_some_and(|known| known.recent_active)
+        };
+        2 * voters.iter().filter(is_heard).count() > voters.len()
     }
 
     fn step_proposal(&mut self, entries: Vec<Entry>) -> raft::Result<()> {

@@ -168,9 +168,10 @@ impl Start {
                     partition: PartitionId::new(number),
                 };
                 let known = groups.get(&key);
-                let replica = match local.at_start(placement, known.map(|known| known.replica_id)) {
+                let known_replica = known.map(|known| known.replica_id);
+                let replica = match local.at_start(cluster, placement, known_replica) {
                     AtStart::Opened(replica) => replica,
-                    AtStart::MakesWay => {
+                    AtStart::Later => {
                         unmade.push(topic.id);
                         continue;
                     }

@@ -27,7 +27,7 @@ fn a_broker_on_a_new_disk_never_makes_what_was_on_the_lost_one() {
     let after = LocalBroker::new(1, cluster.broker(1).unwrap().generation);
     let placement = cluster.placement(TOPIC, 0).unwrap();
     assert_eq!(after.replica(placement), None);
-    assert_eq!(after.at_start(placement, None), AtStart::Unwanted);
+    assert_eq!(after.at_start(&cluster, placement, None), AtStart::Unwanted);
     assert_eq!(want(&cluster, after), None);
     // It gets another one.
     let begin = ClusterCommand::BeginReassignment {
@@ -40,6 +40,38 @@ fn a_broker_on_a_new_disk_never_makes_what_was_on_the_lost_one() {
     assert_eq!(wanted.replica, replica_of(1, 1));
     assert_eq!(wanted.founders, [1, 2, 3].map(|node| replica_of(node, 0)));
     assert!(!wanted.leads_first);
+}
+
+/// A topic that was deleted before the disk was replaced leaves no trace of the numbers it had.
+#[test]
+fn a_broker_on_a_new_disk_makes_nothing_by_what_was_decided_before_it_had_that() {
+    let mut cluster = cluster(3, &[]);
+    create(&mut cluster, "t", 7, &[&[1, 2, 3]]);
+    let target = [replica_of(1, 2), replica_of(2, 0), replica_of(3, 0)];
+    let placed = cluster.placements.get_mut(&TOPIC).unwrap();
+    placed.partitions[0].replicas = target.into();
+    let early = cluster.clone();
+    let delete = ClusterCommand::Topics(crate::Command::Delete { id: TOPIC });
+    commit(&mut cluster, delete);
+    fence(&mut cluster, 1, true);
+    let replace = cluster.decide_replace(1, directory(1, 1)).unwrap();
+    commit(&mut cluster, replace);
+    let after = LocalBroker::new(1, cluster.broker(1).unwrap().generation);
+    assert_eq!(after.generation, 1);
+
+    let placement = early.placement(TOPIC, 0).unwrap();
+    assert!(
+        want(&early, after).is_some(),
+        "by its number it could be its own"
+    );
+    assert!(!after.may_make(&early) && after.may_make(&cluster));
+    assert_eq!(after.at_start(&early, placement, None), AtStart::Later);
+    // What it has is never taken for what it has not.
+    let own = replica_of(1, 2);
+    assert_eq!(
+        after.at_start(&early, placement, Some(own)),
+        AtStart::Opened(own)
+    );
 }
 
 #[test]
@@ -62,11 +94,23 @@ fn what_is_here_stays_or_makes_way() {
         assert_eq!(local.fate(here, None), elsewhere, "{here:?}");
     }
     let placement = cluster.placement(TOPIC, 0).unwrap();
-    assert_eq!(local.at_start(placement, None), AtStart::Opened(own));
-    assert_eq!(local.at_start(placement, Some(own)), AtStart::Opened(own));
-    assert_eq!(local.at_start(placement, Some(other)), AtStart::MakesWay);
+    assert_eq!(
+        local.at_start(&cluster, placement, None),
+        AtStart::Opened(own)
+    );
+    assert_eq!(
+        local.at_start(&cluster, placement, Some(own)),
+        AtStart::Opened(own)
+    );
+    assert_eq!(
+        local.at_start(&cluster, placement, Some(other)),
+        AtStart::Later
+    );
     let elsewhere = LocalBroker::new(2, 0);
-    assert_eq!(elsewhere.at_start(placement, None), AtStart::Unwanted);
+    assert_eq!(
+        elsewhere.at_start(&cluster, placement, None),
+        AtStart::Unwanted
+    );
 }
 
 #[test]

@@ -84,6 +84,7 @@ impl Cluster {
         };
         let local = broker.local;
         let wanted = local.wanted(cluster, topic, 0..partitions);
+        let may_make = local.may_make(cluster);
         let mut is_done = true;
         let mut missing = Vec::new();
         for number in 0..partitions {
@@ -96,7 +97,7 @@ impl Cluster {
                 Fate::Removed => is_done &= self.remove_replica(id, key),
                 Fate::Absent => {}
             }
-            missing.extend(want.filter(|_| is_done));
+            missing.extend(want.filter(|_| is_done && may_make));
         }
         for want in missing {
             is_done &= self.make_replica(id, key_of(topic, want.number), want);
@@ -125,11 +126,11 @@ impl Cluster {
         let made = partition.made.entry(replica).or_insert(disk);
         assert_eq!(
             *made, disk,
-            "replica {replica} is made again, which was on a disk that is lost"
+            "replica {replica} of {key:?} is made again, which was on a disk that is lost"
         );
         assert!(
             !partition.removed.contains(&replica),
-            "replica {replica} is made again, which was removed"
+            "replica {replica} of {key:?} is made again, which was removed"
         );
     }
 

@@ -58,9 +58,9 @@ impl Cluster {
         for replica in &placement.replicas {
             let node = self.node(node_of(*replica));
             if reference.is_lost(*replica) {
-                let broker = reference.broker(node_of(*replica));
+                let brokers: Vec<_> = reference.brokers().collect();
                 return Some(format!(
-                    "replica {replica} of {name} is lost and was not replaced: {placement:?}, {broker:?}"
+                    "replica {replica} of {name} is lost and was not replaced: {placement:?}, {brokers:?}"
                 ));
             }
             if node.replica(group_key(key), *replica).is_none() {

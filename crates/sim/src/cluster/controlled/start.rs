@@ -108,11 +108,11 @@ impl Node {
         for (key, placement) in broker.cluster.placements() {
             let here = group_key(key);
             let known = known.groups.get(&here).map(|known| known.replica_id);
-            match broker.local.at_start(placement, known) {
+            match broker.local.at_start(&broker.cluster, placement, known) {
                 AtStart::Opened(replica) => {
                     wanted.push((here, replica, placement.founders.clone()));
                 }
-                AtStart::MakesWay => broker.todo.push_back((key.topic, None)),
+                AtStart::Later => broker.todo.push_back((key.topic, None)),
                 AtStart::Unwanted => {}
             }
         }
