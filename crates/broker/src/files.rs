@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidelog_controller::{Topic, TopicSettings, Wanted};
-use tidelog_disk::{DirEntry, DiskError};
-use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
+use tidelog_disk::{DirEntry, Disk, DiskError};
+use tidelog_log::catch_up::{ADOPTED, catch_up_dir, replaced_dir};
+use tidelog_log::offline::log_identity;
 use tidelog_log::state::{GroupKey, GroupState, StateRecord};
 use tidelog_log::{BATCH_BYTES_LIMIT, CreateError, INITIAL_EPOCH, Log, LogIdentity, LogOptions};
 use tidelog_record::{PartitionId, TopicId};
@@ -19,7 +20,7 @@ use crate::error::{AppendError, TopicError};
 use crate::mailbox::{Command, Opened};
 use crate::partition::Partition;
 use crate::seams::Random;
-use crate::start::shard_number;
+use crate::start::{Start, shard_number};
 use crate::{Broker, Slot};
 
 /// `<data-dir>/<topic>-<partition>`
@@ -30,6 +31,26 @@ pub(crate) fn partition_dir(data_dir: &Path, topic: &str, partition: u32) -> Pat
 /// `<data-dir>/<topic id>-<partition>.deleted`: what a deleted partition is renamed to first.
 pub(crate) fn deleted_dir(data_dir: &Path, topic_id: TopicId, partition: u32) -> PathBuf {
     data_dir.join(format!("{topic_id}-{partition}.deleted"))
+}
+
+/// `<data-dir>/<topic id>-<partition>.stray`: where a partition is kept that the metadata do not know, and in whose
+/// place another one is to be. With a number, where there is one already.
+pub(crate) fn stray_dir(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    key: GroupKey,
+) -> Result<PathBuf, DiskError> {
+    let name = format!("{}-{}", key.topic_id, key.partition.get());
+    let names = std::iter::once(format!("{name}.stray"));
+    let mut names = names.chain((2_u32..).map(|number| format!("{name}.{number}.stray")));
+    loop {
+        let path = data_dir.join(names.next().expect("there are more than directories"));
+        match disk.list(&path) {
+            Err(e) if e.is_not_found() => return Ok(path),
+            Err(e) => return Err(e),
+            Ok(_) => {}
+        }
+    }
 }
 
 pub(crate) fn log_options(settings: &TopicSettings) -> LogOptions {
@@ -138,7 +159,9 @@ impl Broker {
         let disk = &self.inner.seams.disk;
         let data_dir = &self.inner.config.data_dir;
         let mut aside = Vec::new();
-        for number in wanted.iter().map(|want| want.number) {
+        let mut removed = Vec::new();
+        for want in wanted {
+            let number = want.number;
             let from = partition_dir(data_dir, topic.name.as_str(), number);
             let entries = match disk.list(&from) {
                 Ok(entries) => entries,
@@ -152,6 +175,23 @@ impl Broker {
                 let what = format!("{dir} is in the way: {:?} in it is not ours", alien.name);
                 return Err(TopicError::Storage(what));
             }
+            // One that the state file knows may have records that somebody counts on.
+            let log = log_identity(&**disk, &from).map_err(made_error)?;
+            let log = log.map(|log| GroupKey {
+                topic_id: log.topic_id,
+                partition: log.partition,
+            });
+            if log.is_some_and(|key| key == key_of(topic, want) && self.is_known(key, want)) {
+                continue;
+            }
+            if let Some(key) = log.filter(|key| !self.is_gone(*key)) {
+                let to = stray_dir(&**disk, data_dir, key).map_err(made_error)?;
+                tracing::warn!(from = %from.display(), to = %to.display(),
+                    "a partition that the metadata do not know makes way for another");
+                disk.rename(&from, &to).map_err(made_error)?;
+                removed.push(StateRecord::GroupRemoved(key));
+                continue;
+            }
             let to = deleted_dir(data_dir, topic.id, number);
             match disk.remove_dir_all(&to) {
                 Err(e) if !e.is_not_found() => return Err(made_error(e)),
@@ -160,11 +200,13 @@ impl Broker {
             disk.rename(&from, &to).map_err(made_error)?;
             aside.push(to);
         }
-        if aside.is_empty() {
+        if aside.is_empty() && removed.is_empty() {
             return Ok(());
         }
         // Before the new logs are decided on: old ones must not come back under their names.
         disk.sync_dir(data_dir).map_err(made_error)?;
+        let recorded = self.inner.state.record(&removed, true);
+        recorded.map_err(|e| storage(&e))?;
         for dir in aside {
             if let Err(e) = disk.remove_dir_all(&dir) {
                 tracing::warn!(error = %e, "a deleted partition stays until the next start");
@@ -181,15 +223,27 @@ impl Broker {
     ) -> Result<Vec<Opened>, TopicError> {
         let (broker, topic) = (self.clone(), topic.clone());
         let made = tokio::task::spawn_blocking(move || {
-            let made: Result<Vec<Opened>, TopicError> = wanted
+            let known: Vec<bool> = wanted
                 .iter()
-                .map(|want| broker.make_partition(&topic, want))
+                .map(|want| broker.is_known(key_of(&topic, want), want))
+                .collect();
+            let made = wanted.iter().zip(&known);
+            let made: Result<Vec<Opened>, TopicError> = made
+                .map(|(want, is_known)| match is_known {
+                    // A start that was behind has let it alone.
+                    true => Start::of(&broker)
+                        .and_then(|start| start.open_wanted(&topic, want))
+                        .map_err(TopicError::Storage),
+                    false => broker.make_partition(&topic, want),
+                })
                 .collect();
             let mut made = made?;
             let mut records = Vec::with_capacity(made.len() * 4);
-            for one in &mut made {
-                // A crash may have left a record of a partition that was never decided on.
-                records.push(StateRecord::GroupRemoved(one.partition.key));
+            for (one, is_known) in made.iter_mut().zip(known) {
+                if !is_known {
+                    // A crash may have left a record of a partition that was never decided on.
+                    records.push(StateRecord::GroupRemoved(one.partition.key));
+                }
                 records.extend(one.store.records_of(&one.group));
             }
             let recorded = broker.inner.state.record(&records, true);
@@ -222,13 +276,27 @@ impl Broker {
         slots
     }
 
+    /// Whether nobody can count on a log: the state file does not know it, or it was deleted, or moved away.
+    fn is_gone(&self, key: GroupKey) -> bool {
+        let Some(known) = self.known_replica(key) else {
+            return true;
+        };
+        let cluster = self.inner.cluster.read();
+        let placement = cluster.placement(key.topic_id, key.partition.get());
+        placement.is_some_and(|placement| placement.was_retired(known))
+            || self.inner.unremoved.lock().contains(&key.topic_id)
+    }
+
+    /// Whether the state file knows the partition as the replica that is wanted: it has voted, and may have
+    /// acknowledged what nobody else has any more.
+    fn is_known(&self, key: GroupKey, want: &Wanted) -> bool {
+        self.known_replica(key) == Some(want.replica)
+    }
+
     fn make_partition(&self, topic: &Topic, want: &Wanted) -> Result<Opened, TopicError> {
         let inner = self.inner();
         let number = want.number;
-        let key = GroupKey {
-            topic_id: topic.id,
-            partition: PartitionId::new(number),
-        };
+        let key = key_of(topic, want);
         let identity = LogIdentity {
             cluster_id: inner.identity.cluster_id,
             topic_id: key.topic_id,
@@ -324,6 +392,7 @@ impl Broker {
                 Err(e) if e.is_not_found() => {}
                 Err(e) => {
                     failed.get_or_insert(e.to_string());
+                    inner.unremoved.lock().insert(topic.id);
                     continue;
                 }
             }
@@ -350,6 +419,13 @@ impl Broker {
     }
 }
 
+fn key_of(topic: &Topic, want: &Wanted) -> GroupKey {
+    GroupKey {
+        topic_id: topic.id,
+        partition: PartitionId::new(want.number),
+    }
+}
+
 fn storage(error: &dyn std::fmt::Display) -> TopicError {
     TopicError::Storage(error.to_string())
 }
@@ -372,9 +448,17 @@ fn made_error(error: DiskError) -> TopicError {
 
 /// Whether a log keeps files of such a name in its directory.
 fn is_of_a_log(entry: &DirEntry) -> bool {
-    let of_a_segment = [".log", ".index", ".producers", ".torn", ".cleaned"];
+    let of_a_segment = [
+        ".log",
+        ".index",
+        ".producers",
+        ".producers-new",
+        ".torn",
+        ".cleaned",
+    ];
     let name = entry.name.as_str();
     let ours = name.starts_with("leader-epochs")
+        || name == ADOPTED
         || of_a_segment
             .iter()
             .any(|extension| name.ends_with(extension));

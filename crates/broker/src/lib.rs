@@ -64,7 +64,7 @@ mod stop;
 mod topics;
 mod waiters;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -224,6 +224,8 @@ pub struct Broker {
 #[derive(Debug)]
 struct Inner {
     config: BrokerConfig,
+    /// Topics of which files could not be removed that were to be.
+    unremoved: Mutex<HashSet<TopicId>>,
     seams: Seams,
     identity: DirectoryIdentity,
     metrics: Arc<Metrics>,

@@ -60,7 +60,13 @@ impl Broker {
             let slot = slots.get(number as usize);
             let here = match slot {
                 Some(Slot::Serving(partition)) => Here::Serving(partition.replica),
-                Some(Slot::Faulted(_)) => Here::Faulted(self.known_replica(id, number)),
+                Some(Slot::Faulted(_)) => {
+                    let partition = PartitionId::new(number);
+                    Here::Faulted(self.known_replica(GroupKey {
+                        topic_id: id,
+                        partition,
+                    }))
+                }
                 Some(Slot::Elsewhere | Slot::Unmade(_)) | None => Here::Nothing,
             };
             let is_there = match (local.fate(here, want), slot) {
@@ -137,12 +143,7 @@ impl Broker {
     }
 
     /// The number of the replica that is here of a partition, as far as the state file knows.
-    fn known_replica(&self, topic_id: TopicId, number: u32) -> Option<ReplicaId> {
-        let partition = PartitionId::new(number);
-        let key = GroupKey {
-            topic_id,
-            partition,
-        };
+    pub(crate) fn known_replica(&self, key: GroupKey) -> Option<ReplicaId> {
         let known = StateStore::new(self.inner().state.clone(), key).load();
         known.map(|(known, _)| known.replica_id)
     }

@@ -168,7 +168,8 @@ impl Broker {
         if folded.applied >= end {
             return Ok(());
         }
-        if self.inner().metadata.has_others() {
+        // So that the next start knows of what is carried out from now on; one that nobody ever joins knows it by its log.
+        if !self.inner().config.is_alone() {
             self.record_commit().await?;
         }
         let from = folded.applied.max(reader.log_start());

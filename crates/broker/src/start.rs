@@ -79,7 +79,7 @@ impl StartError {
 }
 
 /// What is known before the partitions are opened.
-struct Start {
+pub(crate) struct Start {
     config: BrokerConfig,
     seams: Seams,
     state: Arc<StateFile>,
@@ -89,6 +89,26 @@ struct Start {
     was_clean: bool,
     /// Directories that a stop has found in the middle of being replaced.
     replaced: HashSet<PathBuf>,
+}
+
+impl Start {
+    /// For a partition that is opened while the broker runs.
+    ///
+    /// # Errors
+    /// For people, where the data directory cannot be listed.
+    pub(crate) fn of(broker: &Broker) -> Result<Self, String> {
+        let inner = broker.inner();
+        let replaced = replaced(&*inner.seams.disk, &inner.config.data_dir);
+        Ok(Self {
+            config: inner.config.clone(),
+            seams: inner.seams.clone(),
+            state: inner.state.clone(),
+            metrics: inner.metrics.clone(),
+            shards: inner.shards.clone(),
+            was_clean: false,
+            replaced: replaced.map_err(|e| e.to_string())?,
+        })
+    }
 }
 
 impl Broker {
@@ -237,6 +257,7 @@ impl Broker {
                 epoch_before: cluster.broker(node).map_or(0, |known| known.epoch),
                 cluster: RwLock::new(cluster),
                 seen: Seen::default(),
+                unremoved: Mutex::default(),
                 leaders_changed,
                 asked: controller::Asked::default(),
                 metadata_changed: watch::Sender::new(0),

@@ -6,10 +6,13 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use support::{append, config, create, new_topic, open, read_all, seams, try_open};
 use tidelog_broker::{Broker, BrokerConfig, ErrorKind, Facts, NewTopic};
 use tidelog_disk::{Disk, DiskOp, OpenHow};
+use tidelog_log::offline::{Problem, apply_repair, plan_repair, read_state};
+use tidelog_record::Timestamp;
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -268,6 +271,53 @@ async fn leftovers_of_deletions_are_removed_at_the_start() {
         .collect();
     assert_eq!(left, Vec::<&PathBuf>::new());
     broker.stop().await.unwrap();
+}
+
+/// What was cut off is not known any more; the files of it are nobody's to remove.
+#[tokio::test]
+async fn a_start_on_metadata_that_a_repair_has_cut_removes_no_partition() {
+    let disk = prepared().await;
+    let broker = open(&disk);
+    create(&broker, "later", 1).await.unwrap();
+    append(&broker, "later", "kept").await.unwrap();
+    broker.stop().await.unwrap();
+    disk.kill();
+    let metadata = PathBuf::from("/srv/data/__cluster_metadata-0");
+    let log = metadata.join("00000000000000000000.log");
+    let bytes = disk.contents(&log);
+    let place = bytes.windows(5).rposition(|window| window == b"later");
+    disk.flip_bit(&log, place.unwrap() as u64, 3);
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let data_dir = Path::new("/srv/data");
+    let mut problems: Vec<Problem> = Vec::new();
+    let state = read_state(&disk, data_dir, &mut problems).unwrap();
+    let now = Timestamp::from_millis(0);
+    let plan = plan_repair(&shared, &metadata, state.as_ref(), true, now, &mut problems).unwrap();
+    apply_repair(&shared, &plan, Some(data_dir)).unwrap();
+
+    let contents = |disk: &SimDisk, dir: &str| {
+        let file = format!("/srv/data/{dir}/00000000000000000000.log");
+        disk.contents(Path::new(&file))
+    };
+    let before = contents(&disk, "later-0");
+    for _ in 0..2 {
+        let broker = open(&disk);
+        assert_eq!(shape(&broker, "later"), None, "it was cut off");
+        broker.stop().await.unwrap();
+        disk.kill();
+        assert_eq!(contents(&disk, "later-0"), before);
+    }
+    // Also when another one takes its name.
+    let broker = open(&disk);
+    create(&broker, "later", 1).await.unwrap();
+    append(&broker, "later", "new").await.unwrap();
+    broker.stop().await.unwrap();
+    let files = disk.files();
+    let mut strays = files
+        .iter()
+        .filter(|path| path.to_string_lossy().contains(".stray/"));
+    let stray = strays.find(|path| path.extension().is_some_and(|ending| ending == "log"));
+    assert_eq!(disk.contents(stray.unwrap()), before);
 }
 
 /// A directory is removed as a deleted partition's only where its log says that it is.

@@ -157,6 +157,12 @@ impl Placement {
         last.map_or(0, |life| life.saturating_add(1))
     }
 
+    /// Whether the replica was one of the partition, and is not any more.
+    pub fn was_retired(&self, replica: ReplicaId) -> bool {
+        let past = self.past.get(&node_of(replica));
+        past.is_some_and(|past| life_of(replica) <= *past) && !self.all().any(|one| one == replica)
+    }
+
     pub(crate) fn retire(&mut self, replica: ReplicaId) {
         let life = self.past.entry(node_of(replica)).or_default();
         *life = life_of(replica).max(*life);

@@ -271,6 +271,14 @@ impl Log {
         })
     }
 
+    /// The first change of members past the commit, and past the entry `after`.
+    pub fn uncommitted_change_after(&self, after: RaftIndex) -> Option<RaftIndex> {
+        let committed = self.shared.committed().index;
+        let mut infos = self.tail.as_ref()?.infos(committed);
+        let change = infos.find(|info| info.kind == EntryKind::ConfChange && info.index > after);
+        change.map(|info| info.index)
+    }
+
     /// A batch that is about to be proposed at `base`: what its producer sends next is measured by it
     /// from now on.
     ///
@@ -406,6 +414,8 @@ impl Log {
         self.forget_noted()?;
         self.recent_snapshots.clear();
         self.durable_snapshots.retain(|_, at| at.index <= end.index);
+        // Before others come to lie behind those of what was taken back.
+        self.remove_stale_producers();
         tracing::info!(dir = %self.dir().display(), index = %end.index, offset = %end.offset,
             "entries that were never committed were taken back");
         Ok(end)

@@ -169,7 +169,8 @@ const RECENT_BYTES_MAX: usize = 4 << 20;
 impl Group {
     /// The replica whose log, state and members these are, as they were at its last stop.
     ///
-    /// The log of a sole voter is committed as far as it is there: nobody else has a say in it.
+    /// The log of a sole voter is committed as far as it is there, or up to where it may not have been one any more:
+    /// nobody else has a say in it.
     ///
     /// # Errors
     /// [`GroupError::Invariant`] when Raft does not take the configuration.
@@ -181,9 +182,11 @@ impl Group {
     ) -> Result<Self, GroupError> {
         // A stop may have come between the log and the state.
         state.raise_term(&log.end());
-        // A change of members is taken as committed by Raft alone, which applies it.
-        if members.is_sole_voter(config.id) && !log.has_uncommitted_change() {
-            log.commit_to(at(log.end_index().get() - 1));
+        if members.is_sole_voter(config.id) {
+            // A change of members is taken as committed by Raft alone, which applies it.
+            let change = log.uncommitted_change_after(at(members.index));
+            let end = change.unwrap_or(log.end_index()).get();
+            log.commit_to(at(end - 1));
         }
         let recorded_commit = log.committed_end();
         let applied = log.commit().get();

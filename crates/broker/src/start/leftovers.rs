@@ -1,9 +1,10 @@
 //! What an earlier broker did not come to an end with: deletions, and partitions never decided on.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 
 use tidelog_controller::{Cluster, LocalBroker};
+use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::offline::log_identity;
 use tidelog_log::state::{GroupKey, StateRecord};
 use tidelog_record::{PartitionId, TopicId};
@@ -11,7 +12,7 @@ use tidelog_record::{PartitionId, TopicId};
 use super::replay::Deleted;
 use super::{Groups, Start, StartError};
 use crate::METADATA_TOPIC_ID;
-use crate::files::deleted_dir;
+use crate::files::{deleted_dir, stray_dir};
 
 impl Start {
     /// Finishes deletions that a crash interrupted, and takes back partitions that were made and
@@ -37,70 +38,108 @@ impl Start {
             disk.remove_dir_all(&data_dir.join(aside))?;
         }
         let names = Names::new(self, cluster, deleted, groups);
-        let leftovers = self.leftovers(&names, &dirs, groups);
-        for (from, to) in &leftovers {
+        let found = self.find(&names, &dirs, groups);
+        let (mut moved, mut gone) = (Vec::new(), Vec::new());
+        for (key, dirs) in &found.dirs {
+            for dir in dirs {
+                let to = match names.fate(*key, dir) {
+                    Fate::Goes => deleted_dir(data_dir, key.topic_id, key.partition.get()),
+                    Fate::MakesWay => {
+                        let to = stray_dir(&**disk, data_dir, *key)?;
+                        tracing::warn!(from = %data_dir.join(dir).display(), to = %to.display(),
+                            "a partition that the metadata do not know makes way for another");
+                        to
+                    }
+                    Fate::Stays => {
+                        tracing::warn!(dir = %data_dir.join(dir).display(),
+                            "a partition that the metadata do not know of stays as it is: its topic was \
+                             deleted while this broker was away, or a repair has cut that off");
+                        continue;
+                    }
+                };
+                moved.push((data_dir.join(dir), to));
+                gone.push(*key);
+            }
+        }
+        // Whose files are not found has none, or they are where nobody could look.
+        let is_absent = |key: &&GroupKey| !found.is_partial && !found.dirs.contains_key(*key);
+        gone.extend(names.unwanted.iter().filter(is_absent));
+        for (from, to) in &moved {
             disk.rename(from, to)?;
         }
         disk.sync_dir(data_dir)?;
-        let removed = names.removed.iter().copied();
-        let removed: Vec<StateRecord> = removed.map(StateRecord::GroupRemoved).collect();
-        self.state.record(&removed, false)?;
-        for (_, aside) in &leftovers {
-            disk.remove_dir_all(aside)?;
+        let gone = gone.into_iter().filter(|key| groups.contains_key(key));
+        let gone: Vec<StateRecord> = gone.map(StateRecord::GroupRemoved).collect();
+        self.state.record(&gone, false)?;
+        for (from, to) in &moved {
+            let copies = [catch_up_dir(from), replaced_dir(from)];
+            let aside = [to.clone()].into_iter().filter(|to| is_deleted(to));
+            for dir in copies.into_iter().chain(aside) {
+                match disk.remove_dir_all(&dir) {
+                    Err(e) if !e.is_not_found() => return Err(e.into()),
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }
 
-    /// The directories that are not to be here any more, each with the name that it gets first.
-    ///
-    /// It goes by what each log says of itself: a topic of the same name may have been made since.
-    fn leftovers(
-        &self,
-        names: &Names,
-        dirs: &[String],
-        groups: &Groups,
-    ) -> Vec<(PathBuf, PathBuf)> {
-        let data_dir = &self.config.data_dir;
-        let mut found: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    /// Finds the logs that are not those of partitions that are to be here, and are known. It goes by what
+    /// each says of itself: a topic of the same name may have been made since.
+    fn find(&self, names: &Names, dirs: &[String], groups: &Groups) -> Found {
+        let mut found = Found::default();
         for name in dirs.iter().filter(|name| is_of_partition(name)) {
             let taken_by = names.wanted.get(name);
             if taken_by.is_some_and(|key| groups.contains_key(key)) {
                 continue;
             }
-            let dir = data_dir.join(name);
-            let key = match log_identity(&*self.seams.disk, &dir) {
-                Ok(Some(log)) => group_key(log.topic_id, log.partition.get()),
+            let key = match log_identity(&*self.seams.disk, &self.config.data_dir.join(name)) {
+                Ok(Some(log)) => Some(group_key(log.topic_id, log.partition.get())),
                 // What a stop has left half made of a partition is known by its name alone.
-                Ok(None) if taken_by.is_none() => match names.of_gone(name) {
-                    Some(key) => key,
-                    None => continue,
-                },
-                Ok(None) => continue,
+                Ok(None) => names.of_gone(name).filter(|_| taken_by.is_none()),
                 Err(error) => {
                     tracing::warn!(%error, "it is not known whose log this is");
-                    continue;
+                    found.is_partial = true;
+                    None
                 }
             };
-            if names.is_gone(key, name) {
-                let aside = deleted_dir(data_dir, key.topic_id, key.partition.get());
-                found.entry(aside).or_default().push(dir);
+            let is_unwanted =
+                |key: &GroupKey| names.gone.contains_key(key) || names.unwanted.contains(key);
+            if let Some(key) = key.filter(is_unwanted) {
+                found.dirs.entry(key).or_default().push(name.clone());
             }
         }
-        // Which of several it is that nobody knows the name of is not for a broker to say.
-        found.retain(|_, dirs| dirs.len() == 1);
-        let of_each = |(aside, dirs): (PathBuf, Vec<PathBuf>)| dirs.into_iter().zip([aside]);
-        found.into_iter().flat_map(of_each).collect()
+        found
     }
+}
+
+/// The directories of partitions that are not to be here, as far as is known.
+#[derive(Default)]
+struct Found {
+    dirs: BTreeMap<GroupKey, Vec<String>>,
+    /// There may be more of them.
+    is_partial: bool,
+}
+
+/// What becomes of one of them.
+enum Fate {
+    /// The metadata say that it was deleted, or is elsewhere.
+    Goes,
+    /// They say nothing of it, and another partition is to be in its place: it is kept under another name.
+    MakesWay,
+    /// They say nothing of it.
+    Stays,
 }
 
 /// Which directory is whose.
 struct Names {
     /// The partitions that are to be here, by the names of their directories.
     wanted: HashMap<String, GroupKey>,
-    /// Those that are not, with the names of theirs, as far as they are known.
+    /// Those that are known to be gone, with the names of theirs.
     gone: HashMap<GroupKey, String>,
-    /// Those that the state file knows, and are not to be here.
-    removed: Vec<GroupKey>,
+    /// Those that the state file knows, and that are not to be here as far as the metadata are known:
+    /// a repair may have cut these off.
+    unwanted: BTreeSet<GroupKey>,
 }
 
 impl Names {
@@ -112,12 +151,18 @@ impl Names {
             let placement = cluster.placement(key.topic_id, key.partition.get());
             placement.is_some_and(|placement| local.replica(placement).is_some())
         };
-        let removed = groups.keys().copied();
-        let removed = removed.filter(|key| key.topic_id != METADATA_TOPIC_ID && !is_wanted(key));
+        // Not those that will have come back, as far as is known.
+        let is_gone = |key: &GroupKey| {
+            let placement = cluster.placement(key.topic_id, key.partition.get());
+            let known = groups.get(key).map(|known| known.replica_id);
+            known.is_none_or(|known| placement.is_none_or(|placement| placement.was_retired(known)))
+        };
+        let unwanted = groups.keys().copied();
+        let unwanted = unwanted.filter(|key| key.topic_id != METADATA_TOPIC_ID && !is_wanted(key));
         let mut names = Self {
             wanted: HashMap::new(),
             gone: HashMap::new(),
-            removed: removed.collect(),
+            unwanted: unwanted.collect(),
         };
         let deleted = deleted.iter().map(|(name, id, count)| (name, *id, *count));
         let there = topics.iter();
@@ -129,7 +174,7 @@ impl Names {
                 let dir = format!("{name}-{number}");
                 if is_wanted(&key) {
                     names.wanted.insert(dir, key);
-                } else {
+                } else if is_gone(&key) {
                     names.gone.insert(key, dir);
                 }
             }
@@ -143,14 +188,18 @@ impl Names {
         gone.find(|(_, dir)| *dir == name).map(|(key, _)| *key)
     }
 
-    /// Whether the log of `key` in a directory of this name is not to be here.
-    fn is_gone(&self, key: GroupKey, name: &str) -> bool {
+    /// What becomes of the log of `key` in a directory of this name.
+    fn fate(&self, key: GroupKey, name: &str) -> Fate {
         match self.gone.get(&key) {
-            Some(dir) => dir == name,
-            // The metadata log has forgotten its name.
-            None => self.removed.contains(&key),
+            Some(dir) if dir == name => Fate::Goes,
+            _ if self.wanted.contains_key(name) => Fate::MakesWay,
+            _ => Fate::Stays,
         }
     }
+}
+
+fn is_deleted(dir: &Path) -> bool {
+    dir.extension().is_some_and(|ending| ending == "deleted")
 }
 
 fn group_key(topic_id: TopicId, number: u32) -> GroupKey {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidelog_controller::{AtStart, Cluster, LocalBroker, Topic, TopicSettings};
+use tidelog_controller::{AtStart, Cluster, LocalBroker, Topic, TopicSettings, Wanted};
 use tidelog_disk::{DiskError, DiskOp};
 use tidelog_log::state::{GroupKey, StateRecord};
 use tidelog_log::{Log, LogIdentity, OpenError, share_out};
@@ -217,6 +217,19 @@ impl Start {
         let routes = routes.collect();
         unmade.dedup();
         (routes, opened, unmade)
+    }
+
+    /// Opens a partition that the state file knows, while the broker runs.
+    ///
+    /// # Errors
+    /// For people.
+    pub(crate) fn open_wanted(&self, topic: &Topic, want: &Wanted) -> Result<Opened, String> {
+        let as_new = AsNew {
+            replica: want.replica,
+            founders: want.founders.clone(),
+            incarnation: want.incarnation,
+        };
+        self.open_one(topic, want.number, &as_new)
     }
 
     fn open_one(&self, topic: &Topic, number: u32, as_new: &AsNew) -> Result<Opened, String> {

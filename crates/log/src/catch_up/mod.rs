@@ -44,7 +44,7 @@ pub use staging::{Staging, StagingError, Wanted};
 
 /// The manifest of a copy that is complete, in its directory: the log that comes to be there ends as
 /// it says, whatever the checkpoint says that is recorded.
-const ADOPTED: &str = "adopted";
+pub const ADOPTED: &str = "adopted";
 
 /// What the name of the partition's directory gets for that of its copy.
 pub(crate) const CATCH_UP: &str = ".catch-up";

@@ -19,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 use thiserror::Error;
 use tidelog_record::{BatchHeader, Offset, Timestamp, TimestampType};
 
-pub(crate) use rebuild::rebuild;
+pub(crate) use rebuild::{leads_on, rebuild};
 pub(crate) use snapshot::{SNAPSHOT_LEN_MAX, Snapshot, UNFINISHED, load, load_all, snapshot_path};
 
 /// How many of a producer's last batches are known: as many as it may have under way.

@@ -1,12 +1,11 @@
 //! What a log does with its producers.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tidelog_disk::DiskError;
 use tidelog_record::{Offset, ProducedBatch, Timestamp};
 
-use super::{ProducerError, Snapshot, StoredBatch, Verdict, rebuild, snapshot};
+use super::{ProducerError, Snapshot, StoredBatch, Verdict, leads_on, load_all, rebuild, snapshot};
 use crate::log::{Log, remove_if_there};
 use crate::roll::encode_header;
 use crate::segment::{LogEnd, Segment};
@@ -106,9 +105,9 @@ impl Log {
     }
 
     /// Makes what all of `segments` before the one at `first_kept` tell of their producers outlive
-    /// them, by a durable snapshot that stands in that one, and that no truncation takes back. The roll
-    /// has written it, unless a stop came in between, or batches were noted that had not gone in; then
-    /// this reads as much as an open does.
+    /// them, by a durable snapshot that stands in that one or behind it, and that no truncation takes back. The
+    /// roll has written it, unless a stop came in between, batches were noted that had not gone in, or the
+    /// log is a copy; then this reads as much as an open does.
     ///
     /// Gives the snapshot where there is no space to write it.
     ///
@@ -119,27 +118,39 @@ impl Log {
         segments: &[Arc<Segment>],
         first_kept: usize,
     ) -> Result<Option<Snapshot>, DiskError> {
-        let before = &segments[..first_kept];
-        let first_kept = &segments[first_kept].header;
+        let (before, after) = segments.split_at(first_kept);
+        let first_kept = &after[0].header;
         let committed = self.shared.committed().index;
         let durable = self.durable_snapshots.get(&first_kept.sequence);
         if before.is_empty() || durable.is_some_and(|at| at.index <= committed) {
             return Ok(None);
         }
-        let start = LogEnd::after_header(first_kept, &encode_header(first_kept));
-        let path = snapshot::snapshot_path(self.dir(), start.offset);
-        let there = match snapshot::load(self.disk(), &path) {
-            Err(e) if e.is_not_found() => None,
-            there => there?.filter(|there| there.end == start),
-        };
-        if there.is_some() {
-            snapshot::sync(self.disk(), self.dir(), start.offset)?;
-            self.note_durable(start);
+        let mut unread = None;
+        let mut snapshots = load_all(self.disk(), self.dir())?;
+        let there = snapshots.find_map(|snapshot| {
+            let snapshot = snapshot.map_err(|e| unread = Some(e)).ok()?;
+            let is_fit = snapshot.end.sequence >= first_kept.sequence
+                && snapshot.end.index <= committed
+                && leads_on(self.disk(), after, &snapshot, &self.end);
+            is_fit.then_some(snapshot.end)
+        });
+        drop(snapshots);
+        if let Some(at) = there {
+            snapshot::sync(self.disk(), self.dir(), at.offset)?;
+            self.note_durable(at);
             return Ok(None);
         }
+        if let Some(error) = unread {
+            return Err(error);
+        }
+        let start = LogEnd::after_header(first_kept, &encode_header(first_kept));
         let known = rebuild(self.disk(), self.dir(), before, &start);
         if let Some(error) = known.failed {
             return Err(error);
+        }
+        if !known.is_whole {
+            tracing::warn!(dir = %self.dir().display(),
+                "no snapshot of producers holds: those that were silent for long may be forgotten");
         }
         let snapshot = Snapshot {
             end: start,
@@ -176,18 +187,23 @@ impl Log {
     pub(crate) fn remove_stale_producers(&mut self) {
         self.recent_snapshots.clear();
         let segments = self.shared.segments();
-        let tells = |segment: &&Arc<Segment>| segment.header.compacted.is_none();
-        let telling: HashMap<u64, Offset> = segments
-            .iter()
-            .filter(tells)
-            .map(|segment| (segment.header.sequence, segment.header.base_offset))
+        let tells = |segment: &Arc<Segment>| segment.header.compacted.is_none();
+        self.durable_snapshots.retain(|sequence, _| {
+            let mut there = segments.iter();
+            there.any(|segment| segment.header.sequence == *sequence && tells(segment))
+        });
+        let segment_of = |offset: Offset| {
+            let after = segments.partition_point(|segment| segment.header.base_offset <= offset);
+            let segment = segments.get(after.checked_sub(1)?)?;
+            tells(segment).then_some(segment.header.base_offset)
+        };
+        let kept: Vec<Offset> = self
+            .durable_snapshots
+            .values()
+            .map(|at| at.offset)
             .collect();
-        self.durable_snapshots
-            .retain(|sequence, _| telling.contains_key(sequence));
-        let durable = self.durable_snapshots.values().map(|at| at.offset);
-        let kept: HashSet<Offset> = telling.into_values().chain(durable).collect();
-        let is_kept = |offset| kept.contains(&offset);
-        let removed = snapshot::remove_stale(self.disk(), self.dir(), self.end.offset, is_kept);
+        let (disk, dir) = (self.disk(), self.dir());
+        let removed = snapshot::remove_stale(disk, dir, self.end.offset, segment_of, &kept);
         if let Err(error) = removed {
             tracing::warn!(%error, "old snapshots of producers were not removed");
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError};
 
-use super::{ProducerTable, load_all};
+use super::{ProducerTable, Snapshot, load_all};
 use crate::lookup::start_of;
 use crate::segment::{LogEnd, Segment};
 use crate::walk::{Look, Walk, WalkError};
@@ -15,6 +15,8 @@ use crate::walk::{Look, Walk, WalkError};
 pub(crate) struct Rebuilt {
     pub(crate) producers: ProducerTable,
     pub(crate) walked_bytes: u64,
+    /// Nothing is missing before where the walk began.
+    pub(crate) is_whole: bool,
     /// The disk refused something: there may be more of them.
     pub(crate) failed: Option<DiskError>,
 }
@@ -40,9 +42,18 @@ pub(crate) fn rebuild(
     let mut failed = None;
     match load_all(disk, dir) {
         Ok(snapshots) => {
-            for snapshot in snapshots.filter(|snapshot| !end.is_before(&snapshot.end)) {
+            for snapshot in snapshots {
+                let snapshot = match snapshot {
+                    Ok(snapshot) if !end.is_before(&snapshot.end) => snapshot,
+                    Ok(_) => continue,
+                    Err(e) => {
+                        failed = Some(e);
+                        continue;
+                    }
+                };
                 let known = Rebuilt {
                     producers: snapshot.producers,
+                    is_whole: true,
                     ..Rebuilt::default()
                 };
                 match walk(disk, segments, snapshot.end, end, known) {
@@ -60,7 +71,11 @@ pub(crate) fn rebuild(
             failed = Some(error);
         }
     }
-    let mut rebuilt = Rebuilt::default();
+    let is_first = |segment: &Arc<Segment>| segment.header.previous.is_none();
+    let mut rebuilt = Rebuilt {
+        is_whole: segments.first().is_some_and(is_first),
+        ..Rebuilt::default()
+    };
     for (at, segment) in segments.iter().enumerate() {
         if segment.header.compacted.is_some() {
             continue;
@@ -93,6 +108,17 @@ pub(crate) fn rebuild(
     }
     rebuilt.failed = failed;
     rebuilt
+}
+
+/// Whether a snapshot is of this history: whether it leads to `end` through `segments`.
+pub(crate) fn leads_on(
+    disk: &dyn Disk,
+    segments: &[Arc<Segment>],
+    snapshot: &Snapshot,
+    end: &LogEnd,
+) -> bool {
+    !end.is_before(&snapshot.end)
+        && walk(disk, segments, snapshot.end, end, Rebuilt::default()).is_ok()
 }
 
 /// Walks from `start` to `end` through `segments`, noting every batch.

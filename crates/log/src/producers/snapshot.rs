@@ -169,38 +169,44 @@ pub(crate) fn write_durably(
     Ok(bytes.len() as u64)
 }
 
-/// Makes the snapshot at `offset` and its name durable.
+/// Makes the snapshot at `offset`, which is there, and its name durable.
 pub(crate) fn sync(disk: &dyn Disk, dir: &Path, offset: Offset) -> Result<(), DiskError> {
     disk.open(&snapshot_path(dir, offset), OpenHow::Write)?
         .sync_data()?;
     disk.sync_dir(dir)
 }
 
-/// All snapshots that can be read, newest first.
+/// All snapshots that hold, newest first, and why others could not be read.
 pub(crate) fn load_all<'a>(
     disk: &'a dyn Disk,
     dir: &'a Path,
-) -> Result<impl Iterator<Item = Snapshot> + 'a, DiskError> {
-    let mut offsets: Vec<Offset> = disk
-        .list(dir)?
-        .iter()
-        .filter_map(|entry| base_offset_of(&entry.name, "producers"))
-        .collect();
-    offsets.sort_unstable();
+) -> Result<impl Iterator<Item = Result<Snapshot, DiskError>> + 'a, DiskError> {
+    let offsets = offsets(disk, dir)?;
     Ok(offsets.into_iter().rev().filter_map(move |offset| {
         let path = snapshot_path(dir, offset);
         match load(disk, &path) {
-            Ok(Some(snapshot)) if snapshot.end.offset == offset => Some(snapshot),
+            Ok(Some(snapshot)) if snapshot.end.offset == offset => Some(Ok(snapshot)),
             Ok(_) => {
                 tracing::warn!(snapshot = %path.display(), "a snapshot of producers is broken");
                 None
             }
             Err(error) => {
                 tracing::warn!(%error, "a snapshot of producers cannot be read");
-                None
+                Some(Err(error))
             }
         }
     }))
+}
+
+/// The offsets of all snapshots, rising.
+fn offsets(disk: &dyn Disk, dir: &Path) -> Result<Vec<Offset>, DiskError> {
+    let entries = disk.list(dir)?;
+    let offsets = entries
+        .iter()
+        .filter_map(|entry| base_offset_of(&entry.name, "producers"));
+    let mut offsets: Vec<Offset> = offsets.collect();
+    offsets.sort_unstable();
+    Ok(offsets)
 }
 
 /// The snapshot in the file at `path`; `None` when it is broken.
@@ -213,24 +219,27 @@ pub(crate) fn load(disk: &dyn Disk, path: &Path) -> Result<Option<Snapshot>, Dis
     Ok(Snapshot::decode(&read_up_to(&*file, 0, len)?))
 }
 
-/// Removes the snapshots that no start will want: all but those that have to be kept and the two
-/// newest, and those past `end`, which a cut left behind.
+/// Removes the snapshots that no start will want: all but the oldest in each segment, the two newest, and those
+/// that have to be `kept`; and those past `end`, which a cut left behind. `segment_of` gives where the segment
+/// begins that an offset lies in, if that one tells of producers.
+///
+/// The oldest in a segment is mostly its beginning's, and may be the only one in it that is durable.
 pub(crate) fn remove_stale(
     disk: &dyn Disk,
     dir: &Path,
     end: Offset,
-    is_kept: impl Fn(Offset) -> bool,
+    segment_of: impl Fn(Offset) -> Option<Offset>,
+    kept: &[Offset],
 ) -> Result<(), DiskError> {
-    let mut offsets: Vec<Offset> = disk
-        .list(dir)?
-        .iter()
-        .filter_map(|entry| base_offset_of(&entry.name, "producers"))
-        .collect();
-    offsets.sort_unstable();
+    let offsets = offsets(disk, dir)?;
     let present = offsets.partition_point(|offset| *offset <= end);
+    let mut last = None;
     for (at, offset) in offsets.iter().enumerate() {
+        let segment = segment_of(*offset);
+        let is_oldest = segment.is_some() && last.replace(segment) != Some(segment);
         let is_new = at < present && at + 2 >= present;
-        if !is_new && (at >= present || !is_kept(*offset)) {
+        let is_kept = is_new || at < present && (is_oldest || kept.contains(offset));
+        if !is_kept {
             disk.remove_file(&snapshot_path(dir, *offset))?;
         }
     }

@@ -6,16 +6,18 @@ use std::io::IoSlice;
 use bytes::Bytes;
 use tidelog_disk::{Disk, DiskOp, OpenHow};
 use tidelog_log::{
-    AppendError, Log, LogEnd, LogOptions, PRODUCER_BATCHES, ProducerError, StoredBatch,
-    sequence_after,
+    AppendError, InternalKind, Log, LogEnd, LogEntry, LogOptions, PRODUCER_BATCHES, ProducerError,
+    StoredBatch, sequence_after,
 };
 use tidelog_record::{
-    BatchBuilder, BatchHeader, BatchLimits, Compression, ProducedBatch, validate_produced,
+    BatchBuilder, BatchHeader, BatchLimits, Compression, Offset, ProducedBatch, RaftIndex,
+    validate_produced,
 };
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 use crate::common::*;
 use crate::compaction::{compact, options};
+use crate::replica::{at_index, create_replica, epoch, reopen};
 
 /// A batch of a producer.
 pub(crate) fn batch_by(
@@ -410,4 +412,112 @@ fn what_is_compacted_after_a_stop_in_the_middle_of_a_roll_is_still_known() {
         let found = log.check_producer(&keyed(id));
         assert!(matches!(found, Ok(Some(_))), "{id}: {found:?}");
     }
+}
+
+/// Segments for about seven of the batches below.
+fn of_a_replica() -> LogOptions {
+    LogOptions {
+        segment_bytes: 2000,
+        ..LogOptions::default()
+    }
+}
+
+/// A batch of 200 bytes and more of producer 2, as its leader proposes it.
+fn proposed(log: &mut Log, base: u64, sequence: i32) -> LogEntry {
+    let batch = batch_by(2, 0, sequence, &[(1, &[b'v'; 200])]);
+    noted(log, base, batch)
+}
+
+fn noted(log: &mut Log, base: u64, mut batch: ProducedBatch) -> LogEntry {
+    batch.stamp(offset(base), epoch(5));
+    log.note_proposed(&batch, offset(base), at(1))
+}
+
+/// Commits all, raises the log start to `start`, and commits that.
+fn raise_start(log: &mut Log, start: Offset) -> RaftIndex {
+    log.sync().unwrap();
+    log.commit_to(at_index(log.end().index.get() - 1));
+    let kind = InternalKind::LogStart(start);
+    let entry = log.next_internal(kind, epoch(5), 0, 0).unwrap();
+    log.append_entries(&[LogEntry::internal(&entry)], at(1))
+        .unwrap();
+    log.sync().unwrap();
+    let commit = at_index(log.end().index.get() - 1);
+    log.commit_to(commit);
+    commit
+}
+
+/// Where batches were proposed that had not gone in, the snapshot of a roll comes later, and is not where
+/// the segment begins.
+#[test]
+fn a_durable_snapshot_in_the_middle_of_a_segment_outlives_restarts() {
+    for seed in 0..30 {
+        let disk = SimDisk::new(seed);
+        let mut log = create_replica(&disk, of_a_replica());
+        let first = batch_by(1, 0, 0, &[(1, b"v")]);
+        let entry = noted(&mut log, 0, first.clone());
+        log.append_entries(&[entry], at(1)).unwrap();
+        let (mut base, mut sequence) = (1, 0);
+        while log.end().position < 1500 {
+            let entry = proposed(&mut log, base, sequence);
+            log.append_entries(&[entry], at(1)).unwrap();
+            (base, sequence) = (base + 1, sequence + 1);
+        }
+        let together =
+            (0..4).map(|ahead| proposed(&mut log, base + ahead, sequence + ahead as i32));
+        let together: Vec<LogEntry> = together.collect();
+        let mut rest = &together[..];
+        while !rest.is_empty() {
+            let taken = log.append_entries(rest, at(1)).unwrap();
+            rest = &rest[taken..];
+        }
+        (base, sequence) = (base + 4, sequence + 4);
+        let second = log.reader().segments()[1].base_offset;
+        raise_start(&mut log, second);
+        assert_eq!(log.reader().segments().len(), 1);
+        let mut end = log.close().unwrap();
+        for _ in 0..2 {
+            let mut log = reopen(&disk, of_a_replica(), end, end.index.get() - 1);
+            let entry = proposed(&mut log, base, sequence);
+            (base, sequence) = (base + 1, sequence + 1);
+            log.append_entries(&[entry], at(1)).unwrap();
+            log.sync().unwrap();
+            log.commit_to(at_index(log.end().index.get() - 1));
+            end = log.close().unwrap();
+        }
+        disk.crash();
+        let log = reopen(&disk, of_a_replica(), end, end.index.get() - 1);
+        let found = log.check_producer(&first);
+        assert!(matches!(found, Ok(Some(_))), "seed {seed}: {found:?}");
+    }
+}
+
+/// What is known of producers is found out anew then; without files to be had it would be less.
+#[test]
+fn producers_are_not_forgotten_where_a_snapshot_cannot_be_opened() {
+    let disk = SimDisk::new(1);
+    let mut log = create_replica(&disk, of_a_replica());
+    let first = batch_by(1, 0, 0, &[(1, b"v")]);
+    let entry = noted(&mut log, 0, first.clone());
+    log.append_entries(&[entry], at(1)).unwrap();
+    for number in 0..8 {
+        let entry = proposed(&mut log, 1 + number, number as i32);
+        log.append_entries(&[entry], at(1)).unwrap();
+    }
+    let second = log.reader().segments()[1].base_offset;
+    let commit = raise_start(&mut log, second);
+    assert_eq!(log.reader().segments().len(), 1);
+    let entry = noted(&mut log, 9, batch_by(3, 0, 0, &[(1, b"w")]));
+    log.append_entries(&[entry], at(1)).unwrap();
+    log.sync().unwrap();
+    let filter = OpFilter::op(DiskOp::Open).on(".producers");
+    disk.fail_nth(filter, 1, InjectedError::OutOfFiles, FailMode::Forever);
+    let taken_back = log.truncate(commit.checked_add(1).unwrap(), |_| Ok(()));
+    disk.stop_failing();
+    assert!(taken_back.is_err());
+    let end = log.reader().durable();
+    drop(log);
+    disk.kill();
+    let log = reopen(&disk, of_a_replica(), end, commit.get());
+    assert!(matches!(log.check_producer(&first), Ok(Some(_))));
 }

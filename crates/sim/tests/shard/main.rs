@@ -502,3 +502,28 @@ fn a_replica_that_does_not_vote_forgets_a_leader_that_is_gone() {
         knows(nodes).is_none()
     });
 }
+
+/// How far it is committed takes others to say from the first of them on; before that, its log says it. What is
+/// recorded may lie far behind.
+#[test]
+fn a_sole_voter_that_stops_while_the_first_other_joins_knows_what_it_has_committed() {
+    let mut nodes = Nodes::new(1, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    for ticket in 0..20 {
+        nodes.append(key(0), "alone", ticket);
+    }
+    let committed = nodes.commit(1, key(0));
+    let node = nodes.node(1);
+    let filter = OpFilter::op(DiskOp::Write).on("state");
+    node.disk
+        .fail_nth(filter, 1, InjectedError::Io, FailMode::Forever);
+    node.may_fail = true;
+    recover::add_learner(&mut nodes, 1, 2);
+    let node = nodes.node(1);
+    assert!(node.has_failed);
+    node.stop(false);
+    node.start(1);
+    let group = node.shard.group(key(0)).unwrap();
+    assert!(group.log().has_uncommitted_change());
+    assert_eq!(group.log().commit().get(), committed);
+}

@@ -37,7 +37,7 @@ pub(super) fn deleted_dir(key: GroupKey) -> PathBuf {
     data_dir().join(format!("{first}-{}.deleted", key.partition.get()))
 }
 
-fn key_of(topic: TopicId, number: u32) -> GroupKey {
+pub(super) fn key_of(topic: TopicId, number: u32) -> GroupKey {
     GroupKey {
         topic_id: topic,
         partition: PartitionId::new(number),
@@ -174,16 +174,33 @@ impl Node {
         rng: &mut SimRng,
         (now, time): (u64, Timestamp),
     ) -> bool {
-        if self.clear_the_way(key).is_err() {
-            return false;
-        }
-        let config = self.config(want.replica, rng);
-        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let log = Log::create_replica(disk, &partition_dir(key), identity(key), options(), time);
-        let Ok(log) = log else { return false };
-        let members = Members::founded_by(want.founders.clone());
-        let group = Group::open(config, log, new_group(want.replica), members);
-        let group = group.expect("the configuration is a good one");
+        let known = self.running.as_ref();
+        let known = known.and_then(|running| running.file.state().groups.get(&key).copied());
+        let is_known = known.is_some_and(|known| known.replica_id == want.replica);
+        let group = if is_known {
+            // A start that was behind has let it alone.
+            let Some(running) = &self.running else {
+                return false;
+            };
+            let file = running.file.clone();
+            let opened = self.open(&file, key, want.replica, &want.founders, false, rng);
+            let Some((group, _)) = opened else {
+                return false;
+            };
+            group
+        } else {
+            if self.clear_the_way(key).is_err() {
+                return false;
+            }
+            let config = self.config(want.replica, rng);
+            let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+            let dir = partition_dir(key);
+            let log = Log::create_replica(disk, &dir, identity(key), options(), time);
+            let Ok(log) = log else { return false };
+            let members = Members::founded_by(want.founders.clone());
+            let group = Group::open(config, log, new_group(want.replica), members);
+            group.expect("the configuration is a good one")
+        };
         let Some(Running {
             file,
             shard,
@@ -195,7 +212,10 @@ impl Node {
         };
         let mut store = StateStore::new(file.clone(), key);
         // A crash may have left a record of an earlier one.
-        let mut records = vec![StateRecord::GroupRemoved(key)];
+        let mut records = Vec::new();
+        if !is_known {
+            records.push(StateRecord::GroupRemoved(key));
+        }
         records.extend(store.records_of(&group));
         if file.record(&records, true).is_err() {
             return false;

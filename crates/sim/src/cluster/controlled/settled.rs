@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use tidelog_controller::{LocalBroker, PartitionKey, Placement, node_of};
+use tidelog_log::state::GroupKey;
+use tidelog_record::Offset;
 use tidelog_replica::{NodeId, ReplicaId};
 
 use super::act::{report_of, seen};
@@ -109,9 +111,13 @@ impl Cluster {
                     ));
                 }
             }
-            // A log that a stop has left half made is no replica: it lies there until another is made.
+            // A log that a stop has left half made is no replica: it lies there until another is made. Of a topic
+            // that was deleted while the broker was away it need not know whether it was one.
             let file = &node.running.as_ref()?.file;
-            for key in file.state().groups.into_keys() {
+            let is_there = |key: &GroupKey| reference.topics().by_id(key.topic_id).is_some();
+            let is_cut = node.shard()?.log(METADATA)?.reader().log_start() > Offset::ZERO;
+            let may_stay = |key: &GroupKey| is_cut && !is_there(key);
+            for key in file.state().groups.into_keys().filter(|key| !may_stay(key)) {
                 if key != METADATA && !wanted.iter().any(|(other, _)| *other == key) {
                     return Some(format!(
                         "files that were to go are left at broker {id}: {key:?}"

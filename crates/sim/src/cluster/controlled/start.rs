@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tidelog_controller::{AtStart, Cluster as Folded};
+use tidelog_controller::{AtStart, Cluster as Folded, ClusterCommand, Command};
 use tidelog_disk::{Disk, DiskError};
+use tidelog_log::catch_up::{catch_up_dir, replaced_dir};
 use tidelog_log::offline::log_identity;
 use tidelog_log::state::{DirectoryIdentity, GroupKey, StateError, StateFile, StateRecord};
 use tidelog_log::{CreateError, Log, OpenError};
@@ -13,7 +14,7 @@ use tidelog_record::{RaftIndex, Timestamp};
 use tidelog_replica::{Group, Members, ReplicaId, Shard, StateStore, replica_of};
 
 use super::broker::{Broker, Seat};
-use super::files::{deleted_dir, new_group, partition_dir};
+use super::files::{deleted_dir, key_of, new_group, partition_dir};
 use super::{METADATA, directory, fold, group_key};
 use crate::cluster::Cluster;
 use crate::cluster::node::{
@@ -94,14 +95,21 @@ impl Node {
         let end = reader.committed_offset();
         let (mut cluster, mut snapshot_at) = (Folded::default(), reader.log_start());
         let read = fold::commands(&reader, reader.log_start(), end);
+        let mut deleted = Vec::new();
         for (offset, command) in read.expect("what is committed can be read") {
-            if let tidelog_controller::ClusterCommand::Snapshot { part: 0, .. } = command {
+            if let ClusterCommand::Topics(Command::Delete { id }) = &command {
+                let topic = cluster.topics().by_id(*id);
+                let partitions = topic.map_or(0, |topic| topic.partitions);
+                deleted.extend((0..partitions).map(|number| key_of(*id, number)));
+            }
+            if let ClusterCommand::Snapshot { part: 0, .. } = command {
                 snapshot_at = offset;
             }
             let applied = cluster.apply(&command);
             applied.expect("what is committed in the metadata log makes sense");
         }
-        self.remove_leftovers(&file, seat, &cluster).ok()?;
+        self.remove_leftovers(&file, seat, &cluster, &deleted)
+            .ok()?;
         let mut broker = Broker::new(self.id, seat, cluster, end);
         broker.snapshot_at = snapshot_at;
         let mut wanted = Vec::new();
@@ -144,7 +152,7 @@ impl Node {
     }
 
     /// Opens the log of a replica, and makes it where it was never recorded. `None` where there is no space.
-    fn open(
+    pub(super) fn open(
         &self,
         file: &Arc<StateFile>,
         key: GroupKey,
@@ -184,6 +192,7 @@ impl Node {
         file: &StateFile,
         seat: &Seat,
         cluster: &Folded,
+        deleted: &[GroupKey],
     ) -> Result<(), DiskError> {
         let entries = self.disk.list(&data_dir())?;
         let dirs = entries.iter().map(|entry| data_dir().join(&entry.name));
@@ -195,41 +204,54 @@ impl Node {
             self.disk.remove_dir_all(aside)?;
         }
         let local = seat.local(self.id);
-        let is_wanted = |key: &GroupKey| {
-            let placement = cluster.placement(key.topic_id, key.partition.get());
-            placement.is_some_and(|placement| local.replica(placement).is_some())
-        };
         let groups = file.state().groups;
-        let unwanted = groups.keys().copied();
-        let unwanted: BTreeSet<GroupKey> = unwanted
-            .filter(|key| *key != METADATA && !is_wanted(key))
-            .collect();
-        let removed = unwanted.iter().map(|key| StateRecord::GroupRemoved(*key));
-        let removed: Vec<StateRecord> = removed.collect();
+        let placement_of = |key: &GroupKey| cluster.placement(key.topic_id, key.partition.get());
+        let is_wanted = |key: &GroupKey| {
+            placement_of(key).is_some_and(|placement| local.replica(placement).is_some())
+        };
+        let is_gone = |key: &GroupKey| {
+            let known = groups.get(key).map(|known| known.replica_id);
+            let was_retired = |known| placement_of(key).is_none_or(|it| it.was_retired(known));
+            known.is_none_or(was_retired)
+        };
         // What a stop has left half made of a partition is known to nobody else.
         let placed = cluster.placements().map(|(key, _)| group_key(key));
-        let placed: Vec<GroupKey> = placed.collect();
-        let (wanted, elsewhere): (Vec<_>, Vec<_>) = placed.into_iter().partition(is_wanted);
+        let all: BTreeSet<GroupKey> = placed.chain(deleted.iter().copied()).collect();
+        let (wanted, elsewhere): (Vec<_>, Vec<_>) = all.into_iter().partition(is_wanted);
+        let gone: BTreeSet<GroupKey> = elsewhere.into_iter().filter(is_gone).collect();
+        let unwanted = groups.keys().copied();
+        let unwanted = unwanted.filter(|key| *key != METADATA && !is_wanted(key));
         // A topic of the same name may have been made since: it goes by what each log says of itself,
         // and by its name where a stop has left it half made.
         let taken: BTreeMap<PathBuf, GroupKey> = wanted
             .into_iter()
             .map(|key| (partition_dir(key), key))
             .collect();
-        let gone: BTreeSet<GroupKey> = unwanted.into_iter().chain(elsewhere).collect();
         let mut aside: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-        for key in gone {
+        let mut removed = Vec::new();
+        for key in unwanted
+            .chain(gone.iter().copied())
+            .collect::<BTreeSet<_>>()
+        {
             let from = partition_dir(key);
             let taken_by = taken.get(&from);
-            if !dirs.contains(&from) || taken_by.is_some_and(|key| groups.contains_key(key)) {
+            let is_taken = taken_by.is_some_and(|key| groups.contains_key(key));
+            let is_its = dirs.contains(&from)
+                && !is_taken
+                && match log_identity(&self.disk, &from)? {
+                    Some(log) => (log.topic_id, log.partition) == (key.topic_id, key.partition),
+                    None => taken_by.is_none() && gone.contains(&key),
+                };
+            if is_its && gone.contains(&key) {
+                aside.insert(from, deleted_dir(key));
+            } else if is_its && taken_by.is_some() {
+                aside.insert(from, data_dir().join(format!("{}.stray", key.topic_id)));
+            } else if is_its {
+                // It may be that it is not known yet.
                 continue;
             }
-            let is_its = match log_identity(&self.disk, &from)? {
-                Some(log) => (log.topic_id, log.partition) == (key.topic_id, key.partition),
-                None => taken_by.is_none(),
-            };
-            if is_its {
-                aside.insert(from, deleted_dir(key));
+            if groups.contains_key(&key) {
+                removed.push(StateRecord::GroupRemoved(key));
             }
         }
         for (from, to) in &aside {
@@ -238,8 +260,13 @@ impl Node {
         self.disk.sync_dir(&data_dir())?;
         // How it went shows when more is recorded.
         file.record(&removed, false).ok();
-        for to in aside.values() {
-            self.disk.remove_dir_all(to)?;
+        for (from, to) in &aside {
+            for dir in [to.clone(), catch_up_dir(from), replaced_dir(from)] {
+                match self.disk.remove_dir_all(&dir) {
+                    Err(e) if !e.is_not_found() => return Err(e),
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }
