@@ -100,8 +100,10 @@ impl Broker {
         Some((&shards[first], std::mem::replace(raft, others)))
     }
 
-    /// A broker cannot be reached: what was sent to it lately may not have arrived. Never waits.
+    /// The link to a broker has broken: what was sent to it lately may not have arrived, and replicas that follow it
+    /// stand for election soon. Never waits.
     pub fn unreachable(&self, node: NodeId) {
+        self.inner().seen.unreachable(node);
         for shard in &self.inner().shards {
             shard.unreachable(node);
         }

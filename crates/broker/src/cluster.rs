@@ -177,11 +177,7 @@ impl Inner {
     }
 
     pub(crate) fn is_heard(&self, node: NodeId) -> bool {
-        node == self.identity.node_id
-            || self
-                .seen
-                .silent_ms(node, self.now_ms())
-                .is_some_and(|silent| silent < SILENT_AFTER_MS)
+        node == self.identity.node_id || self.seen.is_heard(node, self.now_ms(), SILENT_AFTER_MS)
     }
 
     /// The brokers whose replicas, of these, are caught up, as the leader last said, and which are heard.
@@ -372,7 +368,7 @@ impl Broker {
             } else {
                 inner.seen.silent_ms(node, now)
             };
-            let is_heard = silent_ms.is_some_and(|silent| silent < SILENT_AFTER_MS);
+            let is_heard = inner.is_heard(node);
             BrokerDescription {
                 known: if node == own {
                     KnownBroker {

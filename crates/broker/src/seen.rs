@@ -1,6 +1,6 @@
 //! What is seen of the other brokers: which are heard, and what the leaders of partitions say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::Mutex;
 use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, ReplicaFault, Report};
@@ -17,6 +17,8 @@ struct Inner {
     faults: HashMap<NodeId, Vec<ReplicaFault>>,
     /// When a broker was heard, with whatever registration.
     heard_ms: HashMap<NodeId, u64>,
+    /// Those of which nothing was heard since the link to them broke.
+    cut_off: HashSet<NodeId>,
     /// Since when partitions have replicas that are not caught up.
     behind_since: HashMap<PartitionKey, u64>,
 }
@@ -33,6 +35,7 @@ impl Seen {
     ) {
         let mut inner = self.inner.lock();
         inner.heard_ms.insert(from, now_ms);
+        inner.cut_off.remove(&from);
         let Inner {
             observed,
             behind_since,
@@ -49,6 +52,18 @@ impl Seen {
             }
         }
         inner.faults.insert(from, faults);
+    }
+
+    /// The link to a broker has broken.
+    pub(crate) fn unreachable(&self, node: NodeId) {
+        self.inner.lock().cut_off.insert(node);
+    }
+
+    /// Whether a broker was heard within `within_ms`, and since the link to it broke last.
+    pub(crate) fn is_heard(&self, node: NodeId, now_ms: u64, within_ms: u64) -> bool {
+        let silent = self.silent_ms(node, now_ms);
+        silent.is_some_and(|silent| silent < within_ms)
+            && !self.inner.lock().cut_off.contains(&node)
     }
 
     /// Whether a broker is to lead nothing.

@@ -15,7 +15,6 @@ use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tidelog_controller::Cluster;
 use tidelog_disk::{DirLock, Disk, DiskError, LockError};
-use tidelog_log::catch_up::replaced_dir;
 use tidelog_log::state::{
     DirectoryIdentity, GroupKey, GroupState, StateError, StateFile, StateRecord,
 };
@@ -87,8 +86,8 @@ pub(crate) struct Start {
     shards: Vec<ShardHandle>,
     /// Whether the last stop closed every log: then there is nothing to recover.
     was_clean: bool,
-    /// Directories that a stop has found in the middle of being replaced.
-    replaced: HashSet<PathBuf>,
+    /// What lies in the data directory.
+    there: HashSet<PathBuf>,
 }
 
 impl Start {
@@ -98,7 +97,7 @@ impl Start {
     /// For people, where the data directory cannot be listed.
     pub(crate) fn of(broker: &Broker) -> Result<Self, String> {
         let inner = broker.inner();
-        let replaced = replaced(&*inner.seams.disk, &inner.config.data_dir);
+        let there = there(&*inner.seams.disk, &inner.config.data_dir);
         Ok(Self {
             config: inner.config.clone(),
             seams: inner.seams.clone(),
@@ -106,7 +105,7 @@ impl Start {
             metrics: inner.metrics.clone(),
             shards: inner.shards.clone(),
             was_clean: false,
-            replaced: replaced.map_err(|e| e.to_string())?,
+            there: there.map_err(|e| e.to_string())?,
         })
     }
 }
@@ -147,9 +146,9 @@ impl Broker {
         let (shards, mailboxes): (Vec<_>, Vec<_>) = (0..config.shards.max(1))
             .map(|_| mailbox(&wants_ticks))
             .unzip();
-        let replaced = replaced(&*disk, &data_dir)?;
+        let there = there(&*disk, &data_dir)?;
         let start = Start {
-            replaced,
+            there,
             config,
             seams,
             state,
@@ -234,7 +233,7 @@ impl Broker {
             metrics,
             shards,
             was_clean: _,
-            replaced: _,
+            there: _,
         } = start;
         let broker = Self {
             inner: Arc::new(Inner {
@@ -279,15 +278,12 @@ impl Broker {
     }
 }
 
-/// The logs of which a copy was about to take the place when the broker stopped.
-fn replaced(disk: &dyn Disk, data_dir: &Path) -> Result<HashSet<PathBuf>, DiskError> {
+/// All that lies in the data directory, the logs among it of which a copy was about to take the place when the
+/// broker stopped.
+fn there(disk: &dyn Disk, data_dir: &Path) -> Result<HashSet<PathBuf>, DiskError> {
     let entries = disk.list(data_dir)?;
     let names = entries.iter().map(|entry| data_dir.join(&entry.name));
-    let of_log = |path: PathBuf| {
-        let log = path.with_extension("");
-        (replaced_dir(&log) == path).then_some(log)
-    };
-    Ok(names.filter_map(of_log).collect())
+    Ok(names.collect())
 }
 
 /// How long the first syncs of all logs take at most, where the disk does not hang.

@@ -29,6 +29,7 @@ pub(crate) fn hello(own: &Identity, to: NodeId) -> Frame {
                 directory_id: Bytes::copy_from_slice(&own.directory_id),
                 node_id: own.node_id,
                 to_node_id: to,
+                process_id: Bytes::copy_from_slice(&own.process_id),
             }),
             ..wire::PeerFrame::default()
         },
@@ -80,6 +81,8 @@ pub(crate) fn identity_of(hello: &wire::PeerHello) -> Option<Identity> {
         cluster_id: hello.cluster_id[..].try_into().ok()?,
         node_id: hello.node_id,
         directory_id: hello.directory_id[..].try_into().ok()?,
+        // Brokers of before say none.
+        process_id: hello.process_id[..].try_into().unwrap_or_default(),
     })
 }
 

@@ -73,4 +73,7 @@ pub struct Identity {
     pub node_id: NodeId,
     /// Its data directory, whatever broker opens it.
     pub directory_id: [u8; 16],
+    /// Drawn at the start of the process: two of them with one directory have a copy of it. Zeros where it
+    /// is not known.
+    pub process_id: [u8; 16],
 }

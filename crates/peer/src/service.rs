@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,6 +63,11 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const HELLO_BYTES_MAX: usize = 4 << 10;
 /// A link over which nothing has come for so long is given up: its pings come much more often.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Whoever was heard within this time runs: its pings come much more often.
+const HEARD_WITHIN: Duration = Duration::from_secs(3);
+/// How often, and how many times, it is looked whether a process has ended before another one is refused that
+/// speaks for the same broker: of one that was killed it takes a moment to hear.
+const ENDED_CHECK: (Duration, u32) = (Duration::from_millis(50), 20);
 /// How long an answer to a question may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the other side may take to make room for what it is told: a few bytes.
@@ -91,8 +96,27 @@ pub struct PeerService {
 struct LastLink {
     /// The number of its connection.
     number: u64,
+    who: Identity,
+    /// When something came over it last; gone with it.
+    heard: Weak<Mutex<Instant>>,
     /// Ends it when it is dropped.
     _end: oneshot::Sender<()>,
+}
+
+impl LastLink {
+    /// Whether another process than that of `who` speaks over it, from the same directory: one of them
+    /// has a copy.
+    fn is_of_another(&self, who: &Identity) -> bool {
+        let is_known = ![self.who.process_id, who.process_id].contains(&[0; 16]);
+        let is_other = self.who.process_id != who.process_id;
+        let is_copy = is_known && is_other && self.who.directory_id == who.directory_id;
+        is_copy && self.heard.upgrade().is_some_and(|heard| is_lately(&heard))
+    }
+}
+
+fn is_lately(heard: &Mutex<Instant>) -> bool {
+    let at = *heard.lock().unwrap_or_else(PoisonError::into_inner);
+    at.elapsed() < HEARD_WITHIN
 }
 
 /// Whether a connection is a link, by the first byte that comes over it; otherwise it begins HTTP/2, for
@@ -146,6 +170,7 @@ pub struct Greeted<T> {
     who: Identity,
     io: Reader<T>,
     superseded: oneshot::Receiver<()>,
+    heard: Arc<Mutex<Instant>>,
 }
 
 impl PeerService {
@@ -185,7 +210,8 @@ impl PeerService {
     }
 
     /// Takes the hello of a link, within a few seconds, and answers to it. A link that the same broker has
-    /// ends, unless it was begun to be greeted later: it is of before.
+    /// ends, unless it was begun to be greeted later: it is of before. As long as another process is heard that
+    /// speaks for the same broker from the same data directory, this one is refused.
     ///
     /// # Errors
     /// [`LinkEnded`], which the other side was told if it takes what it is told.
@@ -207,10 +233,21 @@ impl PeerService {
         let answer = hello(&own, who.node_id);
         let told = timeout(TELL_TIMEOUT, write_frame(&mut io, &answer)).await;
         told.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
-        let Some(superseded) = self.supersede(who.node_id, number) else {
-            let ended = LinkEnded::of(SUPERSEDED);
-            tell_end(&mut io, &ended).await;
-            return Err(ended);
+        let (every, times) = ENDED_CHECK;
+        for _ in 0..times {
+            if !self.is_of_another(&who) {
+                break;
+            }
+            tokio::time::sleep(every).await;
+        }
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let begun = self.supersede(&who, number, &heard);
+        let superseded = match begun {
+            Ok(superseded) => superseded,
+            Err(ended) => {
+                tell_end(&mut io, &ended).await;
+                return Err(ended);
+            }
         };
         Ok(Greeted {
             service: self.clone(),
@@ -218,20 +255,45 @@ impl PeerService {
             who,
             io,
             superseded,
+            heard,
         })
     }
 
-    /// Ends the link that a broker has over an earlier connection; gives what tells of the end of this one, or
-    /// `None` where there is a later one.
-    fn supersede(&self, node: NodeId, number: u64) -> Option<oneshot::Receiver<()>> {
+    fn is_of_another(&self, who: &Identity) -> bool {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = links.get(&who.node_id);
+        last.is_some_and(|last| last.is_of_another(who))
+    }
+
+    /// Ends the link that a broker has over an earlier connection; gives what tells of the end of this one.
+    fn supersede(
+        &self,
+        who: &Identity,
+        number: u64,
+        heard: &Arc<Mutex<Instant>>,
+    ) -> Result<oneshot::Receiver<()>, LinkEnded> {
+        let node = who.node_id;
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if links.get(&node).is_some_and(|last| last.number > number) {
-            return None;
+        match links.get(&node) {
+            Some(last) if last.is_of_another(who) => {
+                return Err(LinkEnded::refused(format!(
+                    "another process runs as broker {node} with the same data directory: it was copied, or is \
+                     still in use elsewhere; stop one of the two"
+                )));
+            }
+            Some(last) if last.number > number => return Err(LinkEnded::of(SUPERSEDED)),
+            _ => {}
         }
         let (end, ended) = oneshot::channel();
+        let link = LastLink {
+            number,
+            who: *who,
+            heard: Arc::downgrade(heard),
+            _end: end,
+        };
         // The receiver of the one before hears that its sender is gone.
-        links.insert(node, LastLink { number, _end: end });
-        Some(ended)
+        links.insert(node, link);
+        Ok(ended)
     }
 
     async fn hear_hello<T: AsyncRead + Unpin>(
@@ -305,6 +367,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Greeted<T> {
         let Some(frame) = read? else {
             return Ok(false);
         };
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         if frame.meta.ping != 0 {
             let mut pong = Frame::default();
             pong.meta.pong = frame.meta.ping;

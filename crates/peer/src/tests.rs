@@ -233,6 +233,7 @@ fn what_a_newer_version_adds_is_passed_over() {
 #[test]
 fn the_bytes_of_a_link_are_these() {
     let own = Identity {
+        process_id: [4; 16],
         cluster_id: *b"cluster-of-tests",
         node_id: 1,
         directory_id: *b"directory-of-one",

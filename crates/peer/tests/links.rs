@@ -98,6 +98,7 @@ impl Gate for Refuses {
 
 fn identity(node_id: NodeId) -> Identity {
     Identity {
+        process_id: [u8::try_from(node_id).unwrap_or_default(); 16],
         cluster_id: [7; 16],
         node_id,
         directory_id: [u8::try_from(node_id).unwrap(); 16],

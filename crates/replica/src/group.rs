@@ -131,6 +131,9 @@ pub struct Group {
     pub(crate) told_role: Option<Role>,
     /// The number that was given to a read last.
     pub(crate) last_read: u64,
+    /// How many ticks there were, and at which of them each of the others was heard last in the present term.
+    pub(crate) ticks: u64,
+    pub(crate) heard: Vec<(ReplicaId, u64)>,
     /// Times since the last tick that something was proposed here.
     pub(crate) proposals: u32,
     /// Whether there were many of these before the last tick.
@@ -239,6 +242,8 @@ impl Group {
             states_synced: 0,
             told_role: None,
             last_read: 0,
+            ticks: 0,
+            heard: Vec::new(),
             proposals: 0,
             is_busy: false,
             announces: false,
@@ -379,12 +384,11 @@ impl Group {
         self.draw();
     }
 
-    /// Stands for election now.
+    /// Stands for election now, if this replica votes: Raft does not look.
     pub fn campaign(&mut self) {
-        if self.must_wait() {
+        if self.must_wait() || !self.node.raft.promotable() {
             return;
         }
-        // Raft says no where this replica is no voter; it stays what it is.
         self.node.campaign().ok();
         self.draw();
     }
@@ -403,6 +407,7 @@ impl Group {
     pub fn tick(&mut self) -> bool {
         // Followers learn with the next message how far the log is committed, and messages of their own about that
         // are for times when the next is not about to come.
+        self.ticks += 1;
         let was_busy = self.is_busy;
         self.is_busy = std::mem::take(&mut self.proposals) >= BUSY_PROPOSALS;
         self.node.skip_bcast_commit(self.is_busy);

@@ -205,7 +205,8 @@ impl Group {
         proposed.map_err(|_| ProposeError::NotReady)
     }
 
-    /// Whether a majority of those that vote after the change has answered since the leader last counted who does.
+    /// Whether a majority of those that vote after the change was heard within the time of an election. Raft's own
+    /// knowledge of that is gone each time that it counts who is there.
     fn hears_majority_after(&self, change: &ConfChangeV2) -> bool {
         let mut voters: BTreeSet<ReplicaId> = self.members().state.voters.iter().copied().collect();
         for single in &change.changes {
@@ -215,10 +216,12 @@ impl Group {
                 voters.remove(&single.node_id);
             }
         }
-        let progress = self.node.raft.prs();
+        let since = self
+            .ticks
+            .saturating_sub(u64::from(self.config.election_ticks));
         let is_heard = |id: &&ReplicaId| {
-            let known = progress.get(**id);
-            **id == self.config.id || known.is_some_and(|known| known.recent_active)
+            let mut heard = self.heard.iter();
+            **id == self.config.id || heard.any(|(from, at)| from == *id && *at >= since)
         };
         2 * voters.iter().filter(is_heard).count() > voters.len()
     }

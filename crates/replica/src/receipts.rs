@@ -57,7 +57,8 @@ impl Group {
             from, term, index, ..
         } = *message;
         let malformed = |what| Err(StepError::Malformed { from, what });
-        if message.get_msg_type() != MessageType::MsgAppendResponse || message.reject {
+        // As a number: that of a kind that is not known is none.
+        if message.msg_type != MessageType::MsgAppendResponse as i32 || message.reject {
             return malformed("it is no receipt");
         }
         if [0, self.config.id].contains(&from) || message.to != self.config.id {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 use tidelog_record::{Offset, Timestamp};
 
+use crate::config::ReplicaId;
 use crate::error::StepError;
 use crate::group::{Group, at};
 use crate::message;
@@ -13,6 +14,9 @@ use crate::planted::Planted;
 /// No election ever raises a term so far, and neither do hundreds of recoveries; with terms that come from
 /// nowhere a group would soon have none left.
 const TERMS_AHEAD_MAX: u64 = 1 << 24;
+
+/// For how many ticks it is remembered at least that somebody was heard.
+const HEARD_TICKS_MAX: u64 = 1000;
 
 impl Group {
     /// Takes a message from another replica, with its batches as [`crate::Outgoing`] has them.
@@ -47,6 +51,9 @@ impl Group {
             return Err(StepError::Malformed { from, what });
         }
         self.check_offsets(&message, &placed)?;
+        if message.term == self.node.raft.term {
+            self.note_heard(message.from);
+        }
         if let Some(first) = placed.first() {
             let first = first.entry.len_bytes() as u64;
             let lens = placed.iter().map(|placed| placed.entry.len_bytes() as u64);
@@ -65,6 +72,19 @@ impl Group {
         self.node.step(message).ok();
         self.draw();
         Ok(())
+    }
+
+    /// Remembers when each of the others was heard last.
+    fn note_heard(&mut self, from: ReplicaId) {
+        let now = self.ticks;
+        match self.heard.iter_mut().find(|(id, _)| *id == from) {
+            Some((_, at)) => *at = now,
+            None => {
+                // Nobody is needed any more that was not heard for long.
+                self.heard.retain(|(_, at)| now - at < HEARD_TICKS_MAX);
+                self.heard.push((from, now));
+            }
+        }
     }
 
     /// Checks that the batches of a message have the offsets that come next.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tidelog_controller::{AtStart, Cluster, LocalBroker, Topic, TopicSettings, Wanted};
 use tidelog_disk::{DiskError, DiskOp};
+use tidelog_log::catch_up::replaced_dir;
 use tidelog_log::state::{GroupKey, StateRecord};
 use tidelog_log::{Log, LogIdentity, OpenError, share_out};
 use tidelog_record::{PartitionId, RaftIndex, TopicId, TopicName};
@@ -81,7 +82,7 @@ impl Start {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             OpenError::Disk(DiskError::new(DiskOp::Open, &dir, std::io::Error::other(e)))
         };
-        let known = if self.replaced.contains(&dir) {
+        let known = if self.there.contains(&replaced_dir(&dir)) {
             let recovered = store.recover_swap(&*self.seams.disk, &dir, identity);
             recovered.map_err(|e| failed(e.into()))?;
             store.load()

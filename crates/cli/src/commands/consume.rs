@@ -37,6 +37,10 @@ pub(crate) struct ConsumeArgs {
     /// Wait for new records at the end.
     #[arg(long)]
     follow: bool,
+    /// Read from the first broker that answers where it has a replica, though it may not lead: up to the high
+    /// watermark that it knows. What was acknowledged is read so also without a majority.
+    #[arg(long)]
+    read_replica: bool,
     /// Print each record like this: %t topic, %p partition, %o offset, %k key, %s value,
     /// %T timestamp, %h headers, %% percent; \n, \t, \r, \0, \\.
     #[arg(short = 'f', long, value_name = "FORMAT", conflicts_with = "output")]
@@ -76,6 +80,7 @@ async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
         from: args.from,
         to: args.to,
         follow: args.follow,
+        read_replica: args.read_replica,
         ..ReaderConfig::new(args.topic.clone())
     };
     let until = reader.retry_timeout;

@@ -61,8 +61,43 @@ pub fn replaced_dir(dir: &Path) -> PathBuf {
     beside(dir, REPLACED)
 }
 
+/// The longest name of a file or directory that file systems take, in bytes.
+const NAME_LEN_MAX: usize = 255;
+
+/// The directory's name with the ending; a name that would be too long ends in a checksum of it instead.
 fn beside(dir: &Path, ending: &str) -> PathBuf {
-    let mut path = dir.to_owned().into_os_string();
-    path.push(ending);
-    path.into()
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    if name.len() + ending.len() <= NAME_LEN_MAX {
+        return dir.with_file_name(format!("{name}{ending}"));
+    }
+    let sum = crc32fast::hash(name.as_bytes());
+    // Names of topics are ASCII.
+    let kept: String = name.chars().take(NAME_LEN_MAX / 2).collect();
+    dir.with_file_name(format!("{kept}~{sum:08x}{ending}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_beside_a_log_is_longer_than_file_systems_take() {
+        let dir = |len: usize, number: u32| {
+            let name = format!("{}-{number}", "t".repeat(len));
+            Path::new("/data").join(name)
+        };
+        assert_eq!(catch_up_dir(&dir(1, 0)), Path::new("/data/t-0.catch-up"));
+        let mut names = std::collections::BTreeSet::new();
+        for number in 0..1000 {
+            for path in [
+                catch_up_dir(&dir(249, number)),
+                replaced_dir(&dir(249, number)),
+            ] {
+                assert_eq!(path.parent(), Some(Path::new("/data")));
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                assert!(name.len() <= NAME_LEN_MAX);
+                assert!(names.insert(name));
+            }
+        }
+    }
 }

@@ -114,7 +114,9 @@ pub(super) fn partition_dirs(
     for entry in disk.list(dir)? {
         let path = dir.join(&entry.name);
         let what = match (entry.is_dir, entry.name.as_str()) {
-            (true, STATE_DIR) | (false, "LOCK" | "addresses.json") => continue,
+            (true, STATE_DIR) | (false, "LOCK" | "addresses.json" | "founding.json") => {
+                continue;
+            }
             (true, name) if name.ends_with(".deleted") => {
                 "a deleted partition; the next start removes it"
             }
@@ -123,6 +125,9 @@ pub(super) fn partition_dirs(
             }
             (true, name) if name.ends_with(REPLACED) => {
                 "a log that another replica's files replace; the next start sees to it"
+            }
+            (true, name) if name.ends_with(".stray") => {
+                "a partition that the metadata did not know, kept when another took its place"
             }
             (true, name) if name.ends_with(super::repair::KEPT) => {
                 "what a repair put aside, kept for a look"

@@ -35,6 +35,7 @@ fn identity(node_id: NodeId) -> Identity {
         cluster_id: [7; 16],
         node_id,
         directory_id: [1; 16],
+        process_id: [1; 16],
     }
 }
 
@@ -50,12 +51,23 @@ async fn greeted(
     service: &PeerService,
     bytes: usize,
 ) -> (Reader<DuplexStream>, Greeted<DuplexStream>) {
+    let (near, greeted) = greet(service, bytes, identity(1)).await;
+    (near, greeted.unwrap())
+}
+
+/// The same for a broker that says that it is this one.
+async fn greet(
+    service: &PeerService,
+    bytes: usize,
+    who: Identity,
+) -> (
+    Reader<DuplexStream>,
+    Result<Greeted<DuplexStream>, LinkEnded>,
+) {
     let (mut near, far) = duplex(bytes);
     let begin = async {
         near.write_all(PREFACE).await.unwrap();
-        write_frame(&mut near, &hello(&identity(1), 2))
-            .await
-            .unwrap();
+        write_frame(&mut near, &hello(&who, 2)).await.unwrap();
         let mut near = reader(near);
         let answer = read_frame(&mut near, HELLO_BYTES_MAX)
             .await
@@ -64,8 +76,7 @@ async fn greeted(
         assert!(answer.meta.hello.is_some());
         near
     };
-    let (near, greeted) = tokio::join!(begin, service.greet(far));
-    (near, greeted.unwrap())
+    tokio::join!(begin, service.greet(far))
 }
 
 /// Why the link was ended, as the other side is told.
@@ -111,6 +122,32 @@ async fn a_connection_ends_no_link_over_one_that_came_later() {
     let (_second, mut second) = greeted(&service, 1000).await;
     assert_eq!(first.superseded.try_recv(), Err(TryRecvError::Closed));
     // One that was greeted at last, and had come first.
-    assert!(service.supersede(1, 0).is_none());
+    let heard = Arc::new(Mutex::new(Instant::now()));
+    assert!(service.supersede(&identity(1), 0, &heard).is_err());
     assert_eq!(second.superseded.try_recv(), Err(TryRecvError::Empty));
+}
+
+/// Both would vote and acknowledge as the same replicas.
+#[tokio::test(start_paused = true)]
+async fn a_process_on_a_copied_directory_is_refused_while_the_other_is_heard() {
+    let service = service();
+    let copy = Identity {
+        process_id: [2; 16],
+        ..identity(1)
+    };
+    let (_near, first) = greeted(&service, 1000).await;
+    let (mut near, refused) = greet(&service, 1000, copy).await;
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("another process runs as broker 1"), "{why}");
+    assert_eq!(told(&mut near).await, why);
+    // The same process may connect again, and whoever comes after it has ended.
+    let (_near, again) = greeted(&service, 1000).await;
+    drop((first, again));
+    let (_near, after) = greet(&service, 1000, copy).await;
+    let after = after.unwrap();
+    // One of which nothing is heard is gone too, as by a loss of power.
+    tokio::time::advance(HEARD_WITHIN).await;
+    let (_near, back) = greet(&service, 1000, identity(1)).await;
+    back.unwrap();
+    drop(after);
 }

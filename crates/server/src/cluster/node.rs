@@ -129,6 +129,7 @@ impl Node {
             cluster_id: settled.cluster_id,
             node_id: config.node_id,
             directory_id: settled.directory_id,
+            process_id: seams.random.id(),
         };
         self.links.opened(own, broker.clone());
         *self.door.lock() = Some(broker.clone());

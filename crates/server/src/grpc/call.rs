@@ -147,6 +147,11 @@ where
             all: around.receiving.clone(),
         }));
         let outgoing = Outgoing::default();
+        let mut request = request;
+        let kept = keep_needed(&mut request);
+        if let Err(error) = meter.add(CALL_BYTES + kept) {
+            return Box::pin(std::future::ready(Ok(around.answer(error.into()))));
+        }
         let mut request = request.map(|inner| {
             Body::new(MeteredBody {
                 inner,
@@ -179,6 +184,42 @@ where
             }
         })
     }
+}
+
+/// What a call takes at least while its request is awaited, in bytes, about.
+const CALL_BYTES: usize = 4 << 10;
+
+/// The headers that mean something here.
+const NEEDED: [&str; 8] = [
+    "authorization",
+    "content-type",
+    "grpc-accept-encoding",
+    "grpc-encoding",
+    "grpc-timeout",
+    "te",
+    "traceparent",
+    "user-agent",
+];
+
+/// Leaves the headers that mean something, in memory of their own: a call may wait long for its request, and would
+/// hold all that came with it. Gives how many bytes they have.
+fn keep_needed(request: &mut Request<Body>) -> usize {
+    let mut kept = HeaderMap::new();
+    let mut len = 0;
+    for name in NEEDED {
+        let values = request.headers().get_all(name);
+        for value in values {
+            len += name.len() + value.len();
+            let copied = HeaderValue::from_bytes(value.as_bytes());
+            kept.append(name, copied.expect("it was one before"));
+        }
+    }
+    *request.headers_mut() = kept;
+    // The same for its path. What has none that can be read is not found.
+    let path = request.uri().path().to_owned();
+    len += path.len();
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    len
 }
 
 /// The deadline that the caller set, as the time it gave: `grpc-timeout`, at most 8 digits and a
@@ -380,7 +421,8 @@ impl http_body::Body for MeteredBody {
             self.meter.0.give_back_above(self.framing.len);
         }
         let Poll::Ready(polled) = Pin::new(&mut self.inner).poll_frame(cx) else {
-            if !self.framing.is_within() {
+            // One message and no more has no reason to be late, nor has its end.
+            if self.kind != Kind::Single && !self.framing.is_within() {
                 return Poll::Pending;
             }
             let patience = self.patience;

@@ -527,3 +527,17 @@ fn a_sole_voter_that_stops_while_the_first_other_joins_knows_what_it_has_committ
     assert!(group.log().has_uncommitted_change());
     assert_eq!(group.log().commit().get(), committed);
 }
+
+/// Raft itself lets anybody stand.
+#[test]
+fn a_replica_that_does_not_vote_never_stands_for_election() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let learner = leader % 3 + 1;
+    recover::add_learner(&mut nodes, leader, learner);
+    let campaign = |group: &mut Group| group.campaign();
+    nodes.node(learner).shard.with(key(0), campaign);
+    nodes.settle();
+    assert_eq!(nodes.leader(key(0)), Some(leader));
+}

@@ -214,6 +214,14 @@ pub(super) async fn remove(client: &Client, args: &RemoveArgs) -> Result<(), Fai
     let (_, broker) = look(client, node).await?;
     let what = format!("broker {node} ({})", broker.grpc_address);
     if args.dry_run {
+        if broker.replicas > 0 {
+            let why = format!("broker {node} has replicas still: it would not be removed");
+            return Err(drained_first(
+                Failure::new(Exit::Refused, why),
+                node,
+                &broker,
+            ));
+        }
         say!("{what} would be removed from the cluster");
     } else {
         let name = node.to_string();
@@ -232,12 +240,16 @@ pub(super) async fn remove(client: &Client, args: &RemoveArgs) -> Result<(), Fai
 fn not_removed(error: ClientError, node: u32, broker: &BrokerDescription) -> Failure {
     let failure = Failure::from(error);
     if failure.exit == Exit::Refused && broker.replicas > 0 {
-        return failure.hint(format!(
-            "it has {}; move them with: tidelog cluster drain {node} --wait",
-            replicas_of(broker.replicas)
-        ));
+        return drained_first(failure, node, broker);
     }
     failure
+}
+
+fn drained_first(failure: Failure, node: u32, broker: &BrokerDescription) -> Failure {
+    failure.hint(format!(
+        "it has {}; move them with: tidelog cluster drain {node} --wait",
+        replicas_of(broker.replicas)
+    ))
 }
 
 pub(super) async fn replace(client: &Client, args: &ReplaceArgs) -> Result<(), Failure> {

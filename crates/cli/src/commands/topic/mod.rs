@@ -145,6 +145,8 @@ pub(crate) struct DeleteArgs {
     /// Say what would be deleted, change nothing.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(crate) fn run(brokers: &BrokerAddresses, command: TopicCommand) -> Result<(), Failure> {
@@ -274,20 +276,45 @@ async fn delete(client: &Client, args: &DeleteArgs) -> Result<(), Failure> {
         .map(|partition| partition.size_bytes)
         .sum();
     let count = u64::try_from(described.partitions.len()).unwrap_or(u64::MAX);
-    let what = format!(
+    let unknown = described.partitions.iter();
+    let unknown: Vec<u32> = unknown
+        .filter(|partition| partition.is_elsewhere)
+        .map(|partition| partition.partition)
+        .collect();
+    let mut what = format!(
         "topic {name} with {}, {} and {} bytes",
         counted(count, "partition"),
         counted(offsets, "offset"),
         grouped(bytes)
     );
+    if !unknown.is_empty() {
+        let of: Vec<String> = unknown.iter().map(u32::to_string).collect();
+        what.push_str(&format!(
+            ", beside what nobody tells now of partition {}",
+            of.join(", ")
+        ));
+    }
     if args.dry_run {
         say!("{what} would be deleted");
-        return Ok(());
+    } else {
+        confirm(&format!("deletes {what}"), name.as_str(), args.yes)?;
+        client.delete_topic(name).await?;
+        say!("topic {name} deleted");
     }
-    confirm(&format!("deletes {what}"), name.as_str(), args.yes)?;
-    client.delete_topic(name).await?;
-    say!("topic {name} deleted");
-    Ok(())
+    match args.output.form {
+        OutputForm::Table => Ok(()),
+        OutputForm::Json => {
+            let told = json!({
+                "topic": name.as_str(),
+                "deleted": !args.dry_run,
+                "partitions": count,
+                "offsets": offsets,
+                "bytes": bytes,
+                "unknown_partitions": unknown,
+            });
+            print(&format!("{told}\n"))
+        }
+    }
 }
 
 fn set_twice(name: &str) -> Failure {

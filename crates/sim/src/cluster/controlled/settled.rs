@@ -59,6 +59,18 @@ impl Cluster {
         let reference = self.reference();
         for replica in &placement.replicas {
             let node = self.node(node_of(*replica));
+            // On a draining broker it waits for another one that can have it.
+            let is_draining = reference
+                .broker(node_of(*replica))
+                .is_some_and(|broker| broker.is_draining);
+            let others = reference.brokers().filter(|broker| {
+                let id = broker.registration.node;
+                let mut here = placement.replicas.iter();
+                broker.is_usable() && !here.any(|replica| node_of(*replica) == id)
+            });
+            if is_draining && reference.is_lost(*replica) && others.count() == 0 {
+                continue;
+            }
             if reference.is_lost(*replica) {
                 let brokers: Vec<_> = reference.brokers().collect();
                 return Some(format!(
