@@ -3,9 +3,9 @@
 //!
 //! A thread takes turns. In a turn it takes all the commands that wait, up to a bound, and has its
 //! [`tidelog_replica::Shard`] do what they ask for: the appends of each partition go in with as few
-//! writes as possible. Then it asks the sync coordinator for one sync of every log that was written
-//! to, and answers those whose records are committed. What arrives meanwhile is in the next turn: the
-//! busier the disk, the more appends share a write and a sync.
+//! writes as possible. Then it answers those whose records are committed by now, sends what others are to have,
+//! and asks the sync coordinator for one sync of every log that was written to. What arrives meanwhile is in the
+//! next turn: the busier the disk, the more appends share a write and a sync.
 
 mod effects;
 

@@ -6,7 +6,7 @@
 //! 1. A request is turned into a [`ClusterCommand`] or refused by a `decide_*` method of [`Cluster`]
 //!    (`decide/`). Where new replicas go is in `place.rs`.
 //! 2. The command goes into the metadata log (`wire/` gives its bytes); once it is committed it is folded
-//!    in with [`Cluster::apply`] (`apply.rs`). Folding the log gives the same commands in the same order,
+//!    in with [`Cluster::apply`] (`apply/`). Folding the log gives the same commands in the same order,
 //!    so every start and every broker comes to the same [`Cluster`] (`cluster.rs`).
 //! 3. The leader of the metadata group compares that with what it sees of the brokers and partitions
 //!    ([`Observed`]), and [`plan`] (`plan/`) says what is to be done: more commands, and actions at the

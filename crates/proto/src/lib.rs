@@ -1,7 +1,7 @@
 //! The wire types of Tidelog's gRPC API, generated from `proto/` when this crate is built.
 //!
-//! [`v1`] is the public API: services `tidelog.v1.Topics` and `tidelog.v1.Log` with their messages.
-//! [`internal`] is what brokers keep in their metadata log. Byte fields are [`bytes::Bytes`], so a
+//! [`v1`] is the public API: services `tidelog.v1.Topics`, `tidelog.v1.Log` and `tidelog.v1.Cluster` with their messages.
+//! [`internal`] is what brokers keep in their metadata log, and what they say to and ask of each other. Byte fields are [`bytes::Bytes`], so a
 //! received batch is a slice of the frame it came in.
 
 pub mod codec;

@@ -1,4 +1,8 @@
-//! The simulated disk: a [`tidelog_disk::Disk`] in memory that fails as real ones do.
+//! Simulations from one seed: a disk that fails as real ones do, and on it whole clusters in one thread.
+//!
+//! [`cluster`] runs the real code of replicas, logs and controllers over such disks, with a clock and a network
+//! of its own, under faults that the seed draws, and checks what it did (`docs/simulation.md`). What follows here is
+//! about the disk: a [`tidelog_disk::Disk`] in memory.
 //!
 //! Everything it decides comes from one seed, so a failing run is replayed by its seed and the
 //! same calls in the same order.
