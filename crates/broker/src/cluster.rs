@@ -321,6 +321,13 @@ impl Broker {
         self.inner().cluster.read().removed().collect()
     }
 
+    /// The data directory that a broker had when it was removed, if it has not come again; zeros where it had never come.
+    pub fn removed_directory(&self, node: NodeId) -> Option<[u8; 16]> {
+        let cluster = self.inner().cluster.read();
+        let directory = cluster.removed_directory(node);
+        directory.map(tidelog_controller::DirectoryId::to_bytes)
+    }
+
     /// The incarnation of the metadata group: it rises when that goes on without a majority.
     pub fn metadata_incarnation(&self) -> u32 {
         let key = crate::act::group_key(METADATA_KEY);

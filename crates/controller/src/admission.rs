@@ -1,5 +1,6 @@
 //! Which brokers another one listens to.
 
+use crate::apply::NO_DIRECTORY;
 use crate::cluster::Cluster;
 use crate::ids::{DirectoryId, NodeId, ReplicaId, life_of, node_of};
 
@@ -10,8 +11,8 @@ pub struct KnownOf {
     pub registered: Option<DirectoryId>,
     /// That with which it has founded the cluster: it may not have come to register yet.
     pub founded: Option<DirectoryId>,
-    /// It was removed, and has not come again.
-    pub is_removed: bool,
+    /// The data directory with which it was removed, and has not come again; zeros where it never came.
+    pub removed: Option<DirectoryId>,
 }
 
 /// Whether a broker is listened to.
@@ -39,11 +40,16 @@ impl KnownOf {
         directory: DirectoryId,
         may_be_behind: impl FnOnce() -> bool,
     ) -> Admission {
-        let founded = self.founded.filter(|_| !self.is_removed);
+        let founded = self.founded.filter(|_| self.removed.is_none());
+        // On another one it may have joined again since.
+        let is_gone = self.removed.is_some_and(|removed| {
+            removed == directory || removed == NO_DIRECTORY && self.founded == Some(directory)
+        });
         match self.registered.or(founded) {
             Some(known) if known == directory => Admission::Admitted,
-            None if self.is_removed => Admission::Removed,
+            None if is_gone => Admission::Removed,
             _ if may_be_behind() => Admission::Admitted,
+            None if self.removed.is_some() => Admission::Removed,
             None => Admission::Unknown,
             Some(known) => Admission::OtherDirectory(known),
         }

@@ -215,6 +215,12 @@ impl Cluster {
         self.removed.contains_key(&node)
     }
 
+    /// The data directory that a broker had when it was removed, if none of its number has come since; zeros where it had
+    /// never come.
+    pub fn removed_directory(&self, node: NodeId) -> Option<DirectoryId> {
+        self.removed.get(&node).map(|removed| removed.directory)
+    }
+
     /// The brokers that were removed, and have not come since.
     pub fn removed(&self) -> impl Iterator<Item = NodeId> {
         self.removed.keys().copied()

@@ -94,10 +94,11 @@ fn what_hunts_have_found_stays_mended() {
     // disk, whose replica of the metadata never forgot a leader that was gone; members
     // that were changed to some of which a majority had just been lost; a topic that was deleted before a disk was
     // replaced, and had a replica there under a number that is above what the new disk got; a replica
-    // without a vote that stood for election, and won.
+    // without a vote that stood for election, and won; a broker that had heard that the one that led the metadata was
+    // removed, and not that it had joined again.
     let seeds = [
         7_280_019, 7_320_054, 7_320_183, 7_320_130, 7_420_392, 7_420_520, 7_421_018, 7_423_308,
-        7_450_052,
+        7_450_052, 7_425_859,
     ];
     for seed in seeds {
         run_cluster(seed, ClusterOptions::controlled(seed));

@@ -6,7 +6,7 @@ use crate::command::ClusterCommand;
 use crate::ids::{DirectoryId, NodeId, node_of};
 
 /// That of a broker that was never registered.
-const NO_DIRECTORY: DirectoryId = DirectoryId::from_bytes([0; 16]);
+pub(crate) const NO_DIRECTORY: DirectoryId = DirectoryId::from_bytes([0; 16]);
 
 impl Cluster {
     pub(super) fn apply_broker(&mut self, command: &ClusterCommand) -> Checked {

@@ -4,6 +4,7 @@
 //! goes on after a majority was lost in `recovery.rs`.
 
 mod brokers;
+pub(crate) use brokers::NO_DIRECTORY;
 mod moves;
 mod recovery;
 

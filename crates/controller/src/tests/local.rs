@@ -146,11 +146,20 @@ fn whoever_is_behind_listens_to_a_leader_that_it_does_not_know_yet() {
     assert_eq!(unknown.admits(new, || true), Admission::Admitted);
     let removed = KnownOf {
         founded: Some(old),
-        is_removed: true,
+        removed: Some(old),
         ..KnownOf::default()
     };
     assert_eq!(removed.admits(old, || false), Admission::Removed);
     assert_eq!(removed.admits(old, || true), Admission::Removed);
+    // It may have joined again, and be the only one that can tell.
+    assert_eq!(removed.admits(new, || false), Admission::Removed);
+    assert_eq!(removed.admits(new, || true), Admission::Admitted);
+    let never_came = KnownOf {
+        removed: Some(DirectoryId::from_bytes([0; 16])),
+        ..removed
+    };
+    assert_eq!(never_came.admits(old, || true), Admission::Removed);
+    assert_eq!(never_came.admits(new, || true), Admission::Admitted);
 
     let cluster = cluster(3, &[]);
     assert!(cluster.may_lack(None, &[]));

@@ -117,6 +117,10 @@ impl Host for Door {
         })
     }
 
+    fn removed_directory(&self, node: u32) -> Option<[u8; 16]> {
+        self.broker()?.removed_directory(node)
+    }
+
     fn may_lack_metadata(&self) -> bool {
         let broker = self.broker();
         broker.is_some_and(|broker| broker.may_lack_metadata())

@@ -61,6 +61,10 @@ pub trait Host: Debug + Send + Sync + 'static {
     /// The brokers that were removed, and have not come again.
     fn removed(&self) -> BTreeSet<u32>;
 
+    /// The data directory that a broker had when it was removed, if it has not come again; zeros where it had never
+    /// come.
+    fn removed_directory(&self, node: u32) -> Option<[u8; 16]>;
+
     /// Whether it may lack what was decided last, as it hears nobody who leads the metadata whom it knows.
     fn may_lack_metadata(&self) -> bool;
 
@@ -235,15 +239,17 @@ impl Gate for Known {
         }
         let registered = here.brokers.iter().find(|one| one.node_id == who.node_id);
         let registered = registered.map(|one| one.directory_id);
-        let removed = || self.host.get().map(|host| host.removed());
-        let is_removed =
-            registered.is_none() && removed().is_some_and(|removed| removed.contains(&who.node_id));
+        let removed = || self.host.get()?.removed_directory(who.node_id);
+        let removed = match registered {
+            Some(_) => None,
+            None => removed().map(DirectoryId::from_bytes),
+        };
         let mut founders = here.founders.iter();
         let founder = founders.find(|one| one.node_id == who.node_id);
         let known = KnownOf {
             registered: registered.map(DirectoryId::from_bytes),
             founded: founder.map(|one| DirectoryId::from_bytes(one.directory_id)),
-            is_removed,
+            removed,
         };
         let host = self.host.get();
         let may_be_behind = || host.is_some_and(|host| host.may_lack_metadata());

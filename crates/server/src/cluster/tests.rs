@@ -339,6 +339,10 @@ impl Host for Lets {
         BTreeSet::new()
     }
 
+    fn removed_directory(&self, _: u32) -> Option<[u8; 16]> {
+        None
+    }
+
     fn may_lack_metadata(&self) -> bool {
         false
     }

@@ -99,7 +99,7 @@ impl Node {
         let known = KnownOf {
             registered: registered.map(|known| known.registration.directory),
             founded: broker.founders.contains(&from).then(|| directory(from, 0)),
-            is_removed: cluster.was_removed(from),
+            removed: cluster.removed_directory(from),
         };
         let leader = self.shard().and_then(|shard| shard.group(METADATA));
         let leader = leader.and_then(|group| group.role().leader);
