@@ -1,6 +1,6 @@
 //! Simulations from one seed: a disk that fails as real ones do, and on it whole clusters in one thread.
 //!
-//! [`cluster`] runs the real code of replicas, logs and controllers over such disks, with a clock and a network
+//! [`run_cluster`] runs the real code of replicas, logs and controllers over such disks, with a clock and a network
 //! of its own, under faults that the seed draws, and checks what it did (`docs/simulation.md`). What follows here is
 //! about the disk: a [`tidelog_disk::Disk`] in memory.
 //!

@@ -51,7 +51,7 @@ fn a_broker_on_a_new_disk_makes_nothing_by_what_was_decided_before_it_had_that()
     let placed = cluster.placements.get_mut(&TOPIC).unwrap();
     placed.partitions[0].replicas = target.into();
     let early = cluster.clone();
-    let delete = ClusterCommand::Topics(crate::Command::Delete { id: TOPIC });
+    let delete = ClusterCommand::Topics(Command::Delete { id: TOPIC });
     commit(&mut cluster, delete);
     fence(&mut cluster, 1, true);
     let replace = cluster.decide_replace(1, directory(1, 1)).unwrap();
