@@ -276,15 +276,18 @@ impl Broker {
         slots
     }
 
-    /// Whether nobody can count on a log: the state file does not know it, or it was deleted, or moved away.
+    /// Whether nobody can count on a log: the state file does not know it, or it is known to be deleted, or
+    /// to have moved away.
     fn is_gone(&self, key: GroupKey) -> bool {
         let Some(known) = self.known_replica(key) else {
             return true;
         };
         let cluster = self.inner.cluster.read();
         let placement = cluster.placement(key.topic_id, key.partition.get());
-        placement.is_some_and(|placement| placement.was_retired(known))
-            || self.inner.unremoved.lock().contains(&key.topic_id)
+        match placement {
+            Some(placement) => placement.was_retired(known),
+            None => self.inner.unremoved.lock().contains(&key.topic_id),
+        }
     }
 
     /// Whether the state file knows the partition as the replica that is wanted: it has voted, and may have

@@ -224,7 +224,7 @@ pub struct Broker {
 #[derive(Debug)]
 struct Inner {
     config: BrokerConfig,
-    /// Topics of which files could not be removed that were to be.
+    /// Topics of which files could not be removed that were to be: deleted ones, if they are not there any more.
     unremoved: Mutex<HashSet<TopicId>>,
     seams: Seams,
     identity: DirectoryIdentity,

@@ -34,6 +34,12 @@ fn shape(broker: &Broker, name: &str) -> Option<u32> {
     broker.partitions_of(name).ok()
 }
 
+/// So that files cannot be moved, and stay under their names.
+fn fail_renames(disk: &SimDisk) {
+    let filter = OpFilter::op(DiskOp::Rename);
+    disk.fail_nth(filter, 1, InjectedError::Io, FailMode::Forever);
+}
+
 /// A disk with the topic `old`, which has a record, cleanly stopped.
 async fn prepared() -> SimDisk {
     let disk = SimDisk::new(1);
@@ -242,12 +248,7 @@ async fn leftovers_of_deletions_are_removed_at_the_start() {
     let disk = prepared().await;
     let broker = open(&disk);
     // The files cannot be moved, and so stay under their names.
-    disk.fail_nth(
-        OpFilter::op(DiskOp::Rename),
-        1,
-        InjectedError::Io,
-        FailMode::Forever,
-    );
+    fail_renames(&disk);
     broker.delete_topic("old").await.unwrap();
     disk.stop_failing();
     // Fewer partitions than before: the rest of the directories is nobody's.
@@ -327,12 +328,7 @@ async fn another_log_under_the_name_of_a_deleted_topic_stays() {
     let broker = open(&disk);
     create(&broker, "kept", 1).await.unwrap();
     append(&broker, "kept", "mine").await.unwrap();
-    disk.fail_nth(
-        OpFilter::op(DiskOp::Rename),
-        1,
-        InjectedError::Io,
-        FailMode::Forever,
-    );
+    fail_renames(&disk);
     broker.delete_topic("old").await.unwrap();
     broker.stop().await.unwrap();
     let disk = disk.fork(5);

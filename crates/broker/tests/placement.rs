@@ -246,14 +246,7 @@ async fn a_disk_that_is_lost_comes_back_as_another_replica() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_metadata_log_is_cut_and_who_was_away_copies_the_rest() {
-    let mut cluster = Cluster::new();
-    for id in 1..=3 {
-        cluster.crash(id);
-    }
-    cluster.snapshot_commands = 20;
-    for id in 1..=3 {
-        cluster.start(id);
-    }
+    let mut cluster = Cluster::cut_after(20);
     create(&cluster, "kept", &[&[1, 2, 3]]).await;
     cluster.crash(3);
     for number in 0..40 {
@@ -287,14 +280,7 @@ async fn the_metadata_log_is_cut_and_who_was_away_copies_the_rest() {
 /// A broker that was away learns of both, and stops again before it has done anything about either. With
 /// `others` between, what it learns of begins with a snapshot, which says nothing of deletions.
 async fn a_topic_is_made_again_in_the_place_of_a_deleted_one(others: usize) {
-    let mut cluster = Cluster::new();
-    for id in 1..=3 {
-        cluster.crash(id);
-    }
-    cluster.snapshot_commands = 20;
-    for id in 1..=3 {
-        cluster.start(id);
-    }
+    let mut cluster = Cluster::cut_after(20);
     create(&cluster, "t", &[&[1, 2, 3]]).await;
     append_some(&cluster, "t", &mut Vec::new(), 5).await;
     cluster.same_everywhere("t", 5).await;

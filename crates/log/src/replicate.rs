@@ -264,11 +264,7 @@ impl Log {
 
     /// Whether a change of members lies past the commit.
     pub fn has_uncommitted_change(&self) -> bool {
-        let committed = self.shared.committed().index;
-        self.tail.as_ref().is_some_and(|tail| {
-            tail.infos(committed)
-                .any(|info| info.kind == EntryKind::ConfChange)
-        })
+        self.uncommitted_change_after(RaftIndex::ZERO).is_some()
     }
 
     /// The first change of members past the commit, and past the entry `after`.

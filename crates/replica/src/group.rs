@@ -131,7 +131,7 @@ pub struct Group {
     pub(crate) told_role: Option<Role>,
     /// The number that was given to a read last.
     pub(crate) last_read: u64,
-    /// How many ticks there were, and at which of them each of the others was heard last in the present term.
+    /// How many ticks there were, and at which of them a leader heard each of the others last.
     pub(crate) ticks: u64,
     pub(crate) heard: Vec<(ReplicaId, u64)>,
     /// Times since the last tick that something was proposed here.

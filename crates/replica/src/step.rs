@@ -1,10 +1,10 @@
 //! What other replicas say, and the checks on it that need the log.
 
 use bytes::Bytes;
+use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
 use tidelog_record::{Offset, Timestamp};
 
-use crate::config::ReplicaId;
 use crate::error::StepError;
 use crate::group::{Group, at};
 use crate::message;
@@ -51,9 +51,7 @@ impl Group {
             return Err(StepError::Malformed { from, what });
         }
         self.check_offsets(&message, &placed)?;
-        if message.term == self.node.raft.term {
-            self.note_heard(message.from);
-        }
+        self.note_heard(&message);
         if let Some(first) = placed.first() {
             let first = first.entry.len_bytes() as u64;
             let lens = placed.iter().map(|placed| placed.entry.len_bytes() as u64);
@@ -74,8 +72,13 @@ impl Group {
         Ok(())
     }
 
-    /// Remembers when each of the others was heard last.
-    fn note_heard(&mut self, from: ReplicaId) {
+    /// A leader remembers when it heard each of the others last. Of strangers nothing is kept.
+    fn note_heard(&mut self, message: &Message) {
+        let (raft, from) = (&self.node.raft, message.from);
+        let is_member = raft.prs().get(from).is_some();
+        if raft.state != StateRole::Leader || message.term != raft.term || !is_member {
+            return;
+        }
         let now = self.ticks;
         match self.heard.iter_mut().find(|(id, _)| *id == from) {
             Some((_, at)) => *at = now,

@@ -61,9 +61,10 @@ impl Start {
                 gone.push(*key);
             }
         }
-        // Whose files are not found has none, or they are where nobody could look.
+        // Whose files are not found has none, or they are where nobody could look. Of what the metadata do not
+        // know a stop may have come while a copy took its place.
         let is_absent = |key: &&GroupKey| !found.is_partial && !found.dirs.contains_key(*key);
-        gone.extend(names.unwanted.iter().filter(is_absent));
+        gone.extend(names.gone.keys().filter(is_absent));
         for (from, to) in &moved {
             disk.rename(from, to)?;
         }

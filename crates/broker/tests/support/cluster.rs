@@ -74,6 +74,16 @@ impl Cluster {
         Self::begun_by(&[1, 2, 3])
     }
 
+    /// The metadata log is cut after so many commands.
+    pub(crate) fn cut_after(snapshot_commands: u64) -> Self {
+        let mut cluster = Self::begun_by(&[]);
+        cluster.snapshot_commands = snapshot_commands;
+        for id in 1..=3 {
+            cluster.start(id);
+        }
+        cluster
+    }
+
     /// Of the three that found it only these have come.
     pub(crate) fn begun_by(ids: &[NodeId]) -> Self {
         let mut cluster = Self {

@@ -1,5 +1,6 @@
 //! Putting a compacted segment into the place of those it was made of.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -44,24 +45,20 @@ impl Log {
             beside,
         } = compacted;
         let segments = self.shared.segments();
-        let prepared = match spliced(&segments, &replaced, &segment) {
-            Some(installed) => {
-                let last = &replaced[replaced.len() - 1];
-                let at = segments.iter().position(|have| Arc::ptr_eq(have, last));
-                let next = at.expect("they are all there") + 1;
-                let unkept = self.keep_producers(&segments, next);
-                unkept
-                    .map(|unkept| (installed, unkept))
-                    .inspect_err(|error| tracing::warn!(%error, "a compacted segment is not used"))
-                    .map_err(InstallError::Producers)
-            }
-            None => Err(InstallError::Outdated),
-        };
-        let (installed, unkept) = prepared.inspect_err(|_| {
+        let place = place_of(&segments, &replaced).ok_or(InstallError::Outdated);
+        let prepared = place.and_then(|place| {
+            let unkept = self.keep_producers(&segments, place.end);
+            let unkept = unkept.map_err(InstallError::Producers)?;
+            Ok((place, unkept))
+        });
+        let (place, unkept) = prepared.inspect_err(|error| {
+            tracing::warn!(%error, "a compacted segment is not used");
             if let Err(e) = remove_if_there(self.disk(), &beside) {
                 tracing::warn!(error = %e, "a compacted segment that is not used was not removed");
             }
         })?;
+        let mut installed = segments.to_vec();
+        installed.splice(place, [segment.clone()]);
         self.shared.set_segments(installed);
         let renamed = self.disk().rename(&beside, &segment.path);
         if let Err(e) = renamed.and_then(|()| self.disk().sync_dir(self.dir())) {
@@ -90,21 +87,13 @@ impl Log {
     }
 }
 
-/// The segments with `segment` in place of `replaced`, which must all be there, side by side.
-fn spliced(
-    segments: &[Arc<Segment>],
-    replaced: &[Arc<Segment>],
-    segment: &Arc<Segment>,
-) -> Option<Vec<Arc<Segment>>> {
+/// Where the `replaced` ones are, which must all be there, side by side.
+fn place_of(segments: &[Arc<Segment>], replaced: &[Arc<Segment>]) -> Option<Range<usize>> {
     let at = segments
         .iter()
         .position(|have| Arc::ptr_eq(have, &replaced[0]))?;
-    let there = segments.get(at..at + replaced.len())?;
+    let place = at..at + replaced.len();
+    let there = segments.get(place.clone())?;
     let same = there.iter().zip(replaced).all(|(a, b)| Arc::ptr_eq(a, b));
-    same.then(|| {
-        let mut spliced = segments[..at].to_vec();
-        spliced.push(segment.clone());
-        spliced.extend_from_slice(&segments[at + replaced.len()..]);
-        spliced
-    })
+    same.then_some(place)
 }

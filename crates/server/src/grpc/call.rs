@@ -18,6 +18,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
 
+use super::elsewhere::PASSED_ON;
 use super::sending::{Outgoing, PREFIX, Sending};
 use super::status::{Failure, RequestError, sort_foreign};
 use crate::config::Limits;
@@ -132,7 +133,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if let Some(refused) = not_grpc(&request) {
             return Box::pin(std::future::ready(Ok(refused)));
         }
@@ -147,7 +148,6 @@ where
             all: around.receiving.clone(),
         }));
         let outgoing = Outgoing::default();
-        let mut request = request;
         let kept = keep_needed(&mut request);
         if let Err(error) = meter.add(CALL_BYTES + kept) {
             return Box::pin(std::future::ready(Ok(around.answer(error.into()))));
@@ -189,19 +189,17 @@ where
 /// What a call takes at least while its request is awaited, in bytes, about.
 const CALL_BYTES: usize = 4 << 10;
 
-/// The headers that mean something here.
-const NEEDED: [&str; 8] = [
-    "authorization",
+/// The headers that somebody here reads.
+const NEEDED: [&str; 6] = [
     "content-type",
     "grpc-accept-encoding",
     "grpc-encoding",
     "grpc-timeout",
     "te",
-    "traceparent",
-    "user-agent",
+    PASSED_ON,
 ];
 
-/// Leaves the headers that mean something, in memory of their own: a call may wait long for its request, and would
+/// Leaves the headers that are read, in memory of their own: a call may wait long for its request, and would
 /// hold all that came with it. Gives how many bytes they have.
 fn keep_needed(request: &mut Request<Body>) -> usize {
     let mut kept = HeaderMap::new();
@@ -480,6 +478,24 @@ mod tests {
     use tonic_types::StatusExt;
 
     use super::*;
+
+    #[test]
+    fn of_the_headers_only_those_stay_that_are_read() {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = "http://broker/tidelog.v1.Log/Append".parse().unwrap();
+        let all = ["x-large", "cookie"].into_iter().chain(NEEDED);
+        for name in all {
+            request.headers_mut().append(name, "value".parse().unwrap());
+        }
+        let len = keep_needed(&mut request);
+        let left: Vec<&str> = request.headers().keys().map(|name| name.as_str()).collect();
+        assert_eq!(left, NEEDED);
+        assert!(left.contains(&"tidelog-passed-on"), "or it goes round");
+        let path = request.uri().path();
+        assert_eq!(path, "/tidelog.v1.Log/Append");
+        let names: usize = NEEDED.iter().map(|name| name.len() + "value".len()).sum();
+        assert_eq!(len, names + path.len());
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_writes_them() {

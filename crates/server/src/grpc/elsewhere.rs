@@ -15,7 +15,7 @@ use super::Shared;
 use super::status::failure;
 
 /// Stands in a call that another broker has passed on: it is not passed on again.
-const PASSED_ON: &str = "tidelog-passed-on";
+pub(super) const PASSED_ON: &str = "tidelog-passed-on";
 /// For how long it is tried to find the broker that decides, while none is known.
 const SEARCH_MAX: Duration = Duration::from_secs(5);
 /// How long to wait before that is tried again.

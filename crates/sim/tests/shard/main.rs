@@ -25,6 +25,16 @@ fn offset(offset: u64) -> Offset {
     Offset::new(offset).unwrap()
 }
 
+/// Three nodes, with which of them leads, and which does not vote.
+fn with_learner() -> (Nodes, u32, u32) {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let learner = leader % 3 + 1;
+    recover::add_learner(&mut nodes, leader, learner);
+    (nodes, leader, learner)
+}
+
 /// Three nodes, of which 3 stopped before the log's start was raised above all that it has.
 fn with_one_left_behind(seed: u64) -> Nodes {
     let mut nodes = Nodes::new(3, 2, seed);
@@ -481,11 +491,7 @@ fn a_term_that_comes_from_nowhere_is_not_taken() {
 /// Whoever listens to nobody but those it knows, as long as it hears a leader, would never hear of another.
 #[test]
 fn a_replica_that_does_not_vote_forgets_a_leader_that_is_gone() {
-    let mut nodes = Nodes::new(3, 1, 1);
-    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
-    let leader = nodes.leader(key(0)).unwrap();
-    let learner = leader % 3 + 1;
-    recover::add_learner(&mut nodes, leader, learner);
+    let (mut nodes, leader, learner) = with_learner();
     let knows = |nodes: &Nodes| {
         let group = nodes.nodes[learner as usize - 1].shard.group(key(0));
         group.unwrap().role().leader
@@ -531,13 +537,34 @@ fn a_sole_voter_that_stops_while_the_first_other_joins_knows_what_it_has_committ
 /// Raft itself lets anybody stand.
 #[test]
 fn a_replica_that_does_not_vote_never_stands_for_election() {
-    let mut nodes = Nodes::new(3, 1, 1);
-    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
-    let leader = nodes.leader(key(0)).unwrap();
-    let learner = leader % 3 + 1;
-    recover::add_learner(&mut nodes, leader, learner);
+    let (mut nodes, leader, learner) = with_learner();
     let campaign = |group: &mut Group| group.campaign();
     nodes.node(learner).shard.with(key(0), campaign);
     nodes.settle();
     assert_eq!(nodes.leader(key(0)), Some(leader));
+}
+
+/// As one of a newer version would say it.
+#[test]
+fn a_receipt_of_a_kind_that_is_not_known_is_refused() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let received = Received {
+        key: key(0),
+        incarnation: 1,
+        message: Message {
+            msg_type: 255,
+            from: replica_of(leader % 3 + 1, 0),
+            to: replica_of(leader, 0),
+            term: 6,
+            ..Message::default()
+        },
+        payloads: Vec::new(),
+        receipt: true,
+    };
+    let shard = &mut nodes.node(leader).shard;
+    let taken = shard.receive(received, Timestamp::from_millis(0));
+    taken.unwrap_err();
+    nodes.append(key(0), "it goes on", 1);
 }

@@ -1,6 +1,6 @@
 //! What a broker has while its process is there, beside its shard; and what its disk stands for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tidelog_controller::{
@@ -104,6 +104,8 @@ pub(in crate::cluster) struct Broker {
     pub(super) teller: Teller,
     /// The replicas that it has, but for that of the metadata.
     pub(super) serving: BTreeMap<GroupKey, ReplicaId>,
+    /// What its start has let alone, as it did not know whether it was to be there.
+    pub(super) strays: BTreeSet<GroupKey>,
     pub(super) todo: VecDeque<Todo>,
     /// When `todo` is gone on with.
     pub(super) todo_at: u64,
@@ -147,6 +149,7 @@ impl Broker {
             observed: Observed::default(),
             teller: Teller::default(),
             serving: BTreeMap::new(),
+            strays: BTreeSet::new(),
             todo: VecDeque::new(),
             todo_at: 0,
             registrations: BTreeMap::new(),

@@ -128,7 +128,8 @@ impl Cluster {
             let file = &node.running.as_ref()?.file;
             let is_there = |key: &GroupKey| reference.topics().by_id(key.topic_id).is_some();
             let is_cut = node.shard()?.log(METADATA)?.reader().log_start() > Offset::ZERO;
-            let may_stay = |key: &GroupKey| is_cut && !is_there(key);
+            let strays = &node.broker()?.strays;
+            let may_stay = |key: &GroupKey| is_cut && !is_there(key) && strays.contains(key);
             for key in file.state().groups.into_keys().filter(|key| !may_stay(key)) {
                 if key != METADATA && !wanted.iter().any(|(other, _)| *other == key) {
                     return Some(format!(

@@ -108,10 +108,11 @@ impl Node {
             let applied = cluster.apply(&command);
             applied.expect("what is committed in the metadata log makes sense");
         }
-        self.remove_leftovers(&file, seat, &cluster, &deleted)
-            .ok()?;
+        let strays = self.remove_leftovers(&file, seat, &cluster, &deleted);
+        let strays = strays.ok()?;
         let mut broker = Broker::new(self.id, seat, cluster, end);
         broker.snapshot_at = snapshot_at;
+        broker.strays = strays;
         let mut wanted = Vec::new();
         for (key, placement) in broker.cluster.placements() {
             let here = group_key(key);
@@ -186,14 +187,15 @@ impl Node {
         Some((group.expect("the configuration is a good one"), store))
     }
 
-    /// Finishes what a stop has interrupted, and takes back replicas that are not to be here.
+    /// Finishes what a stop has interrupted, and takes back replicas that are not to be here. Gives those of which
+    /// that is not known.
     fn remove_leftovers(
         &self,
         file: &StateFile,
         seat: &Seat,
         cluster: &Folded,
         deleted: &[GroupKey],
-    ) -> Result<(), DiskError> {
+    ) -> Result<BTreeSet<GroupKey>, DiskError> {
         let entries = self.disk.list(&data_dir())?;
         let dirs = entries.iter().map(|entry| data_dir().join(&entry.name));
         let dirs: BTreeSet<PathBuf> = dirs.collect();
@@ -229,6 +231,7 @@ impl Node {
             .collect();
         let mut aside: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
         let mut removed = Vec::new();
+        let mut strays = BTreeSet::new();
         for key in unwanted
             .chain(gone.iter().copied())
             .collect::<BTreeSet<_>>()
@@ -246,8 +249,9 @@ impl Node {
                 aside.insert(from, deleted_dir(key));
             } else if is_its && taken_by.is_some() {
                 aside.insert(from, data_dir().join(format!("{}.stray", key.topic_id)));
-            } else if is_its {
+            } else if is_its || !gone.contains(&key) {
                 // It may be that it is not known yet.
+                strays.insert(key);
                 continue;
             }
             if groups.contains_key(&key) {
@@ -268,7 +272,7 @@ impl Node {
                 }
             }
         }
-        Ok(())
+        Ok(strays)
     }
 
     /// Opens a log that was recorded.
