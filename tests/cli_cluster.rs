@@ -225,7 +225,9 @@ fn a_broker_that_dies_is_told_of_and_the_others_go_on() {
     let consumed = dev.run(&["consume", "t"]);
     assert_eq!(consumed.stdout, b"after\n");
     // What would be done is said as it is, and nothing is done.
-    let deleted = dev.json(&["topic", "delete", "t", "--dry-run"], 0).remove(0);
+    let deleted = dev
+        .json(&["topic", "delete", "t", "--dry-run"], 0)
+        .remove(0);
     assert_eq!(deleted["deleted"], false, "{deleted}");
     assert_eq!(deleted["offsets"], 1, "{deleted}");
     let remove = ["cluster", "remove", "2", "--dry-run"];
