@@ -138,6 +138,8 @@ pub struct Group {
     pub(crate) proposals: u32,
     /// Whether there were many of these before the last tick.
     is_busy: bool,
+    /// The term in which this replica hands its leadership over, since its broker stops.
+    handed_over_in: Option<u64>,
     /// Whether the leader is to be told how far the log is, though it did not ask.
     pub(crate) announces: bool,
     /// Going on alone has begun: see [`Group::begin_recovery`].
@@ -246,6 +248,7 @@ impl Group {
             heard: Vec::new(),
             proposals: 0,
             is_busy: false,
+            handed_over_in: None,
             announces: false,
             recovering: None,
             drawn_for: None,
@@ -458,10 +461,17 @@ impl Group {
     }
 
     /// Hands the leadership over to whoever lacks the least, if anybody is caught up. Says whether this
-    /// replica leads others still.
+    /// replica leads others still, and there is somebody to wait for.
+    ///
+    /// It does so in one term only: a leadership that comes back is one that others hand over too, since they
+    /// stop as well, and would go round among them, an election each time.
     pub fn hand_over(&mut self) -> bool {
         let id = self.config.id;
-        if !self.role().is_leader || !self.has_others() {
+        let role = self.role();
+        if !role.is_leader || !self.has_others() {
+            return false;
+        }
+        if *self.handed_over_in.get_or_insert(role.term) != role.term {
             return false;
         }
         let voters = self.members().state.voters.clone();

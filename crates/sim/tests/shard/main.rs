@@ -509,6 +509,29 @@ fn a_replica_that_does_not_vote_forgets_a_leader_that_is_gone() {
     });
 }
 
+/// Each would give to the next what it has just got, with an election each time, for as long as all of them wait.
+#[test]
+fn brokers_that_all_stop_do_not_hand_leaderships_round() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let term = |nodes: &Nodes| {
+        let terms = nodes.nodes.iter();
+        let terms = terms.map(|node| node.shard.group(key(0)).unwrap().role().term);
+        terms.max().unwrap()
+    };
+    let before = term(&nodes);
+    let mut calm = 0;
+    for _ in 0..500 {
+        let left: usize = (1..=3).map(|id| nodes.node(id).shard.hand_over()).sum();
+        calm = if left == 0 { calm + 1 } else { 0 };
+        nodes.settle();
+        nodes.tick();
+    }
+    assert!(calm > 400, "they wait for each other still");
+    let after = term(&nodes);
+    assert!((before + 1..=before + 3).contains(&after), "{before} to {after}");
+}
+
 /// How far it is committed takes others to say from the first of them on; before that, its log says it. What is
 /// recorded may lie far behind.
 #[test]
