@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidelog_disk::{Disk, DiskError};
-use tidelog_record::{LeaderEpoch, Offset, PartitionId, Timestamp};
+use tidelog_record::{LeaderEpoch, Offset, PartitionId, RaftIndex, Timestamp};
 
 use super::content::Content;
 use super::segments::{self, Listing, SegmentFile};
@@ -23,6 +23,8 @@ pub struct Known {
     pub checkpoint: Option<LogEnd>,
     /// Whether the last stop was clean: then the log ends there.
     pub closed: bool,
+    /// The last entry that is recorded as committed; `None` where no group has ever voted on one.
+    pub commit: Option<RaftIndex>,
 }
 
 /// How a file beside a segment is.
@@ -327,6 +329,7 @@ impl<'o> Check<'o> {
         self.report.known = Some(Known {
             checkpoint: group.checkpoint,
             closed: state.clean,
+            commit: (group.term > 0).then_some(RaftIndex::new(group.commit)),
         });
     }
 
@@ -530,10 +533,16 @@ impl<'o> Check<'o> {
         let mut at_start = LogEnd::after_header(&first.header, &[0; SEGMENT_HEADER_LEN]);
         at_start.position = first.header_len;
         let is_whole = self.damage.is_none();
-        let is_closed = is_whole && self.report.known.is_some_and(|known| known.closed);
         let (seen, broken) = (&self.seen, &mut self.broken);
+        // A log that was closed has written the beginnings that nobody takes back any more.
+        let closed = self.report.known.filter(|known| is_whole && known.closed);
+        let lasting = closed.map_or(0, |known| {
+            let lasts =
+                |epoch: &EpochStart| known.commit.is_none_or(|commit| epoch.index <= commit);
+            seen.partition_point(lasts)
+        });
         let (table, problem) =
-            sidecars::check_epochs(&**disk, &dir, seen, &at_start, is_closed, broken)?;
+            sidecars::check_epochs(&**disk, &dir, seen, &at_start, lasting, broken)?;
         // What the segments do not tell any more, and what they do.
         let before = table.entries().iter().filter(|e| e.index < at_start.index);
         self.report.epochs = before.copied().chain(self.seen.iter().copied()).collect();

@@ -238,22 +238,22 @@ pub(super) fn read_producers(
 }
 
 /// Compares the file of the epoch table with the epochs that were met in the segments, which begin
-/// with the Raft index `first`. What begins before that nobody can check any more.
+/// with the entry of `at_start`; what began before that nobody can check any more. The first `lasting` of them must
+/// be in the file.
 pub(super) fn check_epochs(
     disk: &dyn Disk,
     dir: &Path,
     seen: &[EpochStart],
     at_start: &LogEnd,
-    is_closed: bool,
+    lasting: usize,
     broken: &mut Broken,
 ) -> Result<(EpochTable, Option<Problem>), DiskError> {
     let path = epochs_path(dir);
     let bytes = match sidecar::read(disk, &path, epochs::FILE_LEN_MAX) {
         Ok(bytes) => bytes,
         Err(e) if e.is_not_found() => {
-            let is_wanted = is_closed && !seen.is_empty();
             let problem =
-                is_wanted.then(|| Problem::derived(&path, 0, "the epoch table is missing"));
+                (lasting > 0).then(|| Problem::derived(&path, 0, "the epoch table is missing"));
             return Ok((EpochTable::default(), problem));
         }
         Err(e) => return Err(e),
@@ -300,7 +300,7 @@ pub(super) fn check_epochs(
         broken.cut.push((path.clone(), good));
         let what = "the rest of the epoch table does not verify";
         Some(Problem::derived(&path, good, what))
-    } else if is_closed && within.len() < seen.len() {
+    } else if within.len() < lasting {
         let what = "the epoch table ends early";
         Some(Problem::derived(&path, good, what))
     } else {

@@ -20,6 +20,7 @@ use tidelog_record::{Compression, LeaderEpoch, Offset};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk};
 
 use crate::common::*;
+use crate::replica::{at_index, begin, next_batch};
 
 fn data_dir() -> &'static Path {
     Path::new("/data")
@@ -46,10 +47,7 @@ fn open_here(disk: &SimDisk, checkpoint: Option<LogEnd>) -> Log {
     log.unwrap().0
 }
 
-/// A data directory with a log of several segments and a state file that knows it. With `close`
-/// both were closed; else the last appends were not synced, and the process was killed.
-fn filled(close: bool) -> (SimDisk, Vec<u64>) {
-    let disk = disk();
+fn state_file(disk: &SimDisk) -> StateFile {
     disk.create_dir_all(data_dir()).unwrap();
     disk.sync_dir(Path::new("/")).unwrap();
     let directory = DirectoryIdentity {
@@ -57,21 +55,29 @@ fn filled(close: bool) -> (SimDisk, Vec<u64>) {
         node_id: 1,
         directory_id: [3; 16],
     };
-    let state = StateFile::create(dynamic(&disk), &data_dir().join("state"), directory).unwrap();
+    let state = StateFile::create(dynamic(disk), &data_dir().join("state"), directory).unwrap();
+    state.record(&[StateRecord::Boot(1)], true).unwrap();
+    state
+}
+
+fn group(term: u64, commit: u64) -> StateRecord {
     let group = GroupState {
         incarnation: 1,
         replica_id: 1,
-        term: 6,
+        term,
         vote: 1,
-        commit: 5,
+        commit,
         checkpoint: None,
     };
-    state
-        .record(
-            &[StateRecord::Boot(1), StateRecord::Group(key(), group)],
-            true,
-        )
-        .unwrap();
+    StateRecord::Group(key(), group)
+}
+
+/// A data directory with a log of several segments and a state file that knows it. With `close`
+/// both were closed; else the last appends were not synced, and the process was killed.
+fn filled(close: bool) -> (SimDisk, Vec<u64>) {
+    let disk = disk();
+    let state = state_file(&disk);
+    state.record(&[group(6, 5)], true).unwrap();
     let mut log = Log::create(dynamic(&disk), &partition(), identity(), small(), at(0)).unwrap();
     log.begin_epoch(LeaderEpoch::new(6).unwrap()).unwrap();
     for n in 0..40_i64 {
@@ -100,7 +106,12 @@ fn filled(close: bool) -> (SimDisk, Vec<u64>) {
     let mut records = vec![StateRecord::Checkpoint(key(), end)];
     if close {
         end = log.close().unwrap();
-        records = vec![StateRecord::Checkpoint(key(), end), StateRecord::Clean];
+        let group = group(8, end.index.get() - 1);
+        records = vec![
+            group,
+            StateRecord::Checkpoint(key(), end),
+            StateRecord::Clean,
+        ];
     } else {
         append(
             &mut log,
@@ -233,6 +244,35 @@ fn a_healthy_log_has_no_problems_and_is_not_touched() {
         apply(&disk, &plan);
     }
     assert_eq!(disk.io_count(), calls, "reading changes nothing");
+}
+
+/// What a leader has begun and no majority has taken may be taken back: the table does not tell of it yet.
+#[test]
+fn an_epoch_that_is_not_committed_is_not_missed_in_the_table() {
+    let disk = disk();
+    let state = state_file(&disk);
+    let mut log =
+        Log::create_replica(dynamic(&disk), &partition(), identity(), small(), at(0)).unwrap();
+    begin(&mut log, 6);
+    let entry = next_batch(&log, 6);
+    log.append_entries(&[entry], at(0)).unwrap();
+    let end = log.sync().unwrap();
+    let committed = end.index.get() - 1;
+    log.commit_to(at_index(committed));
+    begin(&mut log, 7);
+    let end = log.close().unwrap();
+    for (commit, is_missed) in [(committed, false), (committed + 1, true)] {
+        let checkpoint = StateRecord::Checkpoint(key(), end);
+        let records = [group(7, commit), checkpoint, StateRecord::Clean];
+        state.record(&records, true).unwrap();
+        let problems: Vec<String> = check(&disk).iter().map(ToString::to_string).collect();
+        let tells = problems.iter().any(|told| told.contains("ends early"));
+        assert_eq!(
+            (tells, problems.len()),
+            (is_missed, is_missed.into()),
+            "{problems:?}"
+        );
+    }
 }
 
 #[test]

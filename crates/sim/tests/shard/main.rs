@@ -529,7 +529,10 @@ fn brokers_that_all_stop_do_not_hand_leaderships_round() {
     }
     assert!(calm > 400, "they wait for each other still");
     let after = term(&nodes);
-    assert!((before + 1..=before + 3).contains(&after), "{before} to {after}");
+    assert!(
+        (before + 1..=before + 3).contains(&after),
+        "{before} to {after}"
+    );
 }
 
 /// How far it is committed takes others to say from the first of them on; before that, its log says it. What is
