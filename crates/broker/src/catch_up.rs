@@ -108,6 +108,14 @@ impl Broker {
             shard.unreachable(node);
         }
     }
+
+    /// A broker can be reached, for the first time or again: replicas that are led here need not wait there until
+    /// their next heartbeat to hear of what they lack. Never waits.
+    pub fn reachable(&self, node: NodeId) {
+        for shard in &self.inner().shards {
+            shard.reachable(node);
+        }
+    }
 }
 
 /// Starts the thread.

@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Received(Vec<Received>),
     /// What was sent to a broker lately may not have arrived.
     Unreachable(NodeId),
+    /// A broker can be reached, for the first time or again.
+    Reachable(NodeId),
     /// A leader has told that a replica here lacks entries: what is to be copied.
     TargetOf {
         letter: CatchUpLetter,
@@ -177,6 +179,7 @@ impl Command {
             | Self::Add { .. }
             | Self::Received(_)
             | Self::Unreachable(_)
+            | Self::Reachable(_)
             | Self::ExpireProducers { .. }
             | Self::Wake
             | Self::Tick
@@ -248,6 +251,12 @@ impl ShardHandle {
     pub(crate) fn unreachable(&self, node: NodeId) {
         // With a full mailbox the heartbeats tell it in time.
         drop(self.commands.try_send(Command::Unreachable(node)));
+    }
+
+    /// A broker can be reached, for the first time or again. Never waits.
+    pub(crate) fn reachable(&self, node: NodeId) {
+        // With a full mailbox the next heartbeats do it.
+        drop(self.commands.try_send(Command::Reachable(node)));
     }
 
     /// Tells the shard that time has passed, if it wants to know; says whether it does.

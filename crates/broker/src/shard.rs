@@ -220,6 +220,7 @@ impl Shard {
                 }
             }
             Command::Unreachable(node) => self.groups.unreachable(node),
+            Command::Reachable(node) => self.groups.reachable(node),
             Command::ReadIndex { key, reply } => {
                 self.groups.read_index(key, Waiter::ReadIndex { reply });
             }
@@ -422,6 +423,7 @@ impl Shard {
             Command::Append(_)
             | Command::Received(_)
             | Command::Unreachable(_)
+            | Command::Reachable(_)
             | Command::ReadIndex { .. }
             | Command::Reports { .. }
             | Command::Positions { .. }

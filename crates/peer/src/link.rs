@@ -127,7 +127,7 @@ impl Link {
     /// Begins to connect, from `own` to the broker `to` at `address`: a host and a port. Must be called
     /// within a runtime.
     ///
-    /// `sink` is told each time the broker cannot be reached any more.
+    /// `sink` is told each time that the broker is connected to, and that it cannot be reached any more.
     pub fn start(
         own: Identity,
         to: NodeId,
@@ -157,6 +157,12 @@ impl Link {
     /// are longer than [`NOTE_BYTES_MAX`](crate::NOTE_BYTES_MAX), or more than a frame takes.
     pub fn send(&self, post: Post) -> Result<(), Post> {
         self.out.send(post)
+    }
+
+    /// The other broker is there, as whoever was heard from: where there is no connection, one is tried now and
+    /// not after a pause. Never waits.
+    pub fn hurry(&self) {
+        self.out.hurry();
     }
 
     /// How the link is, and each change of that.
@@ -206,7 +212,11 @@ impl Run {
             }
             // Half of it by chance, so that brokers do not come all at once to one that is back.
             let half = pause / 2;
-            sleep(half + half.mul_f64(fastrand::f64())).await;
+            let waits = sleep(half + half.mul_f64(fastrand::f64()));
+            tokio::select! {
+                () = waits => {}
+                () = self.out.hurried() => {}
+            }
             pause = (pause * 2).min(most);
         }
     }
@@ -242,6 +252,7 @@ impl Run {
         let began = Instant::now();
         let (out, io) = (&*self.out, Arc::new(io));
         out.connected(io.clone());
+        self.sink.connected(self.to);
         let mut pings = interval(out.config.ping_interval);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ping_timeout = out.config.ping_timeout;

@@ -31,6 +31,8 @@ pub(crate) struct Outgoing {
     writer: Mutex<Writer>,
     /// Tells the task that there is something to be done that others did not do.
     wake: Notify,
+    /// Tells the task that the other side is there.
+    hurry: Notify,
     pub(crate) stats: LinkStats,
     pub(crate) config: LinkConfig,
 }
@@ -68,6 +70,7 @@ impl Outgoing {
             waiting: Mutex::default(),
             writer: Mutex::default(),
             wake: Notify::new(),
+            hurry: Notify::new(),
             stats: LinkStats::default(),
             config,
         }
@@ -196,6 +199,18 @@ impl Outgoing {
     /// There is something to be done that others did not do.
     pub(crate) async fn woken(&self) {
         self.wake.notified().await;
+    }
+
+    /// See [`Link::hurry`](crate::Link::hurry).
+    pub(crate) fn hurry(&self) {
+        if !self.stats.is_connected() {
+            self.hurry.notify_one();
+        }
+    }
+
+    /// The other side is there, where it was not.
+    pub(crate) async fn hurried(&self) {
+        self.hurry.notified().await;
     }
 
     /// From now on there is this connection.

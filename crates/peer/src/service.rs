@@ -32,6 +32,13 @@ pub trait Sink: std::fmt::Debug + Send + Sync + 'static {
 
     /// What was sent to a broker lately may not have arrived. Never waits.
     fn unreachable(&self, node: NodeId);
+
+    /// A broker has said hello here, so it runs: whoever waits before it tries to connect to it again need not.
+    /// Never waits.
+    fn greeted(&self, node: NodeId);
+
+    /// The link to a broker is there, from its beginning or again. Never waits.
+    fn connected(&self, node: NodeId);
 }
 
 /// Why a broker is not listened to.
@@ -249,6 +256,7 @@ impl PeerService {
                 return Err(ended);
             }
         };
+        self.sink.greeted(who.node_id);
         Ok(Greeted {
             service: self.clone(),
             own: own.node_id,

@@ -32,9 +32,17 @@ enum Told {
     Unreachable(NodeId),
 }
 
+/// Who has come.
+#[derive(Debug, PartialEq)]
+enum Met {
+    Greeted(NodeId),
+    Connected(NodeId),
+}
+
 #[derive(Debug)]
 struct Collects {
     told: mpsc::Sender<Told>,
+    met: mpsc::Sender<Met>,
     /// While it is closed, deliveries wait.
     gate: watch::Receiver<bool>,
 }
@@ -51,22 +59,37 @@ impl Sink for Collects {
     fn unreachable(&self, node: NodeId) {
         self.told.try_send(Told::Unreachable(node)).ok();
     }
+
+    fn greeted(&self, node: NodeId) {
+        self.met.try_send(Met::Greeted(node)).ok();
+    }
+
+    fn connected(&self, node: NodeId) {
+        self.met.try_send(Met::Connected(node)).ok();
+    }
 }
 
 struct Sunk {
     sink: Arc<Collects>,
     told: mpsc::Receiver<Told>,
+    met: mpsc::Receiver<Met>,
     gate: watch::Sender<bool>,
 }
 
 impl Sunk {
     fn new() -> Self {
         let (told, receiver) = mpsc::channel(10_000);
+        let (met, comers) = mpsc::channel(1000);
         let (gate, opened) = watch::channel(true);
-        let sink = Collects { told, gate: opened };
+        let sink = Collects {
+            told,
+            met,
+            gate: opened,
+        };
         Self {
             sink: Arc::new(sink),
             told: receiver,
+            met: comers,
             gate,
         }
     }
@@ -460,6 +483,33 @@ async fn a_broker_that_comes_back_is_found_again() {
     until("it is connected again", &link, is_connected).await;
     link.send(ask(1, 2, CatchUp::Gone)).unwrap();
     assert_eq!(two.delivered().await.files[0].what, CatchUp::Gone);
+}
+
+/// One that comes back connects to the others itself, and they need not wait for their next try.
+#[tokio::test]
+async fn a_broker_that_says_hello_is_connected_to_without_a_pause() {
+    let (one, two) = (Sunk::new(), Sunk::new());
+    let (free, gone) = serve(identity(2), Refuses(None), &two, "127.0.0.1:0").await;
+    drop(gone);
+    // Longer than the test may take.
+    let pauses = (Duration::from_hours(1), Duration::from_hours(1));
+    let config = LinkConfig {
+        pauses,
+        ..LinkConfig::default()
+    };
+    let there = link(1, 2, &free, &one, config.clone());
+    until("the first try has failed", &there, |state| {
+        state.failures > 0
+    })
+    .await;
+    let (_, _served) = serve(identity(2), Refuses(None), &two, &free).await;
+    let (mut one, own) = (one, identity(1));
+    let (address, _serves) = serve(own, Refuses(None), &one, "127.0.0.1:0").await;
+    let _back = link(2, 1, &address, &two, config);
+    assert_eq!(soon(one.met.recv()).await, Some(Met::Greeted(2)));
+    there.hurry();
+    assert_eq!(soon(one.met.recv()).await, Some(Met::Connected(2)));
+    until("it is connected", &there, is_connected).await;
 }
 
 #[tokio::test]

@@ -447,6 +447,16 @@ impl Group {
         self.node.report_unreachable(id);
     }
 
+    /// Others can be reached that could not be: a leader is heard of at once, and what they answer tells it what
+    /// they lack. Says whether there is something to do for a [turn](Self::turn).
+    pub fn reachable(&mut self) -> bool {
+        if self.must_wait() || !self.role().is_leader {
+            return false;
+        }
+        self.node.ping();
+        true
+    }
+
     /// The leader is known to be gone, as by a broken connection: this replica stands for election after
     /// `delay` ticks if it hears nothing of a leader, and votes for another that does at once.
     pub fn leader_lost(&mut self, delay: u32) {

@@ -22,6 +22,10 @@ impl Sink for Everything {
     }
 
     fn unreachable(&self, _: NodeId) {}
+
+    fn greeted(&self, _: NodeId) {}
+
+    fn connected(&self, _: NodeId) {}
 }
 
 impl Answers for Everything {

@@ -270,6 +270,22 @@ impl<W> Shard<W> {
         }
     }
 
+    /// A broker can be reached, for the first time or again: replicas there that follow ones of these hear of them
+    /// now, and not with the next heartbeat.
+    pub fn reachable(&mut self, node: NodeId) {
+        for (key, hosted) in &mut self.groups {
+            let members = &hosted.group.members().state;
+            let mut ids = members.voters.iter().chain(&members.learners);
+            if !ids.any(|id| node_of(*id) == node) {
+                continue;
+            }
+            let has_news = hosted.guarded(&mut self.effects, |hosted, _| hosted.group.reachable());
+            if has_news == Some(true) {
+                self.due.insert(*key);
+            }
+        }
+    }
+
     /// Hands over the leaderships of all groups that have others who can take them. Says how many are
     /// led here still.
     pub fn hand_over(&mut self) -> usize {

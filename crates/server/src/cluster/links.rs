@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use tidelog_broker::{Broker, Delivery, NodeId, Peers, Post};
 use tidelog_peer::{Identity, Link, LinkConfig, LinkState, Sink};
@@ -52,16 +52,18 @@ impl fmt::Debug for Links {
 impl Links {
     /// None yet. Must be called within a runtime, whose tasks the links are.
     pub(crate) fn new(own: Arc<OnceLock<Identity>>, known: Arc<Known>, config: LinkConfig) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                own,
-                known,
-                inbox: Arc::default(),
-                config,
-                runtime: Handle::current(),
-                links: Mutex::default(),
+        let inner = Arc::new_cyclic(|links| Inner {
+            own,
+            known,
+            inbox: Arc::new(Inbox {
+                broker: Mutex::default(),
+                links: links.clone(),
             }),
-        }
+            config,
+            runtime: Handle::current(),
+            links: Mutex::default(),
+        });
+        Self { inner }
     }
 
     /// What the cluster port hands deliveries to.
@@ -178,9 +180,11 @@ impl Peers for Links {
 }
 
 /// Where what comes of others goes: to the broker, while it is open.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Inbox {
     broker: Mutex<Option<Broker>>,
+    /// The links whose inbox it is.
+    links: Weak<Inner>,
 }
 
 impl Inbox {
@@ -204,6 +208,20 @@ impl Sink for Inbox {
     fn unreachable(&self, node: NodeId) {
         if let Some(broker) = self.broker() {
             broker.unreachable(node);
+        }
+    }
+
+    fn greeted(&self, node: NodeId) {
+        if let Some(links) = self.links.upgrade()
+            && let Some((_, link)) = lock(&links.links).by_node.get(&node)
+        {
+            link.hurry();
+        }
+    }
+
+    fn connected(&self, node: NodeId) {
+        if let Some(broker) = self.broker() {
+            broker.reachable(node);
         }
     }
 }

@@ -509,6 +509,31 @@ fn a_replica_that_does_not_vote_forgets_a_leader_that_is_gone() {
     });
 }
 
+/// The link to a broker that is back is noticed long before the next heartbeat.
+#[test]
+fn a_broker_that_can_be_reached_again_hears_at_once_of_what_it_lacks() {
+    let mut nodes = Nodes::new(3, 1, 1);
+    nodes.until("it is led", |nodes| nodes.leader(key(0)).is_some());
+    let leader = nodes.leader(key(0)).unwrap();
+    let follower = leader % 3 + 1;
+    nodes.node(follower).stop(false);
+    for ticket in 0..50 {
+        nodes.append(key(0), "while it was away", ticket);
+    }
+    nodes.node(leader).shard.unreachable(follower);
+    nodes.node(follower).start(1);
+    nodes.settle();
+    let all = nodes.commit(leader, key(0));
+    let has = |nodes: &Nodes| {
+        let log = nodes.nodes[follower as usize - 1].shard.log(key(0));
+        log.unwrap().end_index().get() - 1
+    };
+    assert!(has(&nodes) < all, "somebody has told it");
+    nodes.node(leader).shard.reachable(follower);
+    nodes.settle();
+    assert_eq!(has(&nodes), all, "without any time that passes");
+}
+
 /// Each would give to the next what it has just got, with an election each time, for as long as all of them wait.
 #[test]
 fn brokers_that_all_stop_do_not_hand_leaderships_round() {
