@@ -164,6 +164,21 @@ impl Cluster {
         }
         self.note_started(id);
         self.with(id, |_| {});
+        for other in (1..=self.count()).filter(|other| *other != id) {
+            self.meet(other, id);
+        }
+    }
+
+    /// The link of a node that runs to another one is there, if nothing is in its way.
+    pub(super) fn meet(&mut self, from: NodeId, to: NodeId) {
+        let is_there = self.node(from).is_running() && self.node(to).is_running();
+        if is_there && !self.cuts.contains(&(from, to)) {
+            self.with(from, |node| {
+                if let Some(shard) = node.shard_mut() {
+                    shard.reachable(to);
+                }
+            });
+        }
     }
 
     fn pause(&mut self, id: NodeId) {

@@ -254,7 +254,12 @@ impl Cluster {
             Event::Restart { node } => self.restart(node),
             Event::Resume { node, life } if self.node(node).life() == life => self.resume(node),
             Event::Space { node } => self.node_mut(node).make_space(),
-            Event::Heal { cuts } => self.cuts.retain(|cut| !cuts.contains(cut)),
+            Event::Heal { cuts } => {
+                self.cuts.retain(|cut| !cuts.contains(cut));
+                for (from, to) in cuts {
+                    self.meet(from, to);
+                }
+            }
             Event::Fault => self.fault(),
             // Of another life, or handled before.
             _ => {}
