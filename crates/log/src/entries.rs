@@ -43,10 +43,21 @@ pub enum EntriesError {
 /// An entry on its way, and its place.
 struct Passed<'a, 'f> {
     info: EntryInfo,
-    /// Behind it.
-    end: LogEnd,
-    walk: &'a mut Walk<'f>,
+    header: BatchHeader,
+    /// Before it.
+    before: LogEnd,
+    walk: &'a Walk<'f>,
     segment: &'a Segment,
+}
+
+impl Passed<'_, '_> {
+    /// All of its bytes, checked: in a buffer of their own, into which they are read off the disk or its cache.
+    fn read(&self) -> Result<Bytes, ReadError> {
+        let at = u64::from(self.before.position);
+        let read = self.walk.batch_at(at, &self.header);
+        let read = read.map_err(|e| e.at::<ReadError>(&self.segment.path, &self.before))?;
+        Ok(read.into())
+    }
 }
 
 impl Log {
@@ -101,7 +112,7 @@ impl Log {
             return Ok(tail.infos(from).take_while(below).collect());
         }
         let mut infos = Vec::new();
-        self.walk_entries(from, to, Look::Headers, |passed| {
+        self.walk_entries(from, to, |passed| {
             let is_taken = room.takes(passed.info.len);
             if is_taken {
                 infos.push(passed.info);
@@ -112,7 +123,7 @@ impl Log {
     }
 
     /// The entries `from..to` as they stand in the log, checked, from the front and at least one,
-    /// until their lengths pass `bytes_max`. Copies them off the disk, or its cache.
+    /// until their lengths pass `bytes_max`. Copies them off the disk, or its cache, once.
     ///
     /// # Errors
     /// As for [`Log::entries`].
@@ -125,16 +136,12 @@ impl Log {
         self.check_range(from, to)?;
         let mut room = Room::new(bytes_max);
         let mut entries = Vec::new();
-        self.walk_entries(from, to, Look::Everything, |passed| {
-            if !room.takes(passed.info.len) {
-                return Ok(false);
+        self.walk_entries(from, to, |passed| {
+            let is_taken = room.takes(passed.info.len);
+            if is_taken {
+                entries.push((passed.info, passed.read()?));
             }
-            let len = passed.info.len as usize;
-            let at = u64::from(passed.end.position) - len as u64;
-            let bytes = passed.walk.bytes(at, len, len).map_err(WalkError::Disk);
-            let bytes = bytes.map_err(|e| e.at::<ReadError>(&passed.segment.path, &passed.end))?;
-            entries.push((passed.info, Bytes::copy_from_slice(bytes)));
-            Ok(true)
+            Ok(is_taken)
         })?;
         Ok(entries)
     }
@@ -175,7 +182,6 @@ impl Log {
         &self,
         from: RaftIndex,
         to: RaftIndex,
-        look: Look,
         mut pass: impl FnMut(Passed<'_, '_>) -> Result<bool, ReadError>,
     ) -> Result<(), ReadError> {
         let segments = self.shared.segments();
@@ -190,16 +196,14 @@ impl Log {
             let mut walk = Walk::new(&*file, segment, start);
             while next < to && walk.end.position < limit {
                 let before = walk.end;
-                let is_wanted = before.index >= next;
-                let look = if is_wanted { look } else { Look::Headers };
-                let info = step(&mut walk, segment, limit, look)?;
-                if is_wanted {
-                    let end = walk.end;
-                    next = end.index;
+                let (info, header) = step(&mut walk, segment, limit)?;
+                if before.index >= next {
+                    next = walk.end.index;
                     let passed = Passed {
                         info,
-                        end,
-                        walk: &mut walk,
+                        header,
+                        before,
+                        walk: &walk,
                         segment,
                     };
                     if !pass(passed)? {
@@ -275,7 +279,7 @@ impl Log {
                 if walk.end.position >= limit {
                     break;
                 }
-                let info = step(&mut walk, segment, limit, Look::Headers)?;
+                let (info, _) = step(&mut walk, segment, limit)?;
                 if let Some(tail) = &mut tail {
                     tail.push(info.kind, info.len, walk.end);
                 }
@@ -296,10 +300,9 @@ fn step(
     walk: &mut Walk<'_>,
     segment: &Segment,
     limit: u32,
-    look: Look,
-) -> Result<EntryInfo, ReadError> {
+) -> Result<(EntryInfo, BatchHeader), ReadError> {
     let before = walk.end;
-    let stepped = walk.step(u64::from(limit), look);
+    let stepped = walk.step(u64::from(limit), Look::Headers);
     let header = stepped.map_err(|e| e.at::<ReadError>(&segment.path, &before))?;
     let len = walk.end.position - before.position;
     let kind = if header.attributes.is_control() {
@@ -311,12 +314,13 @@ fn step(
     } else {
         EntryKind::Batch
     };
-    Ok(EntryInfo {
+    let info = EntryInfo {
         index: before.index,
         epoch: walk.end.epoch,
         kind,
         len,
-    })
+    };
+    Ok((info, header))
 }
 
 /// How much more fits an answer, whose first entry always does.

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use tidelog_disk::{DiskError, DiskFile};
+use tidelog_disk::{DiskError, DiskFile, read_up_to};
 use tidelog_record::{
     BATCH_HEADER_LEN, BatchError, BatchHeader, LeaderEpoch, Offset, RaftIndex, check_batch,
 };
@@ -192,7 +192,8 @@ pub(crate) struct Walk<'a> {
 }
 
 /// Most steps find their bytes in the window that a step before read. The first is short, since most
-/// walks are, and each is twice as long as the one before, up to the second number.
+/// walks are, and each is twice as long as the one before, up to the second number, unless what is wanted lies
+/// past what would have been read along.
 const WINDOW_LENS: [usize; 2] = [4 << 10, 256 << 10];
 
 impl<'a> Walk<'a> {
@@ -257,14 +258,30 @@ impl<'a> Walk<'a> {
         Ok(header)
     }
 
+    /// The batch at `at`, past whose `header` the walk went: read into a buffer of its own, and checked.
+    pub(crate) fn batch_at(&self, at: u64, header: &BatchHeader) -> Result<Vec<u8>, WalkError> {
+        let bytes = read_up_to(self.file, at, header.total_len())?;
+        check_batch(&bytes, BATCH_BYTES_LIMIT).map_err(|e| WalkError::Damage(e.into()))?;
+        // What no checksum of the batch covers is what was compared with the place.
+        if bytes[..BATCH_HEADER_LEN] != header.encode() {
+            let what = Damage::NotContinued("a batch changed while it was read");
+            return Err(WalkError::Damage(what));
+        }
+        Ok(bytes)
+    }
+
     /// The bytes `at..at + len`, or fewer when the file ends before; of what follows, up to `room`
     /// bytes may be read along.
     pub(crate) fn bytes(&mut self, at: u64, len: usize, room: usize) -> Result<&[u8], DiskError> {
         let inside =
             at >= self.window_at && at + len as u64 <= self.window_at + self.window.len() as u64;
         if !inside {
+            let longer = (self.window_len * 2).min(WINDOW_LENS[1]);
+            let reached = self.window_at + longer as u64;
+            if !self.window.is_empty() && (self.window_at..reached).contains(&at) {
+                self.window_len = longer;
+            }
             self.window.resize(len.max(self.window_len.min(room)), 0);
-            self.window_len = (self.window_len * 2).min(WINDOW_LENS[1]);
             let read = self.file.read_at(at, &mut self.window)?;
             self.window.truncate(read);
             self.window_at = at;

@@ -217,6 +217,7 @@ impl Group {
             state,
             members,
             unapplied: Vec::new(),
+            read_along: RefCell::default(),
             behind: RefCell::default(),
         };
         let nowhere = slog::Logger::root(slog::Discard, slog::o!());

@@ -1,13 +1,16 @@
 //! The log and the state of a group, as Raft reads them.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
+use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 use tidelog_log::state::GroupState;
 use tidelog_log::{EntriesError, EntryInfo, EntryKind, Log, ReadError};
 use tidelog_record::RaftIndex;
 
+use crate::message::has_payload;
 use crate::payload::stub;
 
 /// Who is in a group, and since which entry.
@@ -47,6 +50,50 @@ impl Members {
     }
 }
 
+/// Batches of committed entries that Raft is about to send: read once, with their headers.
+#[derive(Debug, Default)]
+pub(crate) struct ReadAlong {
+    batches: VecDeque<Batch>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Batch {
+    index: u64,
+    term: u64,
+    bytes: Bytes,
+}
+
+/// What is read beyond so many bytes is read again when it is sent.
+const READ_ALONG_BYTES_MAX: usize = 4 << 20;
+
+impl ReadAlong {
+    fn push(&mut self, info: &EntryInfo, bytes: Bytes) {
+        if self.bytes + bytes.len() > READ_ALONG_BYTES_MAX {
+            return;
+        }
+        self.bytes += bytes.len();
+        self.batches.push_back(Batch {
+            index: info.index.get(),
+            term: u64::from(info.epoch.get()),
+            bytes,
+        });
+    }
+
+    /// Takes the batch of an entry. They are mostly taken in the order in which they were read.
+    pub(crate) fn take(&mut self, index: u64, term: u64) -> Option<Bytes> {
+        let is_it = |batch: &Batch| (batch.index, batch.term) == (index, term);
+        let at = self.batches.iter().position(is_it)?;
+        let bytes = self.batches.remove(at)?.bytes;
+        self.bytes -= bytes.len();
+        Some(bytes)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 /// A partition log with what Raft has to remember beside it.
 #[derive(Debug)]
 pub(crate) struct LogStorage {
@@ -58,6 +105,8 @@ pub(crate) struct LogStorage {
     pub(crate) unapplied: Vec<Entry>,
     /// Replicas for which Raft has asked for a snapshot: they lack entries that are not here any more.
     pub(crate) behind: RefCell<Vec<u64>>,
+    /// Batches that were read together with what Raft has in their place, for the messages that it makes of them.
+    pub(crate) read_along: RefCell<ReadAlong>,
 }
 
 impl LogStorage {
@@ -96,6 +145,29 @@ impl LogStorage {
         let mut entries = Vec::with_capacity(infos.len());
         for info in &infos {
             entries.push(self.entry(info)?);
+        }
+        Ok(entries)
+    }
+
+    /// The same of entries that are to be sent and are not known without reading them: what they stand for is kept
+    /// for their message. Only those that are committed, whose files nobody takes back.
+    fn read_to_send(
+        &self,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+    ) -> std::result::Result<Vec<Entry>, EntriesError> {
+        let high = high.min(self.log.commit().get() + 1);
+        let (low, high) = (RaftIndex::new(low), RaftIndex::new(high));
+        let read = self.log.read_entries(low, high, bytes_max)?;
+        let mut along = self.read_along.borrow_mut();
+        let mut entries = Vec::with_capacity(read.len());
+        for (info, bytes) in read {
+            let entry = self.entry(&info)?;
+            if has_payload(&entry) {
+                along.push(&info, bytes);
+            }
+            entries.push(entry);
         }
         Ok(entries)
     }
@@ -147,7 +219,13 @@ impl Storage for LogStorage {
         if let Some(entries) = self.read_before(low, high, max_size) {
             return Ok(entries);
         }
-        match self.read(low, high, max_size.unwrap_or(u64::MAX)) {
+        let bytes_max = max_size.unwrap_or(u64::MAX);
+        let read = if context.can_async() && low <= self.log.commit().get() {
+            self.read_to_send(low, high, bytes_max)
+        } else {
+            self.read(low, high, bytes_max)
+        };
+        match read {
             // They are to be sent, and will be when the other replica is heard of next.
             Err(e) if is_out_of_files(&e) && context.can_async() => {
                 tracing::warn!(error = %e, "entries to be sent cannot be read now");

@@ -123,7 +123,10 @@ impl Group {
                 self.recent.clear();
             }
         }
-        let behind = self.node.mut_store().behind.take();
+        let storage = self.node.mut_store();
+        // What Raft did not send now after all.
+        storage.read_along.get_mut().clear();
+        let behind = storage.behind.take();
         if role.is_leader {
             turn.behind = behind;
         } else {
@@ -469,6 +472,11 @@ impl Group {
             }
             if let Some(recent) = self.recent.get(entry.index, entry.term) {
                 payloads.push(Payload::Entry(recent.clone()));
+                continue;
+            }
+            let along = &self.node.store().read_along;
+            if let Some(bytes) = along.borrow_mut().take(entry.index, entry.term) {
+                payloads.push(Payload::Bytes(bytes));
                 continue;
             }
             // From the log, all at once.

@@ -373,6 +373,37 @@ fn old_data_is_read_little_by_little_beside_syncs() {
     assert!(is_exact, "what is read ahead is as long as ever");
 }
 
+/// As for a replica that catches up: long batches are read once, and little beside them.
+#[test]
+fn entries_are_read_once_to_be_sent() {
+    let disk = disk();
+    let mut log = create(&disk, large());
+    let mut bodies = 0;
+    for _ in 0..64 {
+        let before = log.end().position;
+        append(&mut log, batch(1, 50_000));
+        bodies += u64::from(log.end().position - before);
+    }
+    let checkpoint = log.close().unwrap();
+    let calls: Arc<Mutex<Calls>> = Arc::default();
+    let counted = CountedDisk {
+        disk,
+        calls: Arc::clone(&calls),
+    };
+    let checkpoint = Some(checkpoint);
+    let opened = Log::open(Arc::new(counted), &dir(), identity(), large(), checkpoint);
+    let log = opened.unwrap().0;
+    *calls.lock() = Calls::default();
+    let all = log.read_entries(log.first_index(), log.end_index(), u64::MAX);
+    assert!(all.unwrap().len() >= 64);
+    let reads = std::mem::take(&mut calls.lock().reads);
+    let read: u64 = reads.iter().map(|(_, range)| range.end - range.start).sum();
+    assert!(
+        (bodies..bodies + bodies / 8).contains(&read),
+        "{read} of {bodies}"
+    );
+}
+
 /// The owner of a log who has nobody to tell.
 #[derive(Debug)]
 struct Nobody(LogSync);

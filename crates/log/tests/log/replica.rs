@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use tidelog_disk::{Disk, DiskOp};
 use tidelog_log::{
     EntriesError, EntryError, EntryInfo, EntryKind, InternalKind, Log, LogEnd, LogEntry,
-    LogOptions, LogSync, Poisoned, ReplicateError, RoundObserver, SyncConfig, SyncCoordinator,
-    SyncTarget, TruncateError,
+    LogOptions, LogSync, Poisoned, ReadError, ReplicateError, RoundObserver, SyncConfig,
+    SyncCoordinator, SyncTarget, TruncateError,
 };
 use tidelog_record::{LeaderEpoch, RaftIndex};
 use tidelog_sim::{FailMode, InjectedError, OpFilter, SimDisk, SimRng};
@@ -548,6 +548,34 @@ fn bytes_that_are_no_entry_are_refused() {
     let file = disk.contents(&segment(0));
     let header = &file[..usize::try_from(HEADER).unwrap()];
     assert!(matches!(check(header, 1 << 20), Err(EntryError::Header)));
+}
+
+/// Whichever bit of an entry is another one, it is not given out to be sent, and its place is named.
+#[test]
+fn entries_that_are_damaged_are_not_read() {
+    let disk = disk();
+    let mut log = create_replica(&disk, small());
+    begin(&mut log, 6);
+    for _ in 0..2 {
+        let entry = next_batch(&log, 6);
+        log.append_entries(&[entry], at(0)).unwrap();
+    }
+    let end = log.sync().unwrap();
+    let before = log.end_before(at_index(end.index.get() - 1)).unwrap();
+    let (from, to) = (log.first_index(), end.index);
+    let whole = log.read_entries(from, to, u64::MAX).unwrap();
+    for position in before.position..end.position {
+        let position = u64::from(position);
+        disk.flip_bit(&segment(0), position, 3);
+        let read = log.read_entries(from, to, u64::MAX);
+        let Err(EntriesError::Read(ReadError::Corrupt(corruption))) = read else {
+            panic!("a flipped bit at {position} gives {read:?}");
+        };
+        assert_eq!(corruption.path, segment(0));
+        assert_eq!(corruption.position, u64::from(before.position));
+        disk.flip_bit(&segment(0), position, 3);
+    }
+    assert_eq!(log.read_entries(from, to, u64::MAX).unwrap(), whole);
 }
 
 /// The producer sends its batch again to whoever is the leader then.
