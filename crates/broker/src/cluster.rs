@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidelog_controller::{Change, NodeId, PartitionKey, Placement, ReplicaId, node_of};
+use tidelog_controller::{Change, NodeId, PartitionKey, Placement, ReplicaId, Resigning, node_of};
 use tidelog_record::{TopicId, TopicName};
 
 use crate::controller::METADATA_KEY;
@@ -87,6 +87,8 @@ pub struct BrokerDescription {
     pub silent_ms: Option<u64>,
     /// Its replicas are going elsewhere.
     pub is_draining: bool,
+    /// Why it leads nothing that others can lead, if it does not.
+    pub resigning: Option<Resigning>,
     /// Replicas that it has.
     pub replicas: usize,
     /// Partitions that it leads.
@@ -367,6 +369,11 @@ impl Broker {
         }
         let cluster = inner.cluster.read();
         let addresses = &inner.config.addresses;
+        // Of one that is gone it is no news what it said last.
+        let resigning = |node| {
+            let told = inner.seen.resigning(node);
+            told.filter(|_| node == own || inner.is_heard(node))
+        };
         let brokers = cluster.brokers().map(|broker| {
             let registration = &broker.registration;
             let node = registration.node;
@@ -400,6 +407,7 @@ impl Broker {
                 },
                 silent_ms,
                 is_draining: broker.is_draining,
+                resigning: resigning(node),
                 replicas: cluster.replicas_at(node),
                 leaders: leaders.get(&node).copied().unwrap_or_default(),
             }
@@ -410,7 +418,11 @@ impl Broker {
             None => "is not registered",
             Some(broker) if broker.is_fenced => "is not heard of (fenced)",
             Some(_) if node != own && !inner.is_heard(node) => "is silent",
-            Some(_) => "is catching up",
+            Some(_) => match resigning(node) {
+                Some(Resigning::DiskHangs) => "has a disk that hangs",
+                Some(Resigning::NoSpace) => "has no space",
+                _ => "is catching up",
+            },
         };
         let mut faults = Faults::new();
         for (node, fault) in inner.seen.faults() {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tidelog_controller::{
     ClusterId, DirectoryId, LEVEL_MAX, Note, Order, PartitionKey, Registration, ReplicaFault,
-    Report, Teller, node_of,
+    Report, Resigning, Teller, node_of,
 };
 use tidelog_replica::{NodeId, Post};
 use tokio::sync::{Notify, oneshot};
@@ -115,11 +115,11 @@ impl Broker {
                 epoch,
                 reports,
                 faults,
-                is_resigning,
+                resigning,
             } => {
                 let is_current = inner.cluster.read().is_current(from, epoch);
                 let now = inner.now_ms();
-                inner.seen.resigns(from, is_resigning);
+                inner.seen.resigns(from, resigning);
                 inner.seen.heartbeat(from, is_current, reports, faults, now);
             }
             Note::Act(order) => self.order(order),
@@ -311,9 +311,16 @@ impl Controller {
     ) {
         self.is_short_of_space = inner.space.is_short(self.is_short_of_space);
         let is_leaving = inner.asked.is_leaving.load(Ordering::SeqCst);
-        let is_resigning = self.is_short_of_space || is_leaving || self.hangs(inner);
-        inner.seen.resigns(inner.identity.node_id, is_resigning);
-        let notes = self.teller.notes(epoch, reports, faults, is_resigning);
+        let hangs = self.hangs(inner);
+        let causes = [
+            (is_leaving, Resigning::Stopping),
+            (hangs, Resigning::DiskHangs),
+            (self.is_short_of_space, Resigning::NoSpace),
+        ];
+        let resigning = causes.into_iter().find(|(is_so, _)| *is_so);
+        let resigning = resigning.map(|(_, why)| why);
+        inner.seen.resigns(inner.identity.node_id, resigning);
+        let notes = self.teller.notes(epoch, reports, faults, resigning);
         let notes: Vec<Bytes> = notes.iter().map(|note| note.encode().into()).collect();
         for other in inner.others() {
             let notes = notes.clone();

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::Mutex;
-use tidelog_controller::{Cluster, NodeId, Observed, PartitionKey, ReplicaFault, Report};
+use tidelog_controller::{
+    Cluster, NodeId, Observed, PartitionKey, ReplicaFault, Report, Resigning,
+};
 
 /// What is seen, by whichever broker.
 #[derive(Debug, Default)]
@@ -66,9 +68,14 @@ impl Seen {
             && !self.inner.lock().cut_off.contains(&node)
     }
 
-    /// Whether a broker is to lead nothing.
-    pub(crate) fn resigns(&self, node: NodeId, is_resigning: bool) {
-        self.inner.lock().observed.resigns(node, is_resigning);
+    /// Whether a broker is to lead nothing, and why.
+    pub(crate) fn resigns(&self, node: NodeId, resigning: Option<Resigning>) {
+        self.inner.lock().observed.resigns(node, resigning);
+    }
+
+    /// Why a broker is to lead nothing, if it is, as it said last.
+    pub(crate) fn resigning(&self, node: NodeId) -> Option<Resigning> {
+        self.inner.lock().observed.resigning.get(&node).copied()
     }
 
     /// The leader of a partition: which replica, and since which epoch.

@@ -57,7 +57,7 @@ pub use fold::Touched;
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};
 pub use local::{AtStart, Fate, Here, LocalBroker, Wanted};
 pub use metadata::plan_metadata;
-pub use notes::{Note, ReplicaFault};
+pub use notes::{Note, ReplicaFault, Resigning};
 pub use order::{MembersChange, Ordered};
 pub use plan::{Action, Observed, Order, PlanOptions, Report, Seen, Step, plan};
 #[cfg(feature = "planted")]

@@ -15,8 +15,8 @@ pub enum Note {
         reports: Vec<(PartitionKey, Report)>,
         /// Replicas of its own that do not serve.
         faults: Vec<ReplicaFault>,
-        /// It is to lead nothing: it is about to stop, or clients get no more onto its disk.
-        is_resigning: bool,
+        /// Why it is to lead nothing, if it is.
+        resigning: Option<Resigning>,
     },
     /// The leader of a partition is to do something.
     Act(Order),
@@ -34,6 +34,19 @@ pub enum Note {
         /// Why.
         cause: String,
     },
+}
+
+/// Why a broker is to lead nothing that others can lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resigning {
+    /// It is about to stop.
+    Stopping,
+    /// Its disk has no space for what clients send.
+    NoSpace,
+    /// Its disk does not come to an end with a sync.
+    DiskHangs,
+    /// For a reason that this version does not know.
+    Other,
 }
 
 /// A replica that does not serve.

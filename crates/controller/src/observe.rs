@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::cluster::{Cluster, PartitionKey};
 use crate::ids::{NodeId, node_of};
+use crate::notes::Resigning;
 use crate::plan::{Observed, Report};
 
 impl Observed {
@@ -43,12 +44,11 @@ impl Observed {
         taken
     }
 
-    /// Whether a broker is to lead nothing.
-    pub fn resigns(&mut self, node: NodeId, is_resigning: bool) {
-        if is_resigning {
-            self.resigning.insert(node);
-        } else {
-            self.resigning.remove(&node);
+    /// Whether a broker is to lead nothing, and why.
+    pub fn resigns(&mut self, node: NodeId, resigning: Option<Resigning>) {
+        match resigning {
+            Some(why) => drop(self.resigning.insert(node, why)),
+            None => drop(self.resigning.remove(&node)),
         }
     }
 

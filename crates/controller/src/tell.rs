@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cluster::PartitionKey;
-use crate::notes::{Note, ReplicaFault};
+use crate::notes::{Note, ReplicaFault, Resigning};
 use crate::plan::Report;
 
 /// Every so many turns all is told, also what has not changed.
@@ -25,7 +25,7 @@ impl Teller {
         epoch: u64,
         reports: Vec<(PartitionKey, Report)>,
         faults: Vec<ReplicaFault>,
-        is_resigning: bool,
+        resigning: Option<Resigning>,
     ) -> Vec<Note> {
         self.turn = self.turn.wrapping_add(1);
         let is_all = self.turn.is_multiple_of(TELL_ALL_TURNS);
@@ -48,7 +48,7 @@ impl Teller {
                 } else {
                     Vec::new()
                 },
-                is_resigning,
+                resigning,
             });
             if news.is_empty() {
                 return notes;

@@ -60,7 +60,7 @@ impl Planner<'_> {
     }
 
     fn is_resigning(&self, replica: ReplicaId) -> bool {
-        self.observed.resigning.contains(&node_of(replica))
+        self.observed.resigning.contains_key(&node_of(replica))
     }
 
     fn is_undraining(&self, replica: ReplicaId) -> bool {

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cluster::{Cluster, PartitionKey, is_same_set};
 use crate::command::ClusterCommand;
 use crate::ids::{NodeId, ReplicaId, node_of};
+use crate::notes::Resigning;
 use crate::place::{Load, elsewhere, with_more};
 #[cfg(feature = "planted")]
 use crate::planted::Planted;
@@ -60,8 +61,8 @@ pub struct Observed {
     pub since_ms: u64,
     /// When each broker was last heard, with a request of its present registration.
     pub heard: BTreeMap<NodeId, u64>,
-    /// Brokers that are to lead nothing: they are about to stop, or their disks are full.
-    pub resigning: BTreeSet<NodeId>,
+    /// Brokers that are to lead nothing, and why.
+    pub resigning: BTreeMap<NodeId, Resigning>,
     /// The newest report for each partition: of the highest epoch, and of that the last one.
     pub partitions: BTreeMap<PartitionKey, Report>,
     /// When each partition was last asked to hand its leadership over, in milliseconds.

@@ -192,13 +192,13 @@ fn a_broker_that_is_to_lead_nothing_leads_only_what_no_other_one_can() {
     let mut cluster = cluster(3, &[]);
     create(&mut cluster, "t", 1, &[&[1, 2, 3]]);
     let mut observed = seen(&cluster, &[1, 2, 3], &[], 1);
-    observed.resigning = [1, 2].into();
+    observed.resigning = [1, 2].map(|node| (node, Resigning::NoSpace)).into();
     let steps = planned(&cluster, &observed);
     assert_eq!(action(&steps), Some(&Action::TransferLeadership(3)));
-    observed.resigning.insert(3);
+    observed.resigning.insert(3, Resigning::Stopping);
     assert_eq!(planned(&cluster, &observed), []);
     let mut observed = seen(&cluster, &[3, 1, 2], &[], 1);
-    observed.resigning = [1].into();
+    observed.resigning = [(1, Resigning::NoSpace)].into();
     assert_eq!(planned(&cluster, &observed), []);
 }
 

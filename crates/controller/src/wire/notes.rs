@@ -2,13 +2,14 @@
 
 use prost::Message;
 use tidelog_proto::internal::v1 as wire;
+use wire::ResigningCause as Cause;
 use wire::act::Action as ActionKind;
 use wire::broker_note::Note as Kind;
 
 use super::CommandError;
 use super::cluster::{cluster_id, key, registration_of_wire, registration_to_wire, topic_bytes};
 use crate::cluster::{PartitionKey, REPLICAS_MAX};
-use crate::notes::{Note, ReplicaFault};
+use crate::notes::{Note, ReplicaFault, Resigning};
 use crate::plan::{Action, Order, Report, Seen};
 
 /// The most members of a group that are believed, of each kind.
@@ -22,9 +23,10 @@ impl Note {
                 epoch,
                 reports,
                 faults,
-                is_resigning,
+                resigning,
             } => Kind::Heartbeat(wire::Heartbeat {
-                resigning: *is_resigning,
+                resigning: resigning.is_some(),
+                resigning_cause: resigning.map_or(0, resigning_to_wire),
                 epoch: *epoch,
                 reports: reports.iter().map(report_to_wire).collect(),
                 faults: faults.iter().map(fault_to_wire).collect(),
@@ -64,7 +66,9 @@ impl Note {
                 epoch: heartbeat.epoch,
                 reports: all(heartbeat.reports, report_of_wire)?,
                 faults: all(heartbeat.faults, fault_of_wire)?,
-                is_resigning: heartbeat.resigning,
+                resigning: heartbeat
+                    .resigning
+                    .then(|| resigning_of_wire(heartbeat.resigning_cause)),
             },
             Kind::Act(act) => Self::Act(Order {
                 key: key(&act.topic_id, act.partition)?,
@@ -87,6 +91,25 @@ impl Note {
                 cause: refused.cause,
             },
         })
+    }
+}
+
+fn resigning_to_wire(why: Resigning) -> i32 {
+    let cause = match why {
+        Resigning::Stopping => Cause::Stopping,
+        Resigning::NoSpace => Cause::NoSpace,
+        Resigning::DiskHangs => Cause::DiskHangs,
+        Resigning::Other => Cause::Unspecified,
+    };
+    cause.into()
+}
+
+fn resigning_of_wire(cause: i32) -> Resigning {
+    match Cause::try_from(cause) {
+        Ok(Cause::Stopping) => Resigning::Stopping,
+        Ok(Cause::NoSpace) => Resigning::NoSpace,
+        Ok(Cause::DiskHangs) => Resigning::DiskHangs,
+        Ok(Cause::Unspecified) | Err(_) => Resigning::Other,
     }
 }
 

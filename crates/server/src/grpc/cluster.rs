@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidelog_broker::{self as broker, BrokerState, PartitionPlace, ProblemKind, TopicError};
-use tidelog_controller::{Change, PartitionKey, Phase, RecoveredPartition, Recovery, node_of};
+use tidelog_controller::{
+    Change, PartitionKey, Phase, RecoveredPartition, Recovery, Resigning, node_of,
+};
 use tidelog_proto::v1;
 use tidelog_proto::v1::cluster_client::ClusterClient;
 use tidelog_proto::v1::cluster_server::Cluster;
@@ -398,6 +400,13 @@ fn one_broker(described: broker::BrokerDescription) -> v1::BrokerDescription {
         BrokerState::Silent => v1::BrokerState::Silent,
         BrokerState::Fenced => v1::BrokerState::Fenced,
     };
+    let resigning = match described.resigning {
+        None => v1::ResigningCause::Unspecified,
+        Some(Resigning::Stopping) => v1::ResigningCause::Stopping,
+        Some(Resigning::NoSpace) => v1::ResigningCause::NoSpace,
+        Some(Resigning::DiskHangs) => v1::ResigningCause::DiskHangs,
+        Some(Resigning::Other) => v1::ResigningCause::Other,
+    };
     v1::BrokerDescription {
         node_id: described.known.node_id,
         grpc_address: described.known.grpc_address,
@@ -411,6 +420,7 @@ fn one_broker(described: broker::BrokerDescription) -> v1::BrokerDescription {
         leaders: count(described.leaders),
         directory_id: Bytes::copy_from_slice(&described.known.directory_id),
         silent_ms: described.silent_ms.unwrap_or(u64::MAX),
+        resigning: resigning.into(),
     }
 }
 

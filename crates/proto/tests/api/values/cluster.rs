@@ -54,6 +54,7 @@ fn descriptions() -> Vec<Case> {
                 leaders: 302,
                 directory_id: b("0123456789abcdef"),
                 silent_ms: BIG,
+                resigning: v1::ResigningCause::Other.into(),
             },
         ),
         Case::new(

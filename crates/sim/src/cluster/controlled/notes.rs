@@ -1,7 +1,7 @@
 //! What a broker tells the others, a few times a second, and what it makes of what they say.
 
 use bytes::Bytes;
-use tidelog_controller::{Admission, KnownOf, Note, PartitionKey, Report, node_of};
+use tidelog_controller::{Admission, KnownOf, Note, PartitionKey, Report, Resigning, node_of};
 use tidelog_replica::NodeId;
 
 use super::act::{carry_out, report_of};
@@ -64,11 +64,11 @@ impl Node {
             Note::Heartbeat {
                 epoch,
                 reports,
-                is_resigning,
+                resigning,
                 ..
             } => {
                 let is_current = broker.cluster.is_current(from, epoch);
-                broker.observed.resigns(from, is_resigning);
+                broker.observed.resigns(from, resigning);
                 broker.observed.heartbeat(from, is_current, reports, now);
             }
             Note::Act(order) => {
@@ -130,7 +130,7 @@ impl Cluster {
         let now = self.now;
         let node = &mut self.nodes[id as usize - 1];
         let reports = node.reports();
-        let is_full = node.is_full;
+        let resigning = node.is_full.then_some(Resigning::NoSpace);
         let leads = node.leads_metadata();
         let leader = node
             .shard()
@@ -140,9 +140,9 @@ impl Cluster {
         };
         broker.turn_at = now + HEARTBEAT_MILLIS;
         broker.observed.heartbeat(id, true, reports.clone(), now);
-        broker.observed.resigns(id, is_full);
+        broker.observed.resigns(id, resigning);
         let epoch = broker.cluster.broker(id).map_or(0, |known| known.epoch);
-        let heartbeats = broker.teller.notes(epoch, reports, Vec::new(), is_full);
+        let heartbeats = broker.teller.notes(epoch, reports, Vec::new(), resigning);
         let others = broker.cluster.others(id, &broker.founders);
         let register = (!broker.is_registered()).then(|| Note::Register {
             cluster: cluster_id(),
