@@ -64,15 +64,16 @@ pub(super) fn as_json(broker: &BrokerDescription) -> Value {
     })
 }
 
-/// `alive`, `fenced for 12.5 s, draining`.
+/// `alive`, `silent for 3.50 s`, `fenced, silent for 12.50 s, draining`. When it was fenced nobody remembers: only
+/// when it was heard last.
 pub(super) fn state(broker: &BrokerDescription) -> String {
-    let mut text = state_name(broker.state()).to_owned();
-    if broker.state() != BrokerState::Alive {
-        match silence(broker) {
-            Some(silence) => text.push_str(&format!(" for {}", millis(silence))),
-            None => text.push_str(", never heard"),
-        }
-    }
+    let name = state_name(broker.state());
+    let mut text = match (broker.state(), silence(broker)) {
+        (BrokerState::Alive, _) => name.to_owned(),
+        (BrokerState::Fenced, Some(silence)) => format!("{name}, silent for {}", millis(silence)),
+        (_, Some(silence)) => format!("{name} for {}", millis(silence)),
+        (_, None) => format!("{name}, never heard"),
+    };
     if broker.draining {
         text.push_str(", draining");
     }
@@ -111,6 +112,10 @@ mod tests {
             (
                 broker(BrokerState::Silent, 2500, false),
                 "silent for 2.50 s",
+            ),
+            (
+                broker(BrokerState::Fenced, 12_000, false),
+                "fenced, silent for 12.00 s",
             ),
             (
                 broker(BrokerState::Fenced, u64::MAX, true),

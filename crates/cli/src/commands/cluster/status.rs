@@ -314,7 +314,7 @@ mod tests {
             "metadata: broker 2 leads; voters 1, 2, 3\n",
             "brokers: 2 alive, 1 fenced, 1 draining\n",
             "partitions: 100, 2 not well: 1 leaderless, 1 under-replicated\n",
-            "fenced for 12.00 s",
+            "fenced, silent for 12.00 s",
             "broker 3 is gone",
         ] {
             assert!(text.contains(part), "{part} in {text}");
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(
             said,
             [
-                "broker 3 is fenced for 12.00 s",
+                "broker 3 is fenced, silent for 12.00 s",
                 "partition 0 of topic t is leaderless: broker 3 is gone"
             ]
         );
