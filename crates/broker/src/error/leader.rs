@@ -5,9 +5,11 @@ use std::time::Duration;
 use thiserror::Error;
 use tidelog_record::TopicName;
 
+use crate::METADATA_TOPIC;
+
 /// This broker does not lead a partition. Nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("partition {partition} of topic {topic:?} is led by {}", leader_name(*.leader))]
+#[error("{}", said(topic, *partition, *leader))]
 pub struct NotLeader {
     /// The topic.
     pub topic: TopicName,
@@ -41,8 +43,43 @@ impl NotLeader {
     }
 }
 
-fn leader_name(leader: Option<u32>) -> String {
-    leader.map_or("no broker that is known here".to_owned(), |leader| {
-        format!("broker {leader}")
-    })
+fn said(topic: &TopicName, partition: u32, leader: Option<u32>) -> String {
+    match leader {
+        Some(leader) => {
+            format!("partition {partition} of topic {topic:?} is led by broker {leader}")
+        }
+        // It was a change that was asked for, and no partition.
+        None if topic.as_str() == METADATA_TOPIC => {
+            "no broker is known to lead the metadata: nothing can be changed now".to_owned()
+        }
+        None => {
+            format!("partition {partition} of topic {topic:?} has no leader that is known here")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leads_is_said_or_that_nobody_does() {
+        let said = |topic: &str, leader| {
+            let error = NotLeader {
+                topic: TopicName::new(topic).unwrap(),
+                partition: 2,
+                leader,
+                epoch: 7,
+                address: None,
+            };
+            error.to_string()
+        };
+        assert_eq!(
+            said("t", Some(3)),
+            "partition 2 of topic \"t\" is led by broker 3"
+        );
+        let nobody = "partition 2 of topic \"t\" has no leader that is known here";
+        assert_eq!(said("t", None), nobody);
+        assert!(said(METADATA_TOPIC, None).contains("nothing can be changed now"));
+    }
 }

@@ -85,7 +85,7 @@ async fn consume(client: Client, args: ConsumeArgs) -> Result<(), Failure> {
     };
     let until = reader.retry_timeout;
     let opening = Reader::open(client.clone(), reader);
-    let mut reader = first_answer(&client, until, opening).await?;
+    let mut reader = first_answer(&client, &args.topic, until, opening).await?;
     let printer = Printer::new(&args);
     let mut sink = Sink::stdout();
     let mut failure = None;

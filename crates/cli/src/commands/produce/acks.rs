@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use tidelog_client::{ClientError, DeliveryFuture};
+use tidelog_client::{Client, ClientError, DeliveryFuture, TopicName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::connect::waiting_aloud;
+use crate::connect::waiting_for_leaders;
 
 /// Records that are handed over at a time.
 const CHUNK_RECORDS: usize = 1024;
@@ -35,10 +35,20 @@ pub(super) struct Collector {
 
 impl Collector {
     /// No record is waited for longer than `until`.
-    pub(super) fn start(progress: ProgressBar, until: Duration) -> Self {
+    pub(super) fn start(
+        client: Client,
+        topic: TopicName,
+        progress: ProgressBar,
+        until: Duration,
+    ) -> Self {
         let (chunks, chunks_out) = mpsc::channel(CHUNKS_MAX);
         let (failed_in, failed) = watch::channel(false);
-        let task = tokio::spawn(collect(chunks_out, failed_in, progress, until));
+        let waiting = Waiting {
+            client,
+            topic,
+            until,
+        };
+        let task = tokio::spawn(collect(chunks_out, failed_in, progress, waiting));
         Self {
             pending: Vec::new(),
             chunks,
@@ -78,21 +88,39 @@ impl Collector {
     }
 }
 
+/// How acknowledgements are waited for.
+#[derive(Debug)]
+struct Waiting {
+    client: Client,
+    topic: TopicName,
+    until: Duration,
+}
+
+impl Waiting {
+    async fn acknowledged(&self, future: DeliveryFuture) -> Result<(), ClientError> {
+        let until = self.until.as_secs();
+        let for_what = |leaderless: Option<String>| match leaderless {
+            Some(which) => format!("a leader of {which}; each record has {until} s"),
+            None => {
+                format!("acknowledgements: the broker is gone or slow; each record has {until} s")
+            }
+        };
+        let waited = waiting_for_leaders(&self.client, &self.topic, for_what, future);
+        waited.await.map(drop)
+    }
+}
+
 async fn collect(
     mut chunks: mpsc::Receiver<Vec<(u64, DeliveryFuture)>>,
     failed: watch::Sender<bool>,
     progress: ProgressBar,
-    until: Duration,
+    waiting: Waiting,
 ) -> Outcome {
-    let for_what = || {
-        let until = until.as_secs();
-        format!("acknowledgements: the broker is gone or slow; each record has {until} s")
-    };
     let mut outcome = Outcome::default();
     while let Some(chunk) = chunks.recv().await {
         for (number, future) in chunk {
-            match waiting_aloud(for_what, future).await {
-                Ok(_) => outcome.acknowledged += 1,
+            match waiting.acknowledged(future).await {
+                Ok(()) => outcome.acknowledged += 1,
                 Err(error) => {
                     outcome.failed += 1;
                     if outcome.first_failure.is_none() {

@@ -96,11 +96,12 @@ async fn produce(
     let until = config.delivery_timeout;
     let producer = Producer::new(client.clone(), config);
     // A topic that does not exist is told before any line is read.
-    first_answer(&client, until, producer.topic_facts(&args.topic)).await?;
+    let facts = producer.topic_facts(&args.topic);
+    first_answer(&client, &args.topic, until, facts).await?;
     let mut chunks = lines::spawn(input)
         .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
     let maker = RecordMaker::new(&args);
-    let mut collector = Collector::start(progress(&args.input), until);
+    let mut collector = Collector::start(client, args.topic.clone(), progress(&args.input), until);
     let mut failed = collector.failed();
 
     let sending = async {
