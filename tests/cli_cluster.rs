@@ -281,6 +281,35 @@ fn a_broker_without_replicas_can_go() {
 }
 
 #[test]
+fn a_broker_that_was_removed_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path(), &["--brokers", "4"]);
+    dev.ends(&["topic", "create", "t"], 0, "3 replicas each");
+    dev.ends(&["cluster", "drain", "4", "--wait"], 0, "has no replicas");
+    dev.ends(&["cluster", "remove", "4", "--yes"], 0, "removed");
+    let at_4 = dev.broker(4)["grpc_addr"].as_str().unwrap();
+    let status = ["cluster", "status", "--broker", at_4];
+    // It hears of it a moment later.
+    until(|| dev.json(&status, 0)[0]["refused"].is_string());
+    let output = dev.run(&status);
+    assert_eq!(code(&output), 0);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    // By what it has carried out, or by what the others tell it.
+    assert!(said.contains(" 4 was removed "), "{said}");
+    assert!(said.contains("start it with --join"), "{said}");
+    assert!(!said.contains("leaderless"), "{said}");
+    assert!(stderr(&output).contains("ask another broker"));
+    let health = ["cluster", "health", "--broker", at_4];
+    let health = dev.json(&health, 1).remove(0);
+    assert_eq!(health["problems"][0]["problem"], "refused", "{health}");
+    assert_eq!(health["problem_count"], 1, "{health}");
+    assert_eq!(
+        dev.json(&["cluster", "status"], 0)[0]["refused"],
+        Value::Null
+    );
+}
+
+#[test]
 fn one_broker_needs_no_others() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path(), &["--brokers", "1"]);

@@ -165,3 +165,31 @@ async fn a_follower_is_read_also_when_no_majority_is_left() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_was_removed_while_it_was_away_says_so() {
+    let mut cluster = Cluster::found(4).await;
+    cluster.kill(4);
+    let alive = tidelog_client::proto::BrokerState::Alive as i32;
+    cluster
+        .until("it is not heard", |described| {
+            let mut brokers = described.brokers.iter();
+            brokers.any(|one| one.node_id == 4 && one.state != alive)
+        })
+        .await;
+    let remove = ["cluster", "remove", "4", "--yes"];
+    let removed = run_at(&cluster, 1, &remove, "").await;
+    assert_eq!(code(&removed), 0, "{}", stderr(&removed));
+    // It does not know of that: the others tell it why they do not listen.
+    cluster.spawn(4);
+    cluster
+        .until_at(4, "it was told", |described| !described.refused.is_empty())
+        .await;
+    let status = run_at(&cluster, 4, &["cluster", "status"], "").await;
+    let said = String::from_utf8(status.stdout).unwrap();
+    assert!(
+        said.contains("broker 4 is not taken by the cluster"),
+        "{said}"
+    );
+    assert!(said.contains("was removed"), "{said}");
+    assert!(said.contains("--join"), "{said}");
+}

@@ -116,6 +116,11 @@ impl Broker {
             shard.reachable(node);
         }
     }
+
+    /// A broker does not listen to this one, and says why. Never waits.
+    pub fn refused(&self, node: NodeId, why: &str) {
+        self.inner().seen.refused(node, why);
+    }
 }
 
 /// Starts the thread.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use tidelog_controller::{Change, NodeId, PartitionKey, Placement, ReplicaId, Resigning, node_of};
+use tidelog_controller::{
+    BrokerError, Change, NodeId, PartitionKey, Placement, ReplicaId, Resigning, node_of,
+};
 use tidelog_record::{TopicId, TopicName};
 
 use crate::controller::METADATA_KEY;
@@ -57,6 +59,8 @@ pub struct ClusterDescription {
     pub problem_count: usize,
     /// How many partitions there are.
     pub partitions: usize,
+    /// Why the broker that tells is not taken by the cluster, where that is so.
+    pub refused: Option<String>,
 }
 
 /// Whether a broker is heard.
@@ -350,6 +354,24 @@ impl Broker {
         self.inner().cluster.read().was_removed(node)
     }
 
+    /// Why the cluster does not take this broker, or does not any more, as far as that is known here. One that was
+    /// removed while it did not run hears that only from those that do not listen to it; as long as it hears any, it
+    /// is not out.
+    pub fn refusal(&self) -> Option<String> {
+        let inner = self.inner();
+        let node = inner.identity.node_id;
+        // With another disk it may be about to come again.
+        if self.removed_directory(node) == Some(inner.identity.directory_id) {
+            return Some(BrokerError::Removed { node }.to_string());
+        }
+        let refused = self.registration_refused();
+        refused.or_else(|| {
+            let others = inner.others();
+            let hears_one = others.iter().any(|other| inner.is_heard(*other));
+            inner.seen.refusal().filter(|_| !hears_one)
+        })
+    }
+
     /// The broker that decides, if one is known to.
     pub fn metadata_leader(&self) -> Option<KnownBroker> {
         let leader = self.inner().metadata.leader().map(node_of)?;
@@ -449,6 +471,7 @@ impl Broker {
             problems,
             problem_count,
             partitions: places.len(),
+            refused: self.refusal(),
         }
     }
 

@@ -380,7 +380,7 @@ impl Inner {
     }
 
     /// The other brokers that there are, or are to come.
-    fn others(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn others(&self) -> BTreeSet<NodeId> {
         let cluster = self.cluster.read();
         cluster.others(self.identity.node_id, &self.config.founders)
     }

@@ -394,7 +394,7 @@ impl Broker {
         faults.extend(metadata.into_iter().chain(state));
         faults.sort();
         let is_joined = self.inner.config.is_alone() || self.is_registered();
-        let waits_for = (!is_joined).then(|| match self.registration_refused() {
+        let waits_for = (!is_joined).then(|| match self.refusal() {
             Some(refused) => format!("the cluster does not take this broker: {refused}"),
             None => "a majority of the brokers that decide".to_owned(),
         });

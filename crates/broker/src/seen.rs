@@ -21,6 +21,8 @@ struct Inner {
     heard_ms: HashMap<NodeId, u64>,
     /// Those of which nothing was heard since the link to them broke.
     cut_off: HashSet<NodeId>,
+    /// Why those do not listen to this broker that said so last.
+    refusals: BTreeMap<NodeId, String>,
     /// Since when partitions have replicas that are not caught up.
     behind_since: HashMap<PartitionKey, u64>,
 }
@@ -38,6 +40,7 @@ impl Seen {
         let mut inner = self.inner.lock();
         inner.heard_ms.insert(from, now_ms);
         inner.cut_off.remove(&from);
+        inner.refusals.remove(&from);
         let Inner {
             observed,
             behind_since,
@@ -59,6 +62,16 @@ impl Seen {
     /// The link to a broker has broken.
     pub(crate) fn unreachable(&self, node: NodeId) {
         self.inner.lock().cut_off.insert(node);
+    }
+
+    /// A broker does not listen to this one.
+    pub(crate) fn refused(&self, by: NodeId, why: &str) {
+        self.inner.lock().refusals.insert(by, why.to_owned());
+    }
+
+    /// Why a broker does not listen to this one, where one does not.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.inner.lock().refusals.values().next().cloned()
     }
 
     /// Whether a broker was heard within `within_ms`, and since the link to it broke last.
@@ -135,8 +148,8 @@ impl Seen {
         } = &mut *inner;
         observed.forget_gone(cluster, metadata);
         behind_since.retain(|key, _| observed.partitions.contains_key(key));
-        inner
-            .faults
-            .retain(|node, _| cluster.broker(*node).is_some());
+        let is_there = |node: &NodeId| cluster.broker(*node).is_some();
+        inner.faults.retain(|node, _| is_there(node));
+        inner.refusals.retain(|node, _| is_there(node));
     }
 }

@@ -197,6 +197,7 @@ impl Run {
                     "the link to a broker is lost");
                 self.sink.unreachable(self.to);
             } else if let Ended::Refused(why) = ended {
+                self.sink.refused(self.to, &why);
                 // Once for each reason: it is refused again and again.
                 if refused.as_ref() != Some(&why) {
                     tracing::error!(broker = self.to, address = %self.address, why,

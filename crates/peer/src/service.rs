@@ -39,6 +39,9 @@ pub trait Sink: std::fmt::Debug + Send + Sync + 'static {
 
     /// The link to a broker is there, from its beginning or again. Never waits.
     fn connected(&self, node: NodeId);
+
+    /// A broker does not listen to this one, and says why; it is told each time. Never waits.
+    fn refused(&self, _node: NodeId, _why: &str) {}
 }
 
 /// Why a broker is not listened to.

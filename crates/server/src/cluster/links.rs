@@ -224,4 +224,10 @@ impl Sink for Inbox {
             broker.reachable(node);
         }
     }
+
+    fn refused(&self, node: NodeId, why: &str) {
+        if let Some(broker) = self.broker() {
+            broker.refused(node, why);
+        }
+    }
 }

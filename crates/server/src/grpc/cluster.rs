@@ -391,6 +391,7 @@ fn description(described: broker::ClusterDescription) -> v1::DescribeClusterResp
         problems: described.problems.into_iter().map(problem).collect(),
         partitions: count(described.partitions),
         problem_count: count(described.problem_count),
+        refused: described.refused.unwrap_or_default(),
     }
 }
 

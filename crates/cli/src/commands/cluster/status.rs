@@ -25,6 +25,12 @@ pub(super) async fn status(client: &Client, output: OutputArgs) -> Result<(), Fa
         OutputForm::Table => as_text(&cluster),
         OutputForm::Json => format!("{}\n", as_json(&cluster)),
     })?;
+    if !cluster.refused.is_empty() {
+        if output.form == OutputForm::Table {
+            say!("ask another broker, with --broker");
+        }
+        return Ok(());
+    }
     let is_silent = |broker: &BrokerDescription| broker.state() != BrokerState::Alive;
     let is_table = output.form == OutputForm::Table;
     if is_table && cluster.metadata_leader.is_none() && cluster.brokers.iter().any(is_silent) {
@@ -81,7 +87,15 @@ pub(super) async fn health(client: &Client, output: OutputArgs) -> Result<(), Fa
 #[derive(Debug)]
 enum Problem<'a> {
     NoMetadataLeader,
-    Broker { node_id: u32, state: String },
+    /// The broker that answers is none of the cluster.
+    Refused {
+        node_id: u32,
+        cause: &'a str,
+    },
+    Broker {
+        node_id: u32,
+        state: String,
+    },
     Partition(&'a PartitionProblem),
 }
 
@@ -90,6 +104,9 @@ impl Problem<'_> {
         match self {
             Self::NoMetadataLeader => {
                 "no broker is known to lead the metadata: nothing can be changed".to_owned()
+            }
+            Self::Refused { node_id, cause } => {
+                format!("broker {node_id} answers, and is not taken by the cluster: {cause}")
             }
             Self::Broker { node_id, state } => format!("broker {node_id} is {state}"),
             Self::Partition(problem) => format!(
@@ -108,13 +125,23 @@ impl Problem<'_> {
             Self::Broker { node_id, state } => {
                 json!({ "problem": "broker", "node_id": node_id, "cause": state })
             }
+            Self::Refused { node_id, cause } => {
+                json!({ "problem": "refused", "node_id": node_id, "cause": cause })
+            }
             Self::Partition(problem) => partition_json(problem),
         }
     }
 }
 
-/// All that is not well; a broker that drains is.
+/// All that is not well; a broker that drains is. Of one that the cluster does not take nothing else counts: what
+/// it says of the others is old.
 fn problems(cluster: &DescribeClusterResponse) -> Vec<Problem<'_>> {
+    if !cluster.refused.is_empty() {
+        return vec![Problem::Refused {
+            node_id: cluster.answered_by,
+            cause: &cluster.refused,
+        }];
+    }
     let mut problems = Vec::new();
     if cluster.metadata_leader.is_none() {
         problems.push(Problem::NoMetadataLeader);
@@ -133,6 +160,9 @@ fn problems(cluster: &DescribeClusterResponse) -> Vec<Problem<'_>> {
 
 /// How many partitions are not well that the answer does not list.
 fn unlisted(cluster: &DescribeClusterResponse) -> u64 {
+    if !cluster.refused.is_empty() {
+        return 0;
+    }
     u64::from(cluster.problem_count).saturating_sub(cluster.problems.len() as u64)
 }
 
@@ -140,6 +170,12 @@ fn as_text(cluster: &DescribeClusterResponse) -> String {
     let mut text = String::new();
     head(&mut text, cluster).expect("writing to a String does not fail");
     text.push('\n');
+    if !cluster.refused.is_empty() {
+        let mut others = cluster.brokers.clone();
+        others.retain(|broker| broker.node_id != cluster.answered_by);
+        text.push_str(&brokers::table(&others).text());
+        return text;
+    }
     text.push_str(&brokers::table(&cluster.brokers).text());
     if cluster.problems.is_empty() {
         return text;
@@ -174,6 +210,13 @@ fn head(text: &mut String, cluster: &DescribeClusterResponse) -> std::fmt::Resul
         "cluster {id}, as broker {} sees it",
         cluster.answered_by
     )?;
+    if !cluster.refused.is_empty() {
+        return writeln!(
+            text,
+            "broker {} is not taken by the cluster: {}\nthe others, as it knew them last:",
+            cluster.answered_by, cluster.refused
+        );
+    }
     let voters: Vec<_> = cluster.metadata_voters.iter().map(u32::to_string).collect();
     let voters = voters.join(", ");
     match cluster.metadata_leader {
@@ -261,6 +304,7 @@ fn as_json(cluster: &DescribeClusterResponse) -> Value {
         "problem_count": cluster.problem_count,
         "problems": problems,
         "brokers": brokers,
+        "refused": (!cluster.refused.is_empty()).then_some(&cluster.refused),
     })
 }
 
@@ -346,6 +390,26 @@ mod tests {
                 "partition 0 of topic t is leaderless: broker 3 is gone"
             ]
         );
+    }
+
+    #[test]
+    fn a_broker_that_was_removed_says_that_and_nothing_that_is_old() {
+        let removed = DescribeClusterResponse {
+            refused: "node 1 was removed from the cluster".to_owned(),
+            metadata_leader: None,
+            ..cluster(2, 77)
+        };
+        let text = as_text(&removed);
+        let said = "\nbroker 1 is not taken by the cluster: node 1 was removed from the cluster\n";
+        assert!(text.contains(said), "{text}");
+        assert!(!text.contains("leaderless"), "{text}");
+        let told: Vec<_> = problems(&removed).iter().map(Problem::as_json).collect();
+        let cause = &removed.refused;
+        let only = json!([{ "problem": "refused", "node_id": 1, "cause": cause }]);
+        assert_eq!(Value::from(told), only);
+        assert_eq!(unlisted(&removed), 0);
+        assert_eq!(as_json(&removed)["refused"], removed.refused.as_str());
+        assert_eq!(as_json(&cluster(0, 0))["refused"], Value::Null);
     }
 
     #[test]

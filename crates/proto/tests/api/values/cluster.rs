@@ -36,6 +36,15 @@ fn descriptions() -> Vec<Case> {
                 partitions: 302,
                 problem_count: u32::MAX,
                 metadata_voters: vec![3, 300],
+                ..Default::default()
+            },
+        ),
+        Case::new(
+            "DescribeClusterResponse",
+            "/refused",
+            &v1::DescribeClusterResponse {
+                refused: "removed".to_owned(),
+                ..Default::default()
             },
         ),
         Case::new(
