@@ -156,8 +156,11 @@ fn three_brokers_with_one_command() {
         );
         assert!(partition["log_start_offset"].is_u64(), "{partition}");
     }
-    // Leaders say who is in sync once they lead.
-    until(|| code(&dev.run(&["cluster", "health"])) == 0);
+    // It is led, and all have it, once it is made.
+    dev.ends(&["cluster", "health"], 0, "");
+    let more = ["topic", "add-partitions", "t", "--partitions", "6"];
+    dev.ends(&more, 0, "6 partitions");
+    dev.ends(&["cluster", "health"], 0, "");
 
     let placed = ["topic", "create", "placed", "--assignment", "1,2/2,3"];
     dev.ends(&placed, 0, "2 partitions, 2 replicas each");

@@ -45,11 +45,11 @@ impl Waits {
     }
 
     /// Waits until something is done, unless the broker stops.
-    pub(crate) fn until(&mut self, done: impl Future<Output = ()>) -> Result<(), BrokerStops> {
+    pub(crate) fn until<T>(&mut self, done: impl Future<Output = T>) -> Result<T, BrokerStops> {
         let stopping = &mut self.stopping;
         self.runtime.block_on(async {
             tokio::select! {
-                () = done => Ok(()),
+                done = done => Ok(done),
                 _ = stopping.wait_for(|stopping| *stopping) => Err(BrokerStops),
             }
         })

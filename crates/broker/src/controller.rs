@@ -233,6 +233,7 @@ struct Controller {
 
 impl Controller {
     fn run(mut self, inner: &Weak<Inner>, mut waits: Waits) -> Result<(), BrokerStops> {
+        let mut pause = HEARTBEAT;
         loop {
             let broker = Broker {
                 inner: inner.upgrade().ok_or(BrokerStops)?,
@@ -240,11 +241,12 @@ impl Controller {
             waits.until(self.turn(&broker))?;
             waits.wait(TURN_PAUSE)?;
             let (leaders, asked) = (&broker.inner.leaders_changed, &broker.inner.asked.wake);
-            waits.until(async {
+            pause = waits.until(async {
                 tokio::select! {
-                    () = leaders.notified() => {}
-                    () = asked.notified() => {}
-                    () = tokio::time::sleep(HEARTBEAT) => {}
+                    // The followers of whoever leads anew catch up within a moment: that is to be told soon, too.
+                    () = leaders.notified() => TURN_PAUSE,
+                    () = asked.notified() => pause,
+                    () = tokio::time::sleep(pause) => (pause * 2).min(HEARTBEAT),
                 }
             })?;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidelog_controller::{
     Cluster, ClusterCommand, Command as TopicCommand, NewTopic, PartitionKey, ReplicaId,
-    Replication, Wanted, node_of,
+    Replication, Topic, Wanted, node_of,
 };
 use tidelog_record::TopicId;
 
@@ -272,29 +272,74 @@ impl Broker {
 
     /// Waits for a moment until all partitions of a topic have a leader.
     async fn await_leaders(&self, id: TopicId) {
+        // Those that have none by then get one later.
+        self.await_partitions(id, LEADERS_WAIT_MAX, |key, topic| {
+            self.inner.leader_of(&topic.name, key).is_some()
+        })
+        .await;
+    }
+
+    /// Waits for a moment until this broker sees all partitions of a topic led, and their replicas caught up: whoever has
+    /// just made them is to find them well.
+    pub async fn await_settled(&self, name: &str) {
+        let id = {
+            let cluster = self.inner.cluster.read();
+            cluster.topics().get(name).ok().map(|topic| topic.id)
+        };
+        let Some(id) = id else {
+            return;
+        };
+        self.await_leaders(id).await;
+        self.await_partitions(id, CAUGHT_UP_WAIT_MAX, |key, _| self.is_caught_up(key))
+            .await;
+    }
+
+    /// Whether the replicas of a partition are caught up, but for those at brokers that are not heard, or whose disk is
+    /// full or hangs.
+    fn is_caught_up(&self, key: PartitionKey) -> bool {
+        let cluster = self.inner.cluster.read();
+        let (placement, report) = (
+            cluster.placement(key.topic, key.partition),
+            self.inner.seen.report(key),
+        );
+        let Some((placement, report)) = placement.zip(report) else {
+            return false;
+        };
+        let mut replicas = placement.replicas.iter();
+        replicas.all(|replica| {
+            let node = node_of(*replica);
+            report.caught_up.contains(replica)
+                || !self.inner.is_heard(node)
+                || self.inner.seen.resigning(node).is_some()
+        })
+    }
+
+    /// Waits until all partitions of a topic are so, or have been, or it is gone, or the time is over.
+    async fn await_partitions(
+        &self,
+        id: TopicId,
+        max: Duration,
+        is_so: impl Fn(PartitionKey, &Topic) -> bool,
+    ) {
         if self.inner.config.is_alone() {
             return;
         }
-        let all_led = || {
-            let cluster = self.inner.cluster.read();
-            let Some(topic) = cluster.topics().by_id(id) else {
-                return true;
-            };
-            (0..topic.partitions).all(|number| {
-                let key = PartitionKey {
-                    topic: id,
-                    partition: number,
-                };
-                self.inner.leader_of(&topic.name, key).is_some()
-            })
+        let topic = || self.inner.cluster.read().topics().by_id(id).cloned();
+        let Some(known) = topic() else {
+            return;
         };
         let wait = async {
-            while !all_led() {
-                tokio::time::sleep(LEADERS_LOOK).await;
+            for partition in 0..known.partitions {
+                let key = PartitionKey {
+                    topic: id,
+                    partition,
+                };
+                while !is_so(key, &known) && topic().is_some() {
+                    tokio::time::sleep(LEADERS_LOOK).await;
+                }
             }
         };
-        // Those that have none by then get one later.
-        drop(tokio::time::timeout(LEADERS_WAIT_MAX, wait).await);
+        drop(tokio::time::timeout(max, wait).await);
     }
 
     /// Deletes a topic and all its records. They are gone when this returns, except for slices
@@ -343,6 +388,9 @@ impl Broker {
 const FOUNDERS_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How long a change waits until its partitions have leaders.
 const LEADERS_WAIT_MAX: Duration = Duration::from_secs(3);
+/// And then until their replicas are caught up: one that a broker makes after its leader has first spoken to it hears
+/// from it again after a heartbeat.
+const CAUGHT_UP_WAIT_MAX: Duration = Duration::from_secs(5);
 const LEADERS_LOOK: Duration = Duration::from_millis(10);
 
 /// Carries a change through to its end, even when the caller goes away: a change that is written

@@ -104,6 +104,9 @@ impl Topics for TopicsService {
         if !request.validate_only {
             self.carried_out(|broker| broker.partitions_of(&request.name).is_ok())
                 .await;
+            if !is_passed_on {
+                broker.await_settled(&request.name).await;
+            }
         }
         Ok(Response::new(created))
     }
@@ -239,6 +242,9 @@ impl Topics for TopicsService {
             count.is_ok_and(|count| count >= request.total)
         })
         .await;
+        if !is_passed_on {
+            broker.await_settled(&request.name).await;
+        }
         Ok(Response::new(added))
     }
 
