@@ -183,7 +183,15 @@ fn three_brokers_with_one_command() {
         "0",
         "--node",
     ];
-    dev.ends(&[&lead[..], &["2"]].concat(), 0, "broker 2 is to lead");
+    let led = [&lead[..], &["2", "--wait"]].concat();
+    dev.ends(&led, 0, "broker 2 leads partition 0 of topic placed now");
+    // Once more is no error.
+    let already = "broker 2 leads partition 0 of topic placed already";
+    dev.ends(&led, 0, already);
+    dev.ends(&led[..led.len() - 1], 0, already);
+    let line = dev.json(&led, 0).remove(0);
+    assert_eq!(line["leader"], 2, "{line}");
+    dev.ends(&[&lead[..], &["1"]].concat(), 0, "broker 1 is to lead");
     dev.ends(&[&lead[..], &["3"]].concat(), 3, "REASSIGNMENT_REFUSED");
 
     assert!(dev.terminate().success());
@@ -227,6 +235,19 @@ fn a_broker_that_dies_is_told_of_and_the_others_go_on() {
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let consumed = dev.run(&["consume", "t"]);
     assert_eq!(consumed.stdout, b"after\n");
+    // A broker that is gone can be chosen, and does not lead.
+    let lead = [
+        "topic",
+        "set-leader",
+        "t",
+        "--partition",
+        "0",
+        "--node",
+        "1",
+    ];
+    let wait = ["--wait", "--timeout", "500ms"];
+    let said = "broker 1 does not lead partition 0 of topic t after 500ms";
+    dev.ends(&[&lead[..], &wait].concat(), 4, said);
     // What would be done is said as it is, and nothing is done.
     let deleted = dev
         .json(&["topic", "delete", "t", "--dry-run"], 0)

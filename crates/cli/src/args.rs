@@ -227,6 +227,7 @@ mod tests {
             "tidelog log repair d --cut-at-damage --yes",
             "tidelog completion bash",
             "tidelog version",
+            "tidelog topic set-leader t --partition 0 --node 2 --wait --timeout 30s",
             "tidelog topic --broker a:1,b:2 list",
             "tidelog topic list --broker a:1",
             "tidelog produce t --broker a:1",
@@ -305,6 +306,7 @@ mod tests {
             "tidelog log dump d --from -1",
             "tidelog completion bash --broker a:1",
             "tidelog version --broker a:1",
+            "tidelog topic set-leader t --partition 0 --node 2 --timeout 30s",
             "tidelog completion cmd",
         ] {
             let error = parse(line).expect_err(line);

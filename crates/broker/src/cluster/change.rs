@@ -1,6 +1,6 @@
 //! What people ask for of the cluster: each is decided and written down; what it sets going goes on by itself.
 
-use tidelog_controller::{BrokerError, Cluster, ClusterCommand, DirectoryId, NodeId};
+use tidelog_controller::{BrokerError, Cluster, ClusterCommand, DirectoryId, MoveError, NodeId};
 
 use crate::Broker;
 use crate::controller::METADATA_KEY;
@@ -44,8 +44,14 @@ impl Broker {
         node: NodeId,
     ) -> Result<(), TopicError> {
         let topic = topic.to_owned();
-        self.change(move |cluster| Ok(cluster.decide_set_leader(&topic, partition, node)?))
-            .await
+        let set = self
+            .change(move |cluster| Ok(cluster.decide_set_leader(&topic, partition, node)?))
+            .await;
+        match set {
+            // It is what was asked for.
+            Err(TopicError::Move(MoveError::Unchanged)) => Ok(()),
+            set => set,
+        }
     }
 
     /// Has all replicas of a broker go elsewhere. Gives how many there are.

@@ -13,6 +13,7 @@ use crate::connect::waiting_aloud;
 use crate::failure::{Exit, Failure};
 use crate::output::sink::print;
 use crate::parse::nodes::{Nodes, parse_nodes};
+use crate::parse::units::parse_duration;
 
 /// How often it is looked whether a change is done.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -50,6 +51,12 @@ pub(crate) struct SetLeaderArgs {
     /// The broker that is to lead it; it must have a replica.
     #[arg(long, value_name = "NODE")]
     node: u32,
+    /// Wait until it leads.
+    #[arg(long)]
+    wait: bool,
+    /// For how long to wait at most.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration, requires = "wait")]
+    timeout: Duration,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -133,19 +140,53 @@ fn same(some: &[u32], others: &[u32]) -> bool {
 pub(super) async fn set_leader(client: &Client, args: &SetLeaderArgs) -> Result<(), Failure> {
     let (topic, node) = (&args.name, args.node);
     let partition = PartitionId::new(args.partition);
+    let before = leader(client, args).await?;
     client.set_leader(topic, partition, node).await?;
+    let place = format!("partition {partition} of topic {topic}");
+    let mut now = before;
+    if args.wait && before != Some(node) {
+        let waiting = tokio::time::timeout(args.timeout, led(client, args));
+        let waited = waiting_aloud(|| format!("broker {node} to lead {place}"), waiting).await;
+        waited.unwrap_or_else(|_elapsed| {
+            let what = format!("broker {node} does not lead {place} after {:?}", args.timeout);
+            Err(Failure::new(Exit::Unavailable, what).hint(format!(
+                "it leads once it is heard and in sync; see both with: tidelog cluster brokers, and: \
+                 tidelog cluster partitions {topic}"
+            )))
+        })?;
+        now = Some(node);
+    }
     if args.output.form == OutputForm::Table {
-        say!(
-            "broker {node} is to lead partition {partition} of topic {topic}; the leadership follows"
-        );
+        match (before == Some(node), now == Some(node)) {
+            (true, _) => say!("broker {node} leads {place} already"),
+            (false, true) => say!("broker {node} leads {place} now"),
+            (false, false) => say!("broker {node} is to lead {place}; the leadership follows"),
+        }
         return Ok(());
     }
     let line = json!({
         "topic": topic.as_str(),
         "partition": args.partition,
         "preferred_leader": node,
+        "leader": now,
     });
     print(&format!("{line}\n"))
+}
+
+/// The broker that leads a partition, as far as is known. Whether there is the partition whoever decides says.
+async fn leader(client: &Client, args: &SetLeaderArgs) -> Result<Option<u32>, Failure> {
+    let places = client.list_partitions(Some(&args.name)).await?;
+    let mut places = places.iter();
+    let place = places.find(|place| place.partition == args.partition);
+    Ok(place.and_then(|place| place.leader))
+}
+
+/// Waits until the broker leads that is to.
+async fn led(client: &Client, args: &SetLeaderArgs) -> Result<(), Failure> {
+    while leader(client, args).await? != Some(args.node) {
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
