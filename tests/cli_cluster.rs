@@ -275,6 +275,21 @@ fn what_cannot_be_is_refused_with_the_next_step() {
     dev.ends(&["cluster", "drain", "9"], 3, "there is no broker 9");
     // Three replicas need three brokers.
     dev.ends(&["cluster", "drain", "3"], 3, "--node-id 4 ");
+    let dry_run = ["cluster", "drain", "3", "--dry-run"];
+    dev.ends(
+        &dry_run,
+        3,
+        "no other broker can take 1 of 1 replica of broker 3",
+    );
+    dev.ends(&dry_run, 3, "--node-id 4 ");
+    let plan = dev.json(&dry_run, 3).remove(0);
+    assert_eq!(plan["stuck"], 1, "{plan}");
+    assert_eq!(plan["moves"][0]["target"], Value::Null, "{plan}");
+    dev.ends(
+        &["cluster", "drain", "9", "--dry-run"],
+        3,
+        "there is no broker 9",
+    );
     dev.ends(&["cluster", "remove", "3"], 2, "--yes");
     let drain = "tidelog cluster drain 3 --wait";
     dev.ends(&["cluster", "remove", "3", "--yes"], 3, drain);
@@ -297,8 +312,20 @@ fn what_cannot_be_is_refused_with_the_next_step() {
 fn a_broker_without_replicas_can_go() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path(), &[]);
+    dev.ends(
+        &["topic", "create", "t", "--assignment", "3,1"],
+        0,
+        "created",
+    );
+    let dry_run = ["cluster", "drain", "3", "--dry-run"];
+    dev.ends(&dry_run, 0, "1 replica of broker 3 would go elsewhere");
+    let plan = dev.json(&dry_run, 0).remove(0);
+    assert_eq!(plan["moves"][0]["target"], json!([2, 1]), "{plan}");
+    assert_eq!(dev.json(&["cluster", "brokers"], 0)[2]["draining"], false);
     let drained = dev.json(&["cluster", "drain", "3", "--wait"], 0).remove(0);
     assert_eq!(drained["left"], 0, "{drained}");
+    let places = dev.json(&["cluster", "partitions", "t"], 0);
+    assert_eq!(places[0]["replicas"], json!([2, 1]), "as it was told");
     let added = dev.json(&["cluster", "add", "3"], 0).remove(0);
     assert_eq!(added["draining"], false, "{added}");
     dev.ends(&["cluster", "drain", "3"], 0, "tidelog cluster remove 3");

@@ -227,6 +227,7 @@ mod tests {
             "tidelog log repair d --cut-at-damage --yes",
             "tidelog completion bash",
             "tidelog version",
+            "tidelog cluster drain 3 --dry-run",
             "tidelog topic set-leader t --partition 0 --node 2 --wait --timeout 30s",
             "tidelog topic --broker a:1,b:2 list",
             "tidelog topic list --broker a:1",
@@ -306,6 +307,7 @@ mod tests {
             "tidelog log dump d --from -1",
             "tidelog completion bash --broker a:1",
             "tidelog version --broker a:1",
+            "tidelog cluster drain 3 --dry-run --wait",
             "tidelog topic set-leader t --partition 0 --node 2 --timeout 30s",
             "tidelog completion cmd",
         ] {

@@ -128,11 +128,33 @@ impl Client {
         let response = self
             .call_cluster("DrainBroker", |mut cluster| async move {
                 cluster
-                    .drain_broker(v1::DrainBrokerRequest { node_id })
+                    .drain_broker(v1::DrainBrokerRequest {
+                        node_id,
+                        validate_only: false,
+                    })
                     .await
             })
             .await?;
         Ok(response.replicas)
+    }
+
+    /// Where the replicas of a broker would go if it were drained, as the broker that answers sees it.
+    ///
+    /// # Errors
+    /// [`ClientError::Broker`] (not found), and what any call meets.
+    pub async fn planned_drain(
+        &self,
+        node_id: u32,
+    ) -> Result<v1::DrainBrokerResponse, ClientError> {
+        self.call_cluster("DrainBroker", |mut cluster| async move {
+            cluster
+                .drain_broker(v1::DrainBrokerRequest {
+                    node_id,
+                    validate_only: true,
+                })
+                .await
+        })
+        .await
     }
 
     /// Lets a broker that was draining have replicas again.

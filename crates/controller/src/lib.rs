@@ -51,7 +51,8 @@ pub use cluster::{
 };
 pub use command::{ClusterCommand, RecoveredPartition};
 pub use decide::{
-    BROKERS_MAX, BrokerError, Left, MoveError, PlaceError, Recovery, Replication, Unusable,
+    BROKERS_MAX, BrokerError, Left, MoveError, PlaceError, PlannedMove, Recovery, Replication,
+    Unusable,
 };
 pub use fold::Touched;
 pub use ids::{ClusterId, DirectoryId, NodeId, ReplicaId, life_of, node_of, replica_of};

@@ -1,6 +1,8 @@
 //! What people ask for of the cluster: each is decided and written down; what it sets going goes on by itself.
 
-use tidelog_controller::{BrokerError, Cluster, ClusterCommand, DirectoryId, MoveError, NodeId};
+use tidelog_controller::{
+    BrokerError, Cluster, ClusterCommand, DirectoryId, MoveError, NodeId, PlannedMove,
+};
 
 use crate::Broker;
 use crate::controller::METADATA_KEY;
@@ -62,6 +64,23 @@ impl Broker {
         self.change(move |cluster| Ok(cluster.decide_drain(node)?))
             .await?;
         Ok(self.inner().cluster.read().replicas_at(node))
+    }
+
+    /// Where the replicas of a broker would go if it were drained, by topic and number of the partition, as far as was
+    /// carried out here.
+    ///
+    /// # Errors
+    /// There is no such broker.
+    pub fn planned_drain(&self, node: NodeId) -> Result<Vec<(String, PlannedMove)>, TopicError> {
+        let cluster = self.inner().cluster.read();
+        let moves = cluster.planned_drain(node).map_err(TopicError::Broker)?;
+        let named = moves.into_iter().filter_map(|planned| {
+            let topic = cluster.topics().by_id(planned.key.topic)?;
+            Some((topic.name.to_string(), planned))
+        });
+        let mut named: Vec<_> = named.collect();
+        named.sort_by(|(a, one), (b, other)| (a, one.key.partition).cmp(&(b, other.key.partition)));
+        Ok(named)
     }
 
     /// Lets a broker that was draining have replicas again.

@@ -205,6 +205,54 @@ fn a_lost_disk_is_replaced_and_its_replicas_never_come_back() {
 }
 
 #[test]
+fn it_is_told_where_a_broker_that_drains_would_have_its_replicas_go() {
+    let mut cluster = cluster(4, &[]);
+    create(&mut cluster, "t", 1, &[&[1, 2, 3], &[2, 3, 4]]);
+    create(&mut cluster, "u", 2, &[&[1]]);
+    create(&mut cluster, "v", 3, &[&[1, 2, 3, 4]]);
+    let before = cluster.clone();
+    let planned = |cluster: &Cluster, node| {
+        let moves = cluster.planned_drain(node).unwrap().into_iter();
+        let told = moves.map(|one| (one.key, one.nodes, one.target));
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(
+        planned(&cluster, 1),
+        [
+            (key(1, 0), vec![1, 2, 3], Some(vec![4, 2, 3])),
+            // All have as much by then.
+            (key(2, 0), vec![1], Some(vec![2])),
+            (key(3, 0), vec![1, 2, 3, 4], None),
+        ]
+    );
+    assert_eq!(cluster, before, "nothing is decided");
+    assert!(matches!(
+        cluster.decide_drain(1),
+        Err(BrokerError::NowhereToGo { .. })
+    ));
+    let unknown = BrokerError::NotFound { node: 9 };
+    assert_eq!(cluster.planned_drain(9), Err(unknown));
+    // What is on its way to the broker would go on; what leaves it already is not told.
+    let change = cluster.decide_reassign("t", 0, &[2, 3, 4]).unwrap();
+    commit(&mut cluster, change);
+    let change = cluster.decide_reassign("t", 1, &[1, 3, 4]).unwrap();
+    commit(&mut cluster, change);
+    let told = planned(&cluster, 1);
+    assert_eq!(told[0], (key(1, 1), vec![1, 3, 4], Some(vec![2, 3, 4])));
+    // Draining for good, all goes where it was told.
+    let mut cluster = before;
+    let change = cluster.decide_reassign("v", 0, &[2, 3, 4]).unwrap();
+    commit(&mut cluster, change);
+    complete(&mut cluster, key(3, 0));
+    assert!(
+        planned(&cluster, 1)
+            .iter()
+            .all(|(.., target)| target.is_some())
+    );
+    cluster.decide_drain(1).unwrap();
+}
+
+#[test]
 fn brokers_are_drained_and_removed() {
     let mut cluster = cluster(4, &[]);
     create(&mut cluster, "t", 1, &[&[1, 2, 3]]);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidelog_broker::{self as broker, BrokerState, PartitionPlace, ProblemKind, TopicError};
 use tidelog_controller::{
-    Change, PartitionKey, Phase, RecoveredPartition, Recovery, Resigning, node_of,
+    Change, PartitionKey, Phase, PlannedMove, RecoveredPartition, Recovery, Resigning, node_of,
 };
 use tidelog_proto::v1;
 use tidelog_proto::v1::cluster_client::ClusterClient;
@@ -24,7 +24,7 @@ const PAGE_SIZE_MAX: u32 = 1000;
 const NOTHING_LOST: &str = "neither the metadata nor a partition has lost its majority: there is nothing to go on \
      without. A broker that has lost its disk is replaced, with: tidelog cluster replace; one that is not to \
      come back is drained and removed";
-/// Partitions that are told of at most when a cluster is recovered.
+/// Partitions that are told of at most when a cluster is recovered, or a broker would be drained.
 const TOLD_MAX: usize = 1000;
 /// What a broker, a partition or a problem takes in an answer, about.
 const ENTRY: usize = 512;
@@ -201,9 +201,18 @@ impl Cluster for ClusterService {
         let is_passed_on = elsewhere::is_passed_on(&request);
         let request = request.into_inner();
         let broker = &self.shared.broker;
+        if request.validate_only {
+            let node = request.node_id;
+            let planned = self.looked(move |broker| broker.planned_drain(node)).await;
+            let planned = planned.map_err(|e| self.shared.refuse(&e))?;
+            return Ok(Response::new(planned_drain(planned)));
+        }
         let drain = || async {
             let replicas = count(broker.drain(request.node_id).await?);
-            Ok(v1::DrainBrokerResponse { replicas })
+            Ok(v1::DrainBrokerResponse {
+                replicas,
+                ..v1::DrainBrokerResponse::default()
+            })
         };
         let passed_on = |channel, request| async move {
             ClusterClient::new(channel).drain_broker(request).await
@@ -332,6 +341,23 @@ impl Cluster for ClusterService {
             .shared
             .decided(is_passed_on, None, &named, recover, passed_on);
         done.await.map(Response::new)
+    }
+}
+
+fn planned_drain(planned: Vec<(String, PlannedMove)>) -> v1::DrainBrokerResponse {
+    let stuck = planned.iter().filter(|(_, one)| one.target.is_none());
+    let (replicas, stuck) = (count(planned.len()), count(stuck.count()));
+    let moves = planned.into_iter().take(TOLD_MAX);
+    let moves = moves.map(|(topic, planned)| v1::PlannedMove {
+        topic,
+        partition: planned.key.partition,
+        replicas: planned.nodes,
+        target: planned.target.unwrap_or_default(),
+    });
+    v1::DrainBrokerResponse {
+        replicas,
+        moves: moves.collect(),
+        stuck,
     }
 }
 

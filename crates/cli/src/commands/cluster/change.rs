@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tidelog_client::proto::{BrokerDescription, BrokerState, DescribeClusterResponse};
+use tidelog_client::proto::{
+    BrokerDescription, BrokerState, DescribeClusterResponse, DrainBrokerResponse,
+};
 use tidelog_client::{Client, ClientError};
 use tokio::time::{Instant, sleep};
 
+use super::partitions::nodes;
 use super::unanswered;
 use crate::args::{OutputArgs, OutputForm};
 use crate::commands::confirm::confirm;
 use crate::failure::{Exit, Failure};
 use crate::output::numbers::counted;
 use crate::output::sink::print;
+use crate::output::table::Table;
 use crate::parse::nodes::{hex, parse_directory};
 
 /// How often it is looked how far a broker has been drained.
@@ -29,8 +33,11 @@ pub(crate) struct DrainArgs {
     #[arg(value_name = "NODE")]
     node: u32,
     /// Wait until it has no replicas left.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
+    /// Say where its replicas would go, change nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -81,6 +88,9 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
     let node = args.node;
     // A question first: it finds a broker that answers, and the change goes there.
     let (cluster, broker) = look(client, node).await?;
+    if args.dry_run {
+        return plan_drain(client, args, &cluster).await;
+    }
     let replicas = if broker.draining {
         broker.replicas
     } else {
@@ -117,6 +127,74 @@ pub(super) async fn drain(client: &Client, args: &DrainArgs) -> Result<(), Failu
     )
 }
 
+/// Says where the replicas of a broker would go.
+async fn plan_drain(
+    client: &Client,
+    args: &DrainArgs,
+    cluster: &DescribeClusterResponse,
+) -> Result<(), Failure> {
+    let node = args.node;
+    let planned = client.planned_drain(node).await?;
+    match args.output.form {
+        OutputForm::Json => print(&format!("{}\n", planned_json(node, &planned)))?,
+        OutputForm::Table => print(&planned_text(&planned))?,
+    }
+    let (replicas, stuck) = (replicas_of(planned.replicas), planned.stuck);
+    if stuck > 0 {
+        let what = format!("no other broker can take {stuck} of {replicas} of broker {node}");
+        let failure = Failure::new(Exit::Refused, format!("it cannot be drained: {what}"));
+        return Err(failure.hint(how_to_join(cluster, next_node(cluster))));
+    }
+    if args.output.form == OutputForm::Table {
+        say!("{replicas} of broker {node} would go elsewhere");
+    }
+    Ok(())
+}
+
+fn planned_text(planned: &DrainBrokerResponse) -> String {
+    if planned.moves.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["TOPIC", "PARTITION", "REPLICAS", "THEN"]);
+    for one in &planned.moves {
+        table.row([
+            one.topic.clone(),
+            one.partition.to_string(),
+            nodes(&one.replicas),
+            if one.target.is_empty() {
+                "-".to_owned()
+            } else {
+                nodes(&one.target)
+            },
+        ]);
+    }
+    let mut text = table.text();
+    let listed = u64::try_from(planned.moves.len()).unwrap_or(u64::MAX);
+    let more = u64::from(planned.replicas).saturating_sub(listed);
+    if more > 0 {
+        text.push_str(&format!("and {}\n", counted(more, "more partition")));
+    }
+    text
+}
+
+fn planned_json(node: u32, planned: &DrainBrokerResponse) -> Value {
+    let moves = planned.moves.iter().map(|one| {
+        json!({
+            "topic": one.topic,
+            "partition": one.partition,
+            "replicas": one.replicas,
+            "target": (!one.target.is_empty()).then_some(&one.target),
+        })
+    });
+    json!({
+        "node_id": node,
+        "draining": false,
+        "replicas": planned.replicas,
+        "stuck": planned.stuck,
+        "moves": moves.collect::<Vec<_>>(),
+    })
+}
+
 /// Without brokers that can take its replicas, another one is needed.
 fn not_drained(error: ClientError, cluster: &DescribeClusterResponse) -> Failure {
     let is_refused = error.broker().is_some_and(|e| e.reason == "BROKER_REFUSED");
@@ -124,9 +202,13 @@ fn not_drained(error: ClientError, cluster: &DescribeClusterResponse) -> Failure
     if !is_refused {
         return failure;
     }
+    failure.hint(how_to_join(cluster, next_node(cluster)))
+}
+
+/// A number that no broker has.
+fn next_node(cluster: &DescribeClusterResponse) -> u32 {
     let nodes = cluster.brokers.iter().map(|broker| broker.node_id);
-    let next = nodes.max().unwrap_or(0).saturating_add(1);
-    failure.hint(how_to_join(cluster, next))
+    nodes.max().unwrap_or(0).saturating_add(1)
 }
 
 /// Waits until a broker has no replicas, and shows on a terminal how far that is.
@@ -332,7 +414,36 @@ fn told(output: OutputArgs, json: &Value) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use tidelog_client::proto::PlannedMove;
+
     use super::*;
+
+    #[test]
+    fn what_a_drain_comes_to_is_said_for_each_partition() {
+        let one = |partition, target: &[u32]| PlannedMove {
+            topic: "t".to_owned(),
+            partition,
+            replicas: vec![1, 2],
+            target: target.to_vec(),
+        };
+        let planned = DrainBrokerResponse {
+            replicas: 3,
+            moves: vec![one(0, &[3, 2]), one(1, &[])],
+            stuck: 1,
+        };
+        let text = planned_text(&planned);
+        let lines: Vec<Vec<_>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(lines[1], ["t", "0", "1,2", "3,2"]);
+        assert_eq!(lines[2], ["t", "1", "1,2", "-"]);
+        assert!(text.ends_with("and 1 more partition\n"), "{text}");
+        let json = planned_json(1, &planned);
+        assert_eq!(json["moves"][0]["target"], json!([3, 2]));
+        assert_eq!(json["moves"][1]["target"], Value::Null);
+        assert_eq!(planned_text(&DrainBrokerResponse::default()), "");
+    }
 
     #[test]
     fn who_is_not_known_is_told_how_to_join() {

@@ -215,7 +215,10 @@ impl ClusterService for Fake {
         request: Request<v1::DrainBrokerRequest>,
     ) -> Result<Response<v1::DrainBrokerResponse>, Status> {
         self.note(format!("drain {}", request.into_inner().node_id));
-        Ok(Response::new(v1::DrainBrokerResponse { replicas: 7 }))
+        Ok(Response::new(v1::DrainBrokerResponse {
+            replicas: 7,
+            ..Default::default()
+        }))
     }
 
     async fn add_broker(

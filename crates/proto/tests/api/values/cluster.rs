@@ -161,12 +161,48 @@ fn brokers() -> Vec<Case> {
         Case::new(
             "DrainBrokerRequest",
             "",
-            &v1::DrainBrokerRequest { node_id: 300 },
+            &v1::DrainBrokerRequest {
+                node_id: 300,
+                ..Default::default()
+            },
         ),
         Case::new(
             "DrainBrokerResponse",
             "",
-            &v1::DrainBrokerResponse { replicas: 300 },
+            &v1::DrainBrokerResponse {
+                replicas: 300,
+                ..Default::default()
+            },
+        ),
+        Case::new(
+            "DrainBrokerRequest",
+            "/validate_only",
+            &v1::DrainBrokerRequest {
+                node_id: 300,
+                validate_only: true,
+            },
+        ),
+        Case::new(
+            "DrainBrokerResponse",
+            "/moves",
+            &v1::DrainBrokerResponse {
+                replicas: 300,
+                moves: vec![v1::PlannedMove {
+                    partition: 3,
+                    ..Default::default()
+                }],
+                stuck: 301,
+            },
+        ),
+        Case::new(
+            "PlannedMove",
+            "",
+            &v1::PlannedMove {
+                topic: "t".to_owned(),
+                partition: 300,
+                replicas: vec![301, 302],
+                target: vec![303, 302],
+            },
         ),
         Case::new(
             "AddBrokerRequest",
