@@ -63,7 +63,7 @@ pub(crate) enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the version.
-    Version,
+    Version(OutputArgs),
 }
 
 /// Which broker a command talks to.
@@ -227,6 +227,7 @@ mod tests {
             "tidelog log repair d --cut-at-damage --yes",
             "tidelog completion bash",
             "tidelog version",
+            "tidelog version -o json",
             "tidelog cluster drain 3 --dry-run",
             "tidelog topic set-leader t --partition 0 --node 2 --wait --timeout 30s",
             "tidelog topic --broker a:1,b:2 list",

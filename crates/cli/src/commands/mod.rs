@@ -17,7 +17,9 @@ pub(crate) mod topic;
 
 use std::process::ExitCode;
 
-use crate::args::{Cli, Command};
+use serde_json::json;
+
+use crate::args::{Cli, Command, OutputForm};
 use crate::failure::Failure;
 use crate::output::sink::print;
 
@@ -36,7 +38,28 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Log(command) => log::run(command)?,
         Command::Config(command) => config::run(command)?,
         Command::Completion { shell } => completion::run(shell)?,
-        Command::Version => print(&format!("tidelog {}\n", env!("CARGO_PKG_VERSION")))?,
+        Command::Version(output) => print(&version(output.form))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn version(form: OutputForm) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match form {
+        OutputForm::Table => format!("tidelog {version}\n"),
+        OutputForm::Json => format!("{}\n", json!({ "version": version })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_told_to_people_and_to_programs() {
+        let number = env!("CARGO_PKG_VERSION");
+        assert_eq!(version(OutputForm::Table), format!("tidelog {number}\n"));
+        let json = format!("{{\"version\":\"{number}\"}}\n");
+        assert_eq!(version(OutputForm::Json), json);
+    }
 }
