@@ -132,7 +132,7 @@ pub enum BrokerError {
     },
     /// The others are too few for its replicas.
     #[error(
-        "node {node} has partitions with {replicas} replicas, and {others} other brokers could take them"
+        "node {node} has partitions that {replicas} brokers are to have, and there are {others} others that could take them"
     )]
     NowhereToGo {
         /// The broker.
@@ -143,7 +143,7 @@ pub enum BrokerError {
         others: usize,
     },
     /// It is so already.
-    #[error("node {node} is {} already", if *is_draining { "draining" } else { "not draining" })]
+    #[error("node {node} is {}", if *is_draining { "draining already" } else { "not draining: it may have replicas as it is" })]
     AlreadySo {
         /// The broker.
         node: NodeId,

@@ -282,7 +282,7 @@ fn brokers_are_drained_and_removed() {
     ));
     assert_eq!(
         cluster.decide_drain(2).unwrap_err().to_string(),
-        "node 2 has partitions with 3 replicas, and 2 other brokers could take them"
+        "node 2 has partitions that 3 brokers are to have, and there are 2 others that could take them"
     );
     let change = cluster.decide_move_away("t", 0, 1).unwrap();
     commit(&mut cluster, change);
