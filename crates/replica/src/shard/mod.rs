@@ -11,6 +11,7 @@
 //! that cannot be any more. A panic or a failed write ends one group, and the others go on.
 
 mod due;
+mod early;
 mod effects;
 mod hosted;
 
@@ -30,6 +31,7 @@ pub use effects::{
 };
 
 use self::due::Due;
+use self::early::Early;
 use self::hosted::Hosted;
 use crate::catch_up::{CatchUp, CatchUpLetter, PullTarget, Pulled};
 use crate::config::ReplicaId;
@@ -48,6 +50,8 @@ pub struct Shard<W> {
     ticking: BTreeSet<GroupKey>,
     /// Groups that have something to do in the next turn.
     due: Due,
+    /// What came for groups that are not here yet.
+    early: Early,
     /// What came of calls between turns.
     effects: Effects<W>,
 }
@@ -59,6 +63,7 @@ impl<W> Default for Shard<W> {
             broken: BTreeMap::new(),
             ticking: BTreeSet::new(),
             due: Due::default(),
+            early: Early::default(),
             effects: Effects::default(),
         }
     }
@@ -77,6 +82,11 @@ impl<W> Shard<W> {
         self.broken.remove(&key);
         self.due.insert(key);
         self.ticking.insert(key);
+        if let Some((received, at)) = self.early.take(key)
+            && let Err(e) = self.receive(received, at)
+        {
+            tracing::debug!(error = %e, "what came before its group was made is not taken");
+        }
     }
 
     /// Lets go of a group. Whoever waits for it is told with the next turn.
@@ -149,10 +159,12 @@ impl<W> Shard<W> {
     /// What another broker sent.
     ///
     /// # Errors
-    /// [`StepError`]: nothing of it was taken. A letter for a group that is not here, or has another
-    /// incarnation, is dropped.
+    /// [`StepError`]: nothing of it was taken. A letter for a group that has another incarnation is dropped. One for
+    /// a group that is not here is kept for a moment if it is short: the leader of a new group may speak before all
+    /// have made their replica.
     pub fn receive(&mut self, received: Received, now: Timestamp) -> Result<(), StepError> {
         let Some(hosted) = self.groups.get_mut(&received.key) else {
+            self.early.keep(received, now);
             return Ok(());
         };
         if hosted.incarnation != received.incarnation || hosted.group.is_recovering() {
@@ -340,6 +352,7 @@ impl<W> Shard<W> {
 
     /// Time has passed: one tick of [`crate::GroupConfig`].
     pub fn tick(&mut self) {
+        self.early.tick();
         for key in &self.ticking {
             let Some(hosted) = self.groups.get_mut(key) else {
                 continue;

@@ -509,6 +509,27 @@ fn a_replica_that_does_not_vote_forgets_a_leader_that_is_gone() {
     });
 }
 
+/// Each broker makes its replica of a new partition in its own time.
+#[test]
+fn a_replica_that_is_made_after_its_leader_has_spoken_hears_of_it_at_once() {
+    let mut nodes = Nodes::new(3, 2, 1);
+    let (leader, late) = (1, 2);
+    let (group, store) = nodes.node(late).take(key(1));
+    nodes.node(leader).shard.with(key(1), Group::campaign);
+    nodes.settle();
+    assert_eq!(nodes.leader(key(1)), Some(leader));
+    let node = nodes.node(late);
+    node.shard.add(key(1), 1, group, store);
+    nodes.settle();
+    let role = nodes.nodes[late as usize - 1]
+        .shard
+        .group(key(1))
+        .unwrap()
+        .role();
+    assert_eq!(role.leader, Some(replica_of(leader, 0)));
+    assert_eq!(nodes.commit(late, key(1)), nodes.commit(leader, key(1)));
+}
+
 /// The link to a broker that is back is noticed long before the next heartbeat.
 #[test]
 fn a_broker_that_can_be_reached_again_hears_at_once_of_what_it_lacks() {

@@ -167,6 +167,14 @@ impl Node {
         self.shard.add(key, known.incarnation, group, store);
     }
 
+    /// Takes a replica out, to be added again.
+    pub(crate) fn take(&mut self, key: GroupKey) -> (Group, StateStore) {
+        let group = self.shard.remove(key).unwrap();
+        let mut store = StateStore::new(self.state.clone(), key);
+        let _recorded = store.records_of(&group);
+        (group, store)
+    }
+
     /// The process ends, or the power goes.
     pub(crate) fn stop(&mut self, loses_power: bool) {
         self.is_up = false;
