@@ -15,9 +15,9 @@ mod harness;
 mod proxy;
 mod support;
 
-use disk::{FailingSyncs, Mounted, skip};
+use disk::{BadSyncs, Mounted, skip};
 use harness::{Cluster, Load};
-use tidelog_client::proto::ProblemKind;
+use tidelog_client::proto::{ProblemKind, ResigningCause};
 use tidelog_client::{NewTopic, TopicName};
 
 const PARTITIONS: u32 = 3;
@@ -49,7 +49,43 @@ async fn a_broker_whose_disk_is_full_is_done_without_and_catches_up_when_there_i
     load.more_of_each(200).await;
     mounted.fill_up_to(0);
     load.more_of_each(500).await;
+    until_it_resigns(&cluster, ResigningCause::NoSpace).await;
     mounted.remove_ballast();
+    cluster.is_well().await;
+    load.more_of_each(200).await;
+    load.check(&cluster, &topic).await;
+}
+
+async fn until_it_resigns(cluster: &Cluster, why: ResigningCause) {
+    cluster
+        .until("it is said why it leads nothing", |described| {
+            let ill = described
+                .brokers
+                .iter()
+                .find(|broker| broker.node_id == ILL);
+            ill.is_some_and(|ill| ill.resigning() == why)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_disk_hangs_is_done_without_until_it_goes_on() {
+    let cluster = Cluster::found(3).await;
+    let topic = spread(&cluster).await;
+    let load = Load::start(&cluster.client(), &topic, PARTITIONS);
+    load.more_of_each(200).await;
+    let Some(hanging) = BadSyncs::hang(cluster.pid(ILL)) else {
+        return skip("this process may not hold up the syncs of another with strace");
+    };
+    until_it_resigns(&cluster, ResigningCause::DiskHangs).await;
+    load.more_of_each(300).await;
+    let broker = [("TIDELOG_BROKER", cluster.nodes[&1].grpc.as_str())];
+    let health = support::run(&["cluster", "health"], &broker, b"");
+    let said = String::from_utf8(health.stdout).unwrap();
+    let named = "broker 2 is alive, with a disk that hangs";
+    assert!(said.contains(named), "{said}");
+    assert_eq!(health.status.code(), Some(1));
+    drop(hanging);
     cluster.is_well().await;
     load.more_of_each(200).await;
     load.check(&cluster, &topic).await;
@@ -61,7 +97,7 @@ async fn a_broker_whose_syncs_fail_is_done_without_until_its_next_start() {
     let topic = spread(&cluster).await;
     let load = Load::start(&cluster.client(), &topic, PARTITIONS);
     load.more_of_each(200).await;
-    let Some(failing) = FailingSyncs::of(cluster.pid(ILL)) else {
+    let Some(failing) = BadSyncs::fail(cluster.pid(ILL)) else {
         return skip("this process may not make the syncs of another fail with strace");
     };
     cluster

@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use disk::{FailingSyncs, Mounted, skip};
+use disk::{BadSyncs, Mounted, skip};
 use rustix::process::{Pid, Resource, Rlimit};
 use support::{Broker, code, serve, stderr};
 use tidelog_proto::v1::log_client::LogClient;
@@ -232,7 +232,7 @@ async fn a_failed_sync_of_a_real_process_is_told_and_never_tried_again() {
         broker.ok(&["topic", "create", topic]);
         append(&broker, topic, b"safe").await.unwrap();
     }
-    let Some(failing) = FailingSyncs::of(broker.pid()) else {
+    let Some(failing) = BadSyncs::fail(broker.pid()) else {
         return skip("this process may not make the syncs of another fail with strace");
     };
     let unknown = append(&broker, "t", b"lost?").await.unwrap_err();

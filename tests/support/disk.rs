@@ -76,19 +76,29 @@ impl Drop for Mounted {
     }
 }
 
-/// Makes the syncs of a running process fail, from outside, for as long as this lives.
-pub struct FailingSyncs {
+/// Makes the syncs of a running process fail or hang, from outside, for as long as this lives.
+pub struct BadSyncs {
     strace: Child,
     /// Held open: `strace` tells of each new thread, and dies when nobody listens.
     _said: BufReader<ChildStderr>,
 }
 
-impl FailingSyncs {
-    /// `None` where there is no `strace`, or it may not.
-    pub fn of(pid: u32) -> Option<Self> {
+impl BadSyncs {
+    /// Each fails. `None` where there is no `strace`, or it may not.
+    pub fn fail(pid: u32) -> Option<Self> {
+        Self::inject(pid, "error=EIO")
+    }
+
+    /// Each takes two minutes, or until this is dropped.
+    pub fn hang(pid: u32) -> Option<Self> {
+        Self::inject(pid, "delay_enter=120000000")
+    }
+
+    fn inject(pid: u32, what: &str) -> Option<Self> {
         let mut strace = Command::new("strace")
             .args(["-f", "-e", "trace=fdatasync,syncfs", "-e"])
-            .args(["inject=fdatasync,syncfs:error=EIO", "-o", "/dev/null", "-p"])
+            .arg(format!("inject=fdatasync,syncfs:{what}"))
+            .args(["-o", "/dev/null", "-p"])
             .arg(pid.to_string())
             .stderr(Stdio::piped())
             .spawn()
@@ -107,7 +117,7 @@ impl FailingSyncs {
     }
 }
 
-impl Drop for FailingSyncs {
+impl Drop for BadSyncs {
     fn drop(&mut self) {
         // It lets go of the process when it is asked to end.
         let pid = Pid::from_child(&self.strace);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidelog_client::Client;
-use tidelog_client::proto::{BrokerDescription, BrokerState};
+use tidelog_client::proto::{BrokerDescription, BrokerState, ResigningCause};
 
 use super::unanswered;
 use crate::args::{OutputArgs, OutputForm};
@@ -52,6 +52,7 @@ pub(super) fn as_json(broker: &BrokerDescription) -> Value {
         "node_id": broker.node_id,
         "state": state_name(broker.state()),
         "draining": broker.draining,
+        "resigning": resigning(broker).map(|why| why.name),
         "silent_ms": silence(broker).map(|silence| silence.as_millis()),
         "rack": text(&broker.rack),
         "grpc_address": text(&broker.grpc_address),
@@ -64,7 +65,7 @@ pub(super) fn as_json(broker: &BrokerDescription) -> Value {
     })
 }
 
-/// `alive`, `silent for 3.50 s`, `fenced, silent for 12.50 s, draining`. When it was fenced nobody remembers: only
+/// `alive`, `alive, with a disk that hangs`, `silent for 3.50 s`, `fenced, silent for 12.50 s, draining`. When it was fenced nobody remembers: only
 /// when it was heard last.
 pub(super) fn state(broker: &BrokerDescription) -> String {
     let name = state_name(broker.state());
@@ -77,7 +78,27 @@ pub(super) fn state(broker: &BrokerDescription) -> String {
     if broker.draining {
         text.push_str(", draining");
     }
+    if let Some(why) = resigning(broker) {
+        text.push_str(why.said);
+    }
     text
+}
+
+/// Why a broker leads nothing that others can lead: for people, and for scripts.
+struct Resigning {
+    said: &'static str,
+    name: &'static str,
+}
+
+fn resigning(broker: &BrokerDescription) -> Option<Resigning> {
+    let (said, name) = match broker.resigning() {
+        ResigningCause::Unspecified => return None,
+        ResigningCause::Stopping => (", stopping", "stopping"),
+        ResigningCause::NoSpace => (", without space on its disk", "no_space"),
+        ResigningCause::DiskHangs => (", with a disk that hangs", "disk_hangs"),
+        ResigningCause::Other => (", not to lead", "other"),
+    };
+    Some(Resigning { said, name })
 }
 
 pub(super) fn state_name(state: BrokerState) -> &'static str {
@@ -124,7 +145,14 @@ mod tests {
         ] {
             assert_eq!(state(&broker), said);
         }
+        let full = BrokerDescription {
+            resigning: ResigningCause::NoSpace.into(),
+            ..broker(BrokerState::Alive, 0, false)
+        };
+        assert_eq!(state(&full), "alive, without space on its disk");
+        assert_eq!(as_json(&full)["resigning"], "no_space");
         let never = broker(BrokerState::Fenced, u64::MAX, false);
+        assert_eq!(as_json(&never)["resigning"], Value::Null);
         assert_eq!(as_json(&never)["silent_ms"], Value::Null);
     }
 }

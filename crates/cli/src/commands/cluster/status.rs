@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tidelog_client::Client;
 use tidelog_client::proto::{
     BrokerDescription, BrokerState, DescribeClusterResponse, PartitionProblem, ProblemKind,
+    ResigningCause,
 };
 
 use super::{brokers, unanswered};
@@ -146,11 +147,10 @@ fn problems(cluster: &DescribeClusterResponse) -> Vec<Problem<'_>> {
     if cluster.metadata_leader.is_none() {
         problems.push(Problem::NoMetadataLeader);
     }
-    let unheard = cluster
-        .brokers
-        .iter()
-        .filter(|broker| broker.state() != BrokerState::Alive);
-    problems.extend(unheard.map(|broker| Problem::Broker {
+    let unwell = cluster.brokers.iter().filter(|broker| {
+        broker.state() != BrokerState::Alive || broker.resigning() != ResigningCause::Unspecified
+    });
+    problems.extend(unwell.map(|broker| Problem::Broker {
         node_id: broker.node_id,
         state: brokers::state(broker),
     }));
