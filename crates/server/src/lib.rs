@@ -10,8 +10,8 @@
 //!
 //! A broker that has others (`cluster/`) asks them first to which cluster it belongs, and has links to them.
 //!
-//! A gRPC connection is accepted by `transport.rs`, which bounds their number and what one may
-//! have in flight; a call goes through `grpc/`. HTTP (metrics, health) is `http.rs`.
+//! A gRPC connection is accepted by `transport.rs`, which bounds what one may have in flight, and their
+//! number (`connections.rs`); a call goes through `grpc/`. HTTP (metrics, health) is `http.rs`.
 //!
 //! Programs and tests that want a broker inside of themselves open a
 //! [`Broker`](tidelog_broker::Broker) and give it to [`Server::start`].
@@ -19,6 +19,7 @@
 mod accepting;
 pub mod cluster;
 pub mod config;
+mod connections;
 mod grpc;
 mod http;
 mod listen;

@@ -9,6 +9,8 @@ pub(crate) struct ListenerMetrics {
     pub(crate) connections: IntGauge,
     /// Connections closed at once because there were too many.
     pub(crate) refused: IntCounter,
+    /// Connections without a call under way that were cut for others.
+    pub(crate) made_room: IntCounter,
     /// Calls of the streaming kind now, by method.
     streams: IntGaugeVec,
     /// Bytes of requests that are not complete.
@@ -26,7 +28,12 @@ impl ListenerMetrics {
             connections: gauge("tidelog_grpc_connections", "gRPC connections."),
             refused: IntCounter::new(
                 "tidelog_grpc_connections_refused_total",
-                "Connections closed at once because connections_max was reached.",
+                "Connections closed at once because connections_max was reached, and each of the others had a call under way.",
+            )
+            .expect("the name is valid"),
+            made_room: IntCounter::new(
+                "tidelog_grpc_connections_made_room_total",
+                "Connections without a call under way that were closed for others because connections_max was reached.",
             )
             .expect("the name is valid"),
             streams: IntGaugeVec::new(
@@ -50,9 +57,10 @@ impl ListenerMetrics {
                 "Bytes that fetches, reads and look-ups of many partitions hold.",
             ),
         };
-        let collectors: [Box<dyn prometheus::core::Collector>; 6] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 7] = [
             Box::new(metrics.connections.clone()),
             Box::new(metrics.refused.clone()),
+            Box::new(metrics.made_room.clone()),
             Box::new(metrics.streams.clone()),
             Box::new(metrics.receiving_bytes.clone()),
             Box::new(metrics.unsent_bytes.clone()),

@@ -12,13 +12,14 @@ use tonic_health::server::HealthReporter;
 use crate::Config;
 use crate::accepting::Accepting;
 use crate::cluster::{Links, Node, Settled, Waits};
+use crate::connections::Connections;
 use crate::grpc::{self, Elsewhere, Shared};
 use crate::http::{self, Watched};
 use crate::listen::Listeners;
 use crate::metrics::ListenerMetrics;
 use crate::opened::OpenedBatches;
 use crate::room::Total;
-use crate::transport::{Admission, Connections};
+use crate::transport::Admission;
 
 /// How many bytes of one stream a client may have under way that were not read: with the protocol's
 /// own 64 KiB a client that is 60 ms away gets 1 MB/s, with this 4.

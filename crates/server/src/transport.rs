@@ -1,17 +1,16 @@
-//! What connections of clients may hold: a bound on their number, and on the bytes of each and of all.
+//! What connections of clients may hold: a place, and so many bytes each and all together.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::Connected;
 
 use crate::accepting::{Admit, Held};
 use crate::config::Limits;
+use crate::connections::{Added, Caller, Connections, Open, UnderWay};
 use crate::grpc::HeldBytes;
 use crate::metrics::{Counted, ListenerMetrics};
 use crate::room::{Alone, Budget, Room, Total};
@@ -19,56 +18,11 @@ use crate::room::{Alone, Budget, Room, Total};
 /// Which connections of clients are admitted.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    places: Arc<Semaphore>,
     limits: Limits,
     metrics: ListenerMetrics,
     unsent: Arc<Total>,
     asked: Arc<Total>,
     open: Connections,
-    /// The number of the next connection.
-    next: u64,
-}
-
-/// The connections that are open, so that they can be cut.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Connections(Arc<Mutex<HashMap<u64, Peer>>>);
-
-impl Connections {
-    /// Ends every connection now, whatever it does.
-    pub(crate) fn cut(&self) {
-        let open = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        for peer in open.into_values() {
-            peer.0.is_cut.store(true, Ordering::Release);
-            peer.0.reader.wake();
-        }
-    }
-
-    fn add(&self, number: u64, peer: Peer) -> Open {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        open.insert(number, peer);
-        Open {
-            connections: self.clone(),
-            number,
-        }
-    }
-}
-
-/// An entry in [`Connections`], until it is dropped.
-#[derive(Debug)]
-struct Open {
-    connections: Connections,
-    number: u64,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let mut open = self
-            .connections
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        open.remove(&self.number);
-    }
 }
 
 impl Admission {
@@ -81,11 +35,9 @@ impl Admission {
         Self {
             unsent,
             asked,
-            places: Arc::new(Semaphore::new(limits.connections_max)),
+            open: Connections::new(limits.connections_max),
             limits: limits.clone(),
             metrics,
-            open: Connections::default(),
-            next: 0,
         }
     }
 
@@ -99,16 +51,21 @@ impl Admit for Admission {
     type Held = Admitted;
 
     fn admit(&mut self) -> Option<Admitted> {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            self.metrics.refused.inc();
-            return None;
+        let open = match self.open.add() {
+            Added::Free(open) => open,
+            Added::InPlaceOfAnother(open) => {
+                self.metrics.made_room.inc();
+                open
+            }
+            Added::Refused => {
+                self.metrics.refused.inc();
+                return None;
+            }
         };
-        let peer = Peer::new(&self.limits, self.unsent.clone(), self.asked.clone());
-        self.next += 1;
+        let (unsent, asked) = (self.unsent.clone(), self.asked.clone());
         Some(Admitted {
-            _open: self.open.add(self.next, peer.clone()),
-            peer,
-            _place: place,
+            peer: Peer::new(&self.limits, unsent, asked, Some(open.caller())),
+            open,
             _counted: Counted::new(self.metrics.connections.clone()),
         })
     }
@@ -129,13 +86,18 @@ struct PeerState {
     unsent: Arc<Budget>,
     asked: Arc<Budget>,
     receiving: Arc<AtomicUsize>,
-    is_cut: AtomicBool,
-    reader: AtomicWaker,
+    /// The connection, where it came through our transport.
+    caller: Option<Caller>,
 }
 
 impl Peer {
     /// `unsent` and `asked` are what all connections share.
-    pub(crate) fn new(limits: &Limits, unsent: Arc<Total>, asked: Arc<Total>) -> Self {
+    pub(crate) fn new(
+        limits: &Limits,
+        unsent: Arc<Total>,
+        asked: Arc<Total>,
+        caller: Option<Caller>,
+    ) -> Self {
         let in_flight_max = limits.connection_in_flight_bytes_max;
         Self(Arc::new(PeerState {
             in_flight: Arc::new(Semaphore::new(in_flight_max)),
@@ -143,9 +105,13 @@ impl Peer {
             unsent: Budget::new(limits.connection_unsent_bytes_max, unsent),
             asked: Budget::new(limits.connection_unsent_bytes_max, asked),
             receiving: Arc::default(),
-            is_cut: AtomicBool::new(false),
-            reader: AtomicWaker::new(),
+            caller,
         }))
+    }
+
+    /// A call is under way until what is returned is dropped.
+    pub(crate) fn call(&self) -> Option<UnderWay> {
+        self.0.caller.as_ref().map(Caller::call)
     }
 
     /// How many bytes of requests of the connection are not complete, or wait to be begun.
@@ -202,8 +168,7 @@ pub(crate) fn held<M: prost::Message>(message: M, mut room: Room) -> tonic::Resp
 #[derive(Debug)]
 pub(crate) struct Admitted {
     peer: Peer,
-    _open: Open,
-    _place: OwnedSemaphorePermit,
+    open: Open,
     _counted: Counted,
 }
 
@@ -217,11 +182,6 @@ impl Connected for Admitted {
 
 impl Held for Admitted {
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.peer.0.reader.register(cx.waker());
-        if self.peer.0.is_cut.load(Ordering::Acquire) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
+        self.open.poll_cut(cx)
     }
 }

@@ -22,6 +22,7 @@ use super::elsewhere::PASSED_ON;
 use super::sending::{Outgoing, PREFIX, Sending};
 use super::status::{Failure, RequestError, sort_foreign};
 use crate::config::Limits;
+use crate::connections::UnderWay;
 use crate::metrics::ListenerMetrics;
 use crate::room::Room;
 use crate::transport::Peer;
@@ -76,6 +77,7 @@ impl Around {
         mut response: Response<Body>,
         path: &str,
         outgoing: Outgoing,
+        under_way: Option<UnderWay>,
     ) -> Response<Body> {
         if let Some(status) = failed(response.headers())
             && let Some(failure) = sort_foreign(&status, path)
@@ -89,7 +91,7 @@ impl Around {
         {
             outgoing.hold(room);
         }
-        response.map(|inner| Body::new(Sending::new(inner, outgoing)))
+        response.map(|inner| Body::new(Sending::new(inner, outgoing, under_way)))
     }
 }
 
@@ -141,6 +143,7 @@ where
         let path = request.uri().path().to_owned();
         let timeout = timeout(request.headers());
         let peer = request.extensions().get::<Peer>();
+        let under_way = peer.and_then(Peer::call);
         let meter = Meter(Arc::new(Metered {
             own: AtomicUsize::new(0),
             connection: peer.map_or_else(Arc::default, Peer::receiving),
@@ -170,13 +173,13 @@ where
         Box::pin(async move {
             let Some(timeout) = timeout else {
                 let Ok(response) = call.await;
-                return Ok(around.finish(response, &path, outgoing));
+                return Ok(around.finish(response, &path, outgoing, under_way));
             };
             // A little early: at the deadline itself the client has given up, and tonic answers
             // in words of its own.
             let patience = timeout - (timeout / 10).min(Duration::from_millis(10));
             match tokio::time::timeout(patience, call).await {
-                Ok(Ok(response)) => Ok(around.finish(response, &path, outgoing)),
+                Ok(Ok(response)) => Ok(around.finish(response, &path, outgoing, under_way)),
                 Err(_elapsed) => {
                     let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                     Ok(around.answer(RequestError::DeadlinePassed { timeout_ms }.into()))

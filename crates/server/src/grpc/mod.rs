@@ -98,7 +98,7 @@ impl Shared {
         match request.extensions().get::<Peer>() {
             Some(peer) => peer.clone(),
             // Only a call that did not come through our transport.
-            None => Peer::new(&self.limits, self.unsent.clone(), self.asked.clone()),
+            None => Peer::new(&self.limits, self.unsent.clone(), self.asked.clone(), None),
         }
     }
 

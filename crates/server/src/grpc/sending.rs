@@ -19,6 +19,7 @@ use http_body::Frame;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::connections::UnderWay;
 use crate::room::Room;
 
 /// Messages above this many bytes are encoded into memory of their own.
@@ -108,14 +109,16 @@ pub(super) struct Sending {
     inner: Body,
     outgoing: Outgoing,
     ready: VecDeque<Bytes>,
+    _under_way: Option<UnderWay>,
 }
 
 impl Sending {
-    pub(super) fn new(inner: Body, outgoing: Outgoing) -> Self {
+    pub(super) fn new(inner: Body, outgoing: Outgoing, under_way: Option<UnderWay>) -> Self {
         Self {
             inner,
             outgoing,
             ready: VecDeque::new(),
+            _under_way: under_way,
         }
     }
 

@@ -207,10 +207,48 @@ async fn a_connection_that_says_nothing_is_closed() {
 }
 
 #[tokio::test]
-async fn connections_above_the_limit_are_closed_at_once() {
-    let f = Fixture::with(|config| config.limits.connections_max = 2).await;
-    let second = f.another().await;
-    f.until_metric("tidelog_grpc_connections", 2.0).await;
+async fn a_connection_that_asks_nothing_makes_room_for_one_more() {
+    let mut f = Fixture::with(|config| config.limits.connections_max = 3).await;
+    f.create("t", 1).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let (addr, nothing) = (f.server.grpc_addr(), &b""[..]);
+    // They end once the server has closed them.
+    let silent = [nothing, preface].map(|bytes| tokio::spawn(raw(addr, bytes)));
+    f.until_metric("tidelog_grpc_connections", 3.0).await;
+    let mut others = Vec::new();
+    for silent in silent {
+        let mut other = f.another().await;
+        other.fetch(v1::FetchRequest::default()).await.unwrap_err();
+        others.push(other);
+        silent.await.unwrap();
+    }
+    assert_eq!(f.append("t", 0, &["v"]).await, 0);
+    let made_room = "tidelog_grpc_connections_made_room_total";
+    assert_eq!(f.metric(made_room).await, 2.0, "nobody who had asked");
+    // Of those who have, it is the one that did so least lately.
+    let mut last = f.another().await;
+    last.fetch(v1::FetchRequest::default()).await.unwrap_err();
+    assert_eq!(f.metric(made_room).await, 3.0);
+    assert_eq!(f.append("t", 0, &["v"]).await, 1);
+    assert_eq!(f.metric(made_room).await, 3.0);
+    assert_eq!(
+        f.metric("tidelog_grpc_connections_refused_total").await,
+        0.0
+    );
+}
+
+#[tokio::test]
+async fn connections_with_calls_under_way_stay_and_one_more_is_closed_at_once() {
+    let mut f = Fixture::with(|config| config.limits.connections_max = 2).await;
+    f.create("t", 1).await;
+    let start = v1::ReadStart {
+        follow: true,
+        ..records("t")
+    };
+    let mut first = Reading::over(f.log.clone(), start.clone()).await;
+    first.started().await;
+    let mut second = Reading::over(f.another().await, start).await;
+    second.started().await;
     assert!(
         raw(f.server.grpc_addr(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             .await
@@ -222,6 +260,10 @@ async fn connections_above_the_limit_are_closed_at_once() {
     f.until_metric("tidelog_grpc_connections", 1.0).await;
     let mut third = f.another().await;
     third.fetch(v1::FetchRequest::default()).await.unwrap_err();
+    assert_eq!(f.append("t", 0, &["v"]).await, 0);
+    first.next().await;
+    let made_room = "tidelog_grpc_connections_made_room_total";
+    assert_eq!(f.metric(made_room).await, 0.0);
 }
 
 /// Services that are not ours do not say when a message is taken.
