@@ -311,6 +311,36 @@ fn code_4_is_for_the_wrong_port_of_a_broker_at_once() {
 }
 
 #[test]
+fn code_4_is_for_the_cluster_port_of_a_broker_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().join("data");
+    let broker = Broker::start_with(&data_dir, &["--cluster-addr", "127.0.0.1:0"]);
+    let addresses = std::fs::read(data_dir.join("addresses.json")).unwrap();
+    let addresses: Value = serde_json::from_slice(&addresses).unwrap();
+    let cluster = addresses["cluster_addr"].as_str().unwrap();
+    for args in [
+        &["topic", "list"][..],
+        &["topic", "create", "t"],
+        &["cluster", "status"],
+        &["produce", "t"],
+        &["consume", "t"],
+        &["consume", "t", "--partition", "0"],
+        &["offsets", "t"],
+    ] {
+        let output = run(args, &[("TIDELOG_BROKER", cluster)], b"x\n");
+        let said = stderr(&output);
+        assert_eq!(code(&output), 4, "{args:?}: {said}");
+        let expected = format!("what listens at {cluster} is the cluster port of a broker");
+        for part in [expected.as_str(), "grpc_addr, port 9400 by default"] {
+            assert!(said.contains(part), "{args:?}: {part:?} is not in {said}");
+        }
+    }
+    let both = format!("{cluster},{}", broker.grpc);
+    let output = run(&["topic", "create", "t"], &[("TIDELOG_BROKER", &both)], b"");
+    assert_eq!(code(&output), 0, "the next one of the list answers");
+}
+
+#[test]
 fn whoever_waits_for_a_broker_is_told_so() {
     // As a broker that stops and starts again: nobody can tell.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -126,6 +126,13 @@ fn next_step(error: &ClientError) -> Option<String> {
                 .into(),
         );
     }
+    if let ClientError::ClusterPort { .. } = error {
+        return Some(
+            "give the broker's gRPC address: grpc_addr, port 9400 by default; cluster_addr is for \
+             other brokers"
+                .into(),
+        );
+    }
     if let ClientError::Disconnected { .. } | ClientError::TimedOut { .. } = error {
         return Some(
             "see whether the broker runs, and whether --broker names its gRPC address (grpc_addr, \

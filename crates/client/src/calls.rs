@@ -196,7 +196,7 @@ impl Client {
             let error = self.explained(&route, error).await;
             let may_go_on = match &error {
                 // No broker got it, so that trying elsewhere cannot do it twice.
-                ClientError::Unreachable { .. } | ClientError::NotGrpc { .. } => true,
+                error if error.is_wrong_address() => true,
                 error => kind == Kind::Question && error.is_retryable(),
             };
             if !may_go_on {

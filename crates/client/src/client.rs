@@ -294,6 +294,12 @@ impl Client {
                 self.route_failed(route);
                 self.unreachable(cause)
             }
+            error if error.is_of_cluster_port() => {
+                self.route_failed(route);
+                ClientError::ClusterPort {
+                    address: route.address.to_string(),
+                }
+            }
             ClientError::Broker(error) => {
                 self.answered();
                 ClientError::Broker(error)

@@ -17,6 +17,9 @@ const NOT_LEADER: &str = "NOT_LEADER";
 /// The reason with which a broker says that it does not know whether it stored something.
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 
+/// The reason with which the cluster port of a broker answers to clients.
+const CLUSTER_PORT: &str = "CLUSTER_PORT";
+
 /// Why something was not done.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,6 +42,12 @@ pub enum ClientError {
         address: String,
         /// What it speaks.
         found: &'static str,
+    },
+    /// What listens at the address is the port over which brokers speak to each other. Nothing was done.
+    #[error("what listens at {address} is the cluster port of a broker, and not its gRPC port")]
+    ClusterPort {
+        /// The address.
+        address: String,
     },
     /// The connection broke, or something between here and the broker answered for it. What was
     /// asked may have been done.
@@ -225,6 +234,7 @@ impl ClientError {
             Self::RecordTooLarge { .. } | Self::Build(_) => ErrorClass::Refused,
             Self::Unreachable { .. }
             | Self::NotGrpc { .. }
+            | Self::ClusterPort { .. }
             | Self::Disconnected { .. }
             | Self::TimedOut { .. }
             | Self::NotDelivered { .. }
@@ -304,6 +314,20 @@ impl ClientError {
             address: error.facts.get("leader_address").cloned(),
             epoch: number("leader_epoch").unwrap_or(0),
         })
+    }
+
+    /// Whether no broker that serves clients is at the address, so that nothing was done.
+    pub(crate) fn is_wrong_address(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::NotGrpc { .. } | Self::ClusterPort { .. }
+        )
+    }
+
+    /// Whether the cluster port of a broker has answered.
+    pub(crate) fn is_of_cluster_port(&self) -> bool {
+        self.broker()
+            .is_some_and(|error| error.reason == CLUSTER_PORT)
     }
 
     /// How long the broker asked to wait before the next try.

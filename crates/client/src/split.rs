@@ -187,9 +187,7 @@ impl Client {
     /// Asks any broker who leads. That it does not tell is no error, but that there is none.
     async fn ask_who_leads(&self, topic: &TopicName) -> Result<(), ClientError> {
         match self.ask_topic(topic, false).await {
-            Err(error @ (ClientError::Unreachable { .. } | ClientError::NotGrpc { .. })) => {
-                Err(error)
-            }
+            Err(error) if error.is_wrong_address() => Err(error),
             Err(error) => {
                 tracing::debug!(%topic, %error, "nobody tells who leads");
                 Ok(())

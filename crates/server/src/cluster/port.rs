@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tidelog_peer::{PeerService, begins_link};
+use tidelog_peer::{PeerService, QuestionsServer, begins_link};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -20,10 +20,13 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::service::Routes;
 use tonic::transport::server::Connected;
 
 use super::lock;
 use crate::accepting::{Accepting, Admit, Connection, Held};
+use crate::grpc::RequestError;
 
 /// Connections of those who are not greeted, at a time. A broker asks now and then, over one of its own.
 const PLACES: usize = 64;
@@ -78,7 +81,7 @@ impl Port {
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .timeout(CALL_TIMEOUT)
-            .add_service(questions);
+            .add_routes(routes(questions));
         let ended = end.clone().cancelled_owned();
         let served = async move {
             let incoming = ReceiverStream::new(asked);
@@ -115,6 +118,13 @@ impl Drop for Port {
     fn drop(&mut self) {
         self.end.cancel();
     }
+}
+
+/// What is called here: questions. Whoever calls anything else has taken the port for another one.
+fn routes(questions: QuestionsServer<PeerService>) -> Routes {
+    let other = async || RequestError::ClusterPort.uncounted().into_http::<Body>();
+    let router = Routes::new(questions).into_axum_router();
+    router.fallback(other).into()
 }
 
 /// Tells links from questions.

@@ -141,9 +141,22 @@ pub(crate) enum RequestError {
         /// What was called.
         path: String,
     },
+    /// A client called at the cluster port.
+    #[error(
+        "this is the cluster port of a broker, for other brokers; clients call its gRPC port \
+         (grpc_addr)"
+    )]
+    ClusterPort,
     /// The broker is stopping.
     #[error("the broker is stopping")]
     Stopping,
+}
+
+impl RequestError {
+    /// The status of one that is met where no broker is open that would count it.
+    pub(crate) fn uncounted(self) -> Status {
+        Failure::from(self).uncounted_status()
+    }
 }
 
 /// When to try again a broker that is stopping: a restart is on its way, or another broker.
@@ -216,6 +229,10 @@ impl From<RequestError> for Failure {
                 failure.code = Code::Unimplemented;
                 failure.reason = "UNKNOWN_METHOD";
                 failure.facts = vec![("method", path)];
+            }
+            RequestError::ClusterPort => {
+                failure.code = Code::Unimplemented;
+                failure.reason = "CLUSTER_PORT";
             }
             RequestError::Stopping => {
                 failure.code = Code::Unavailable;

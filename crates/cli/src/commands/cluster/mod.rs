@@ -66,8 +66,12 @@ pub(crate) fn run(brokers: &BrokerAddresses, command: ClusterCommand) -> Result<
 
 /// The failure of looking at the cluster, with what to do where nobody answers.
 fn unanswered(error: ClientError) -> Failure {
+    let is_other_port = matches!(
+        error,
+        ClientError::NotGrpc { .. } | ClientError::ClusterPort { .. }
+    );
     let failure = Failure::from(error);
-    if failure.exit != Exit::Unavailable {
+    if failure.exit != Exit::Unavailable || is_other_port {
         return failure;
     }
     failure.hint(
