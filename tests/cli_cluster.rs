@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use serde_json::{Value, json};
-use support::{TIDELOG, code, run, stderr};
+use support::{Broker, TIDELOG, code, run, serve, stderr};
 
 /// `tidelog dev` on free ports; stopped when dropped.
 struct Dev {
@@ -369,6 +369,38 @@ fn one_broker_needs_no_others() {
     dev.ends(&["cluster", "status"], 0, "");
     dev.ends(&["cluster", "health"], 0, "");
     assert!(dev.terminate().success());
+}
+
+#[test]
+fn a_broker_that_joins_at_a_port_that_is_no_cluster_port_warns_of_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = Broker::start(&dir.path().join("other"));
+    for (at, speaks) in [(&other.grpc, "gRPC"), (&other.http, "HTTP/1")] {
+        let args = [
+            "--node-id",
+            "2",
+            "--cluster-addr",
+            "127.0.0.1:0",
+            "--join",
+            at,
+        ];
+        let mut child = serve(&dir.path().join("new"), &args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut lines = lines.map(|line| line.unwrap());
+        let said = lines.find(|line| line.contains("WARN")).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for part in [
+            "join must name the cluster port of a broker (its cluster_addr)",
+            &format!("a port for {speaks}"),
+            at,
+        ] {
+            assert!(said.contains(part), "{part:?} is not in {said}");
+        }
+    }
 }
 
 #[test]

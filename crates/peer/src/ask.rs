@@ -6,10 +6,12 @@ use std::time::Duration;
 use prost::Message;
 use thiserror::Error;
 use tidelog_proto::internal::v1::{PeerAnswer, PeerQuestion};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
 use crate::generated::questions_client::QuestionsClient;
 
@@ -34,6 +36,12 @@ pub enum AskError {
     /// Nothing came in time.
     #[error("it does not answer")]
     Silent,
+    /// What listens there is another port, of a broker or of something else.
+    #[error("it is not the cluster port of a broker, but a port for {speaks}")]
+    NotClusterPort {
+        /// What it is for.
+        speaks: &'static str,
+    },
     /// What answers is no broker, or one that does not know the question.
     #[error("it refuses to answer: {why}")]
     Refused {
@@ -61,14 +69,37 @@ pub async fn ask(
         let mut client = QuestionsClient::new(channel).max_decoding_message_size(ASK_BYTES_MAX);
         match client.ask(question).await {
             Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(AskError::Refused {
-                why: status.message().chars().take(300).collect(),
-            }),
+            Err(status) => Err(refused(address, &status).await),
         }
     };
     timeout(within, asked)
         .await
         .unwrap_or(Err(AskError::Silent))
+}
+
+/// Why whoever listens at `address` did not answer.
+async fn refused(address: &str, status: &Status) -> AskError {
+    // A cluster port knows the question.
+    if status.code() == Code::Unimplemented {
+        return AskError::NotClusterPort { speaks: "gRPC" };
+    }
+    // A server of HTTP/1 closes what begins HTTP/2, most often without a word.
+    let is_broken = std::error::Error::source(status).is_some();
+    if is_broken && speaks_http_1(address).await.unwrap_or(false) {
+        return AskError::NotClusterPort { speaks: "HTTP/1" };
+    }
+    AskError::Refused {
+        why: status.message().chars().take(300).collect(),
+    }
+}
+
+async fn speaks_http_1(address: &str) -> std::io::Result<bool> {
+    let mut io = TcpStream::connect(address).await?;
+    io.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut begins = [0; 7];
+    io.read_exact(&mut begins).await?;
+    Ok(&begins == b"HTTP/1.")
 }
 
 /// What is at the bottom of an error: the rest says that there is one.

@@ -189,6 +189,7 @@ impl Run {
         let (first, most) = self.out.config.pauses;
         let mut pause = first;
         let mut refused: Option<String> = None;
+        let mut is_other_port_said = false;
         loop {
             let began = Instant::now();
             let ended = self.connect_and_send().await;
@@ -204,6 +205,10 @@ impl Run {
                         "a broker does not listen to this one");
                     refused = Some(why);
                 }
+            } else if matches!(ended, Ended::NotClusterPort) && !is_other_port_said {
+                is_other_port_said = true;
+                tracing::warn!(broker = self.to, address = %self.address, why = %ended,
+                    "a broker cannot be reached: its address must be that of its cluster port");
             } else {
                 tracing::debug!(broker = self.to, address = %self.address, why = %ended,
                     "a broker cannot be reached");
@@ -298,6 +303,8 @@ enum Ended {
     Closed,
     #[error("what answers there is not that broker")]
     NoBroker,
+    #[error("what answers there is not the cluster port of a broker")]
+    NotClusterPort,
     #[error("it does not answer")]
     Silent,
     #[error(transparent)]
@@ -315,7 +322,7 @@ async fn answer(reader: &mut Reader<OwnedReadHalf>) -> Result<Frame<Bytes>, Ende
     let frame = read_frame(reader, ANSWER_BYTES_MAX).await;
     let frame = frame.map_err(|e| match e {
         // No frame begins so: something else speaks there.
-        ReadError::Frame(FrameError::Length { .. }) => Ended::NoBroker,
+        ReadError::Frame(FrameError::Length { .. }) => Ended::NotClusterPort,
         e => e.into(),
     })?;
     let mut frame = frame.ok_or(Ended::Closed)?;
@@ -358,3 +365,71 @@ async fn hear(
 /// Answers are hellos, pongs, and why there are no more.
 const ANSWER_BYTES_MAX: usize = 4 << 10;
 const _: () = assert!(ANSWER_BYTES_MAX < FRAME_BYTES_MAX);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::pin::Pin;
+
+    use tidelog_replica::Delivery;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn deliver(&self, _: Delivery) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(std::future::ready(()))
+        }
+
+        fn unreachable(&self, _: NodeId) {}
+
+        fn greeted(&self, _: NodeId) {}
+
+        fn connected(&self, _: NodeId) {}
+    }
+
+    /// How a link ends to whom `says` this.
+    async fn ended(says: &'static [u8]) -> Ended {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let answers = tokio::spawn(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let mut preface = [0; PREFACE.len()];
+            io.read_exact(&mut preface).await.unwrap();
+            io.write_all(says).await.unwrap();
+            // Until the other side has gone.
+            io.read_to_end(&mut Vec::new()).await.ok();
+        });
+        let run = Run {
+            own: Identity {
+                cluster_id: [1; 16],
+                node_id: 1,
+                directory_id: [2; 16],
+                process_id: [3; 16],
+            },
+            to: 2,
+            address,
+            sink: Arc::new(Nowhere),
+            out: Arc::new(Outgoing::new(LinkConfig::default())),
+        };
+        let ended = run.connect_and_send().await;
+        answers.await.unwrap();
+        ended
+    }
+
+    #[tokio::test]
+    async fn what_answers_in_another_protocol_is_told_from_a_broker() {
+        let http_2 = b"\0\0\x12\x04\0\0\0\0\0";
+        for other in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], http_2] {
+            let ended = ended(other).await;
+            assert!(matches!(ended, Ended::NotClusterPort), "{ended}");
+        }
+        // A frame without anything in it.
+        let ended = ended(b"\x08\0\0\0").await;
+        assert!(!matches!(ended, Ended::NotClusterPort), "{ended}");
+    }
+}

@@ -1,7 +1,7 @@
 //! A broker's part in its cluster, from the open port to the end of its links.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tidelog_broker::{Broker, LEVEL_MAX, Seams};
 use tidelog_peer::{Identity, LinkConfig, PeerService};
@@ -99,6 +99,7 @@ impl Node {
                     waits,
                     disk: seams.disk.clone(),
                     data_dir: &standing.data_dir,
+                    said_wrong: Mutex::default(),
                 };
                 asking.settle().await?
             }

@@ -1,13 +1,14 @@
 //! Asking the others, again and again, until it is settled to which cluster a fresh broker belongs.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use thiserror::Error;
 use tidelog_disk::{Disk, DiskError};
-use tidelog_peer::ask;
+use tidelog_peer::{AskError, ask};
 use tidelog_proto::internal::v1::{
     PeerJoin, PeerQuestion, RegisterBroker, peer_answer::Answer, peer_question::Question,
 };
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::decide::{Asked, Decision, Here, InCluster, Own, decide, decide_join};
 use super::file::{FoundingFile, Phase};
 use super::known::Known;
-use super::{Founder, KnownBroker, wire};
+use super::{Founder, KnownBroker, lock, wire};
 use crate::Config;
 
 /// The pause between two rounds of questions grows from the first of these to the second.
@@ -86,6 +87,8 @@ pub(crate) struct Asking<'a> {
     pub(crate) waits: &'a Waits,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) data_dir: &'a Path,
+    /// The addresses of which it was said that they are no cluster ports.
+    pub(crate) said_wrong: Mutex<BTreeSet<String>>,
 }
 
 impl Asking<'_> {
@@ -136,6 +139,21 @@ impl Asking<'_> {
         }
     }
 
+    /// Says once of an address that waiting does not help there.
+    fn say_wrong(&self, address: &str, why: &AskError) {
+        if lock(&self.said_wrong).insert(address.to_owned()) {
+            let setting = match self.config.join {
+                Some(_) => "join",
+                None => "peers",
+            };
+            tracing::warn!(
+                address,
+                %why,
+                "{setting} must name the cluster port of a broker (its cluster_addr)"
+            );
+        }
+    }
+
     async fn ask_peers(&self) -> Vec<Asked> {
         let own = self.own.node_id;
         let others = self.config.peers.iter().filter(|peer| peer.node_id != own);
@@ -153,6 +171,9 @@ impl Asking<'_> {
 
     async fn here(&self, address: &str) -> Result<Here, String> {
         let answer = ask(address, wire::who(&self.own), ASK_TIMEOUT).await;
+        if let Err(why @ AskError::NotClusterPort { .. }) = &answer {
+            self.say_wrong(address, why);
+        }
         let here = match answer.map_err(|e| e.to_string())?.answer {
             Some(Answer::Here(here)) => wire::here(here),
             _ => None,

@@ -404,3 +404,46 @@ async fn one_that_comes_later_is_let_in_by_whoever_decides() {
     let why = stranger.refused().await;
     assert!(why.contains("--join"), "{why}");
 }
+
+/// A listener that says what an HTTP/1 server says to all that is no request, which is nothing, and to one.
+async fn http_1() -> String {
+    let listener = tokio::net::TcpListener::bind(any()).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let router = axum::Router::new();
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let io = hyper_util::rt::TokioIo::new(io);
+            let service = hyper_util::service::TowerToHyperService::new(router.clone());
+            let http = hyper::server::conn::http1::Builder::new();
+            tokio::spawn(http.serve_connection(io, service));
+        }
+    });
+    address
+}
+
+/// A gRPC server that knows nothing.
+async fn grpc() -> String {
+    let listener = tokio::net::TcpListener::bind(any()).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::default());
+    tokio::spawn(server.serve_with_incoming(incoming));
+    address
+}
+
+#[tokio::test]
+async fn one_that_joins_at_another_port_says_that_it_is_no_cluster_port() {
+    for (address, speaks) in [(grpc().await, "gRPC"), (http_1().await, "HTTP/1")] {
+        let mut seat = seats(1).pop().unwrap();
+        seat.config.cluster_addr = Some(any());
+        seat.config.peers = Vec::new();
+        seat.config.join = Some(address.clone());
+        let mut waits = seat.waits.subscribe();
+        let started = seat.start();
+        let said = soon(waits.wait_for(|whom| !whom.is_empty())).await;
+        let expected =
+            format!("{address} (it is not the cluster port of a broker, but a port for {speaks})");
+        assert_eq!(*said.unwrap(), [expected]);
+        started.abort();
+    }
+}
