@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sha2::{Digest, Sha256};
 
-use super::{Founder, KnownBroker, hex, replace_command};
+use super::{Founder, KnownBroker, hex, with_another_directory};
 
 #[cfg(test)]
 mod tests;
@@ -295,11 +295,10 @@ fn going_into(
              start with --join {address} instead of --peers"
         )),
         Belongs::ElseWhere(known) => Err(format!(
-            "cluster {cluster} knows broker {node_id} with the data directory {}, and this one is {}: if \
-             the other is lost, run: {}",
+            "cluster {cluster} knows broker {node_id} with the data directory {}, and this one is {}: {}",
             hex(&known),
             hex(&own.directory_id),
-            replace_command(node_id, &own.directory_id)
+            with_another_directory(node_id, &own.directory_id)
         )),
         Belongs::Here {
             is_founding,

@@ -15,7 +15,7 @@ use tidelog_proto::internal::v1::{
 
 use super::decide::{Here, Own};
 use super::settle::Settled;
-use super::{KnownBroker, hex, lock, replace_command, wire};
+use super::{KnownBroker, hex, lock, wire, with_another_directory};
 
 /// What becomes of a broker that wants to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,11 +261,11 @@ impl Gate for Known {
             ))),
             Admission::Unknown => Err(Refused(format!("broker {} is not known here", who.node_id))),
             Admission::OtherDirectory(known) => Err(Refused(format!(
-                "broker {} is known here with the data directory {}, not {}: if that is lost, run: {}",
+                "broker {} is known here with the data directory {}, not {}: {}",
                 who.node_id,
                 hex(&known.to_bytes()),
                 hex(&who.directory_id),
-                replace_command(who.node_id, &who.directory_id)
+                with_another_directory(who.node_id, &who.directory_id)
             ))),
             Admission::Admitted => Ok(()),
         }

@@ -67,10 +67,12 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
     Some(id.to_be_bytes())
 }
 
-/// What to do about a broker whose data directory is another one than the cluster knows.
-fn replace_command(node_id: u32, directory_id: &[u8; 16]) -> String {
+/// What to do about a broker whose data directory is another one than the cluster knows: it has lost its disk, or
+/// another broker has its number.
+fn with_another_directory(node_id: u32, directory_id: &[u8; 16]) -> String {
     format!(
-        "tidelog cluster replace {node_id} --directory {}",
+        "if its disk is lost, run: tidelog cluster replace {node_id} --directory {}; if this is another \
+         broker, give it a --node-id that is free",
         hex(directory_id)
     )
 }
