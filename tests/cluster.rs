@@ -15,6 +15,7 @@ mod support;
 use std::time::Duration;
 
 use harness::{Cluster, Load};
+use support::{code, run, stderr};
 use tidelog_client::{NewTopic, Producer, ProducerConfig, ProducerRecord};
 
 const PARTITIONS: u32 = 3;
@@ -292,6 +293,38 @@ async fn a_wiped_disk_is_refused_until_it_is_replaced() {
     cluster.start(3).await;
     cluster.is_well().await;
     load.check(&cluster, &topic).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_whom_a_broker_waits_for_that_founds() {
+    let mut cluster = Cluster::unfounded(2).await;
+    cluster.spawn(1);
+    let address = cluster.nodes[&1].grpc.clone();
+    let create = async || {
+        let env = address.clone();
+        let run = move || run(&["topic", "create", "t"], &[("TIDELOG_BROKER", &env)], b"");
+        let output = tokio::task::spawn_blocking(run).await.unwrap();
+        (code(&output), stderr(&output))
+    };
+    let (exit, said) = loop {
+        let (exit, said) = create().await;
+        // Its port is not there yet.
+        if !said.contains("no broker can be reached") {
+            break (exit, said);
+        }
+    };
+    assert_eq!(exit, 4, "{said}");
+    for part in [
+        "broker 1 waits for other brokers, without which there is no cluster: 2@127.0.0.1:",
+        "(FOUNDING)",
+        "start those brokers with the same --peers",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    cluster.spawn(2);
+    cluster.all_ready().await;
+    let (exit, said) = create().await;
+    assert_eq!(exit, 0, "{said}");
 }
 
 /// What a stuck change leaves behind is taken back, and the partition goes on.

@@ -188,6 +188,9 @@ fn next_step(error: &ClientError) -> Option<String> {
         "REASSIGNMENT_REFUSED" => Some(format!(
             "see where it is with: tidelog cluster partitions {topic}"
         )),
+        "FOUNDING" => Some(
+            "start those brokers with the same --peers, or see why they are not reached".into(),
+        ),
         "NOT_LEADER" => Some("see what is wrong with: tidelog cluster status".into()),
         "INTERNAL_TOPIC" => Some("use another topic; if this one is there, it can be read".into()),
         "OFFSET_OUT_OF_RANGE" => Some(format!("see what there is with: tidelog offsets {topic}")),

@@ -1,6 +1,7 @@
 //! Accepting connections of clients and of brokers: each has a deadline for its beginning, is not delayed,
 //! and can be cut.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -49,6 +50,8 @@ pub(crate) trait Held: Connected + Unpin {
 #[derive(Debug)]
 pub(crate) struct Accepting<A> {
     listener: TcpListener,
+    /// Those that were accepted before.
+    waiting: VecDeque<TcpStream>,
     admission: A,
     pause: Option<Pin<Box<Sleep>>>,
     /// When it was said last that no connections can be accepted.
@@ -59,10 +62,16 @@ impl<A: Admit> Accepting<A> {
     pub(crate) fn new(listener: TcpListener, admission: A) -> Self {
         Self {
             listener,
+            waiting: VecDeque::new(),
             admission,
             pause: None,
             said_at: None,
         }
+    }
+
+    /// The same, with connections of the listener that were accepted before, and not read.
+    pub(crate) fn after(self, waiting: VecDeque<TcpStream>) -> Self {
+        Self { waiting, ..self }
     }
 
     /// `None` when there are too many already, or it is dead.
@@ -86,6 +95,11 @@ impl<A: Admit + Unpin> Stream for Accepting<A> {
     type Item = io::Result<Connection<A::Held>>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        while let Some(io) = self.waiting.pop_front() {
+            if let Some(connection) = self.admit(io) {
+                return Poll::Ready(Some(Ok(connection)));
+            }
+        }
         loop {
             if let Some(pause) = &mut self.pause {
                 ready!(pause.as_mut().poll(cx));

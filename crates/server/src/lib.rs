@@ -8,7 +8,8 @@
 //! the ports, opens the broker behind a [`Server`] (`opening.rs`, `server.rs`), says where it listens
 //! (`ready.rs`), and stops it all in order when it is told to.
 //!
-//! A broker that has others (`cluster/`) asks them first to which cluster it belongs, and has links to them.
+//! A broker that has others (`cluster/`) asks them first to which cluster it belongs, and has links to them. Clients
+//! that come meanwhile wait, or are told of it (`founding.rs`).
 //!
 //! A gRPC connection is accepted by `transport.rs`, which bounds what one may have in flight, and their
 //! number (`connections.rs`); a call goes through `grpc/`. HTTP (metrics, health) is `http.rs`.
@@ -20,6 +21,7 @@ mod accepting;
 pub mod cluster;
 pub mod config;
 mod connections;
+mod founding;
 mod grpc;
 mod http;
 mod listen;

@@ -13,6 +13,7 @@ use crate::Config;
 use crate::accepting::Accepting;
 use crate::cluster::{Links, Node, Settled, Waits};
 use crate::connections::Connections;
+use crate::founding::Founding;
 use crate::grpc::{self, Elsewhere, Shared};
 use crate::http::{self, Watched};
 use crate::listen::Listeners;
@@ -72,11 +73,11 @@ pub enum ServerError {
     Broker(#[from] StopError),
 }
 
-/// HTTP alone: what is up while the broker is opened.
+/// HTTP, and what clients are told: what is up while the broker is opened.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     config: Config,
-    listeners: tokio::net::TcpListener,
+    founding: Founding,
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
     watched: Watched,
@@ -86,15 +87,16 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Starts HTTP, which says that the broker is not ready.
+    /// Starts HTTP, which says that the broker is not ready, and lets clients wait.
     pub(crate) fn start(config: &Config, listeners: Listeners) -> Self {
         let (stopping, end) = (CancellationToken::new(), CancellationToken::new());
         let watched = Watched::new(stopping.clone());
         let (grpc_addr, http_addr) = (listeners.grpc_addr(), listeners.http_addr());
         let http = tokio::spawn(http::serve(listeners.http, watched.clone(), end.clone()));
+        let founding = Founding::start(listeners.grpc, config.node_id, watched.waits());
         Self {
             config: config.clone(),
-            listeners: listeners.grpc,
+            founding,
             grpc_addr,
             http_addr,
             watched,
@@ -129,7 +131,8 @@ impl Waiting {
         let (services, health) = grpc::services(shared).await;
         let admission = Admission::new(limits, metrics, unsent, asked);
         let connections = admission.connections();
-        let incoming = Accepting::new(self.listeners, admission);
+        let (listener, waiting) = self.founding.end().await;
+        let incoming = Accepting::new(listener, admission).after(waiting);
         let transport = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -65,7 +65,7 @@ impl Waits {
         self.0.borrow().clone()
     }
 
-    fn set(&self, whom: &[String]) {
+    pub(crate) fn set(&self, whom: &[String]) {
         self.0.send_replace(whom.to_vec());
     }
 

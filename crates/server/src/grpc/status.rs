@@ -147,6 +147,16 @@ pub(crate) enum RequestError {
          (grpc_addr)"
     )]
     ClusterPort,
+    /// The broker is not open, as it does not know yet to which cluster it belongs.
+    #[error(
+        "broker {node_id} waits for other brokers, without which there is no cluster: {waits_for}"
+    )]
+    Founding {
+        /// The broker.
+        node_id: u32,
+        /// Whom it waits for, and why.
+        waits_for: String,
+    },
     /// The broker is stopping.
     #[error("the broker is stopping")]
     Stopping,
@@ -159,6 +169,8 @@ impl RequestError {
     }
 }
 
+/// When to try again a broker that waits for others, which asks them once a second.
+const RETRY_FOUNDED: Duration = Duration::from_secs(1);
 /// When to try again a broker that is stopping: a restart is on its way, or another broker.
 const RETRY_STOPPED: Duration = Duration::from_secs(1);
 const RETRY_RECEIVING: Duration = Duration::from_millis(200);
@@ -233,6 +245,11 @@ impl From<RequestError> for Failure {
             RequestError::ClusterPort => {
                 failure.code = Code::Unimplemented;
                 failure.reason = "CLUSTER_PORT";
+            }
+            RequestError::Founding { .. } => {
+                failure.code = Code::Unavailable;
+                failure.reason = "FOUNDING";
+                failure.retry_after = Some(RETRY_FOUNDED);
             }
             RequestError::Stopping => {
                 failure.code = Code::Unavailable;
