@@ -12,9 +12,11 @@ mod harness;
 mod proxy;
 mod support;
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
-use harness::{Cluster, Load};
+use harness::{Cluster, Killed, Load};
 use support::{code, run, stderr};
 use tidelog_client::{NewTopic, Producer, ProducerConfig, ProducerRecord};
 
@@ -292,6 +294,40 @@ async fn a_wiped_disk_is_refused_until_it_is_replaced() {
     load.more(500).await;
     cluster.start(3).await;
     cluster.is_well().await;
+    load.check(&cluster, &topic).await;
+}
+
+/// Both would speak as the same replicas. Which of the two is right nobody knows, so the one that is heard stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_on_a_copied_directory_is_refused_and_says_so() {
+    let mut cluster = Cluster::found(3).await;
+    let topic = cluster.create("t", PARTITIONS).await;
+    let load = Load::start(&cluster.client(), &topic, PARTITIONS);
+    load.more(500).await;
+    cluster.stop(2).await;
+    let mut copied = cluster.on_copy(2);
+    cluster.start(2).await;
+    cluster.is_well().await;
+    copied.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut copy = Killed(copied.spawn().unwrap());
+    let lines = BufReader::new(copy.0.stderr.take().unwrap()).lines();
+    let said = tokio::task::spawn_blocking(move || {
+        let is_it = |line: &String| line.contains("a broker does not listen to this one");
+        lines.map(|line| line.unwrap()).find(is_it)
+    });
+    let said = tokio::time::timeout(Duration::from_secs(60), said).await;
+    let said = said.expect("it is told within a minute").unwrap().unwrap();
+    for part in [
+        "ERROR",
+        "another process runs as broker 2 with the same data directory",
+        "stop one of the two",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    // The one that was there first is in nobody's way, and nothing is acknowledged by the other.
+    load.more_of_each(300).await;
+    cluster.is_well().await;
+    drop(copy);
     load.check(&cluster, &topic).await;
 }
 

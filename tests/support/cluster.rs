@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -36,6 +36,16 @@ pub struct Node {
 pub struct Host {
     pub ip: String,
     pub within: Vec<String>,
+}
+
+/// A process that does not outlive this.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 /// Brokers on loopback, whose links to each other go through proxies that can be cut.
@@ -297,6 +307,21 @@ impl Cluster {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// A process on a copy of the data directory of a broker that does not run, on ports of its own.
+    pub fn on_copy(&self, id: u32) -> Command {
+        let node = &self.nodes[&id];
+        let copy = node.data_dir.with_extension("copy");
+        copy_dir(&node.data_dir, &copy);
+        let mut args = node.args.clone();
+        let addresses = ["--grpc-addr", "--http-addr", "--cluster-addr"];
+        for (flag, port) in addresses.into_iter().zip(free_ports(3)) {
+            let at = args.iter().position(|arg| arg == flag).unwrap();
+            args[at + 1] = format!("127.0.0.1:{port}");
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        serve(&copy, &args)
+    }
+
     /// The addresses of all brokers.
     pub fn addresses(&self) -> String {
         let all: Vec<&str> = self.nodes.values().map(|node| node.grpc.as_str()).collect();
@@ -446,6 +471,19 @@ impl Cluster {
         };
         let all = tokio::time::timeout(Duration::from_secs(30), all).await;
         all.unwrap_or_else(|_| panic!("broker {at:?} does not get all of it"))
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 

@@ -193,11 +193,12 @@ impl Run {
         loop {
             let began = Instant::now();
             let ended = self.connect_and_send().await;
-            if self.out.disconnected() {
-                tracing::warn!(broker = self.to, address = %self.address, why = %ended,
-                    "the link to a broker is lost");
+            let was_connected = self.out.disconnected();
+            if was_connected {
                 self.sink.unreachable(self.to);
-            } else if let Ended::Refused(why) = ended {
+            }
+            // It may be refused after its hello was answered, as is the other one of two processes.
+            if let Ended::Refused(why) = ended {
                 self.sink.refused(self.to, &why);
                 // Once for each reason: it is refused again and again.
                 if refused.as_ref() != Some(&why) {
@@ -205,6 +206,9 @@ impl Run {
                         "a broker does not listen to this one");
                     refused = Some(why);
                 }
+            } else if was_connected {
+                tracing::warn!(broker = self.to, address = %self.address, why = %ended,
+                    "the link to a broker is lost");
             } else if matches!(ended, Ended::NotClusterPort) && !is_other_port_said {
                 is_other_port_said = true;
                 tracing::warn!(broker = self.to, address = %self.address, why = %ended,
