@@ -329,6 +329,8 @@ enum Kind {
     Single,
     /// A stream of ours, that says so.
     Stream,
+    /// The same, whose first message asks for something, and so has no reason to be late.
+    Asking,
     /// A service that knows nothing of meters: it has taken a message when it asks for more.
     Foreign,
 }
@@ -336,10 +338,18 @@ enum Kind {
 impl Kind {
     fn of(path: &str) -> Self {
         match path.strip_prefix("/tidelog.v1.") {
+            None if path.starts_with("/grpc.health.v1.Health/") => Self::Single,
             None => Self::Foreign,
-            Some("Log/Produce" | "Log/Read") => Self::Stream,
+            Some("Log/Produce") => Self::Stream,
+            Some("Log/Read") => Self::Asking,
             Some(_) => Self::Single,
         }
+    }
+
+    /// Whether nothing has to come for a while.
+    fn may_be_silent(self, framing: &Framing) -> bool {
+        let is_first_due = self == Self::Asking && framing.begun == 0;
+        self != Self::Single && !is_first_due && !framing.is_within()
     }
 }
 
@@ -418,12 +428,13 @@ impl http_body::Body for MeteredBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.kind == Kind::Foreign {
+        // Until something came the call counts as others do.
+        if self.kind == Kind::Foreign && self.framing.begun > 0 {
             self.meter.0.give_back_above(self.framing.len);
         }
         let Poll::Ready(polled) = Pin::new(&mut self.inner).poll_frame(cx) else {
             // One message and no more has no reason to be late, nor has its end.
-            if self.kind != Kind::Single && !self.framing.is_within() {
+            if self.kind.may_be_silent(&self.framing) {
                 return Poll::Pending;
             }
             let patience = self.patience;

@@ -354,6 +354,107 @@ async fn a_request_that_stands_still_is_ended_and_one_that_is_whole_is_not() {
     assert_eq!(data.len(), 1);
 }
 
+/// Calls that send their headers and nothing else, of these methods in turn.
+async fn headers_alone(
+    requests: &SendRequest<Bytes>,
+    paths: &[&str],
+    count: usize,
+) -> Vec<(
+    impl Future<Output = Result<http::Response<RecvStream>, h2::Error>> + use<>,
+    SendStream<Bytes>,
+)> {
+    let mut calls = Vec::new();
+    for path in paths.iter().cycle().take(count) {
+        let request = Request::post(format!("http://tidelog/{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let mut ready = requests.clone().ready().await.unwrap();
+        let request = request.body(()).unwrap();
+        calls.push(ready.send_request(request, false).unwrap());
+    }
+    calls
+}
+
+/// Those whose first message has no reason to be late.
+const PROMPT: [&str; 5] = [
+    "tidelog.v1.Log/Append",
+    "tidelog.v1.Log/Read",
+    "tidelog.v1.Topics/ListTopics",
+    "tidelog.v1.Cluster/DescribeCluster",
+    "grpc.health.v1.Health/Check",
+];
+
+#[tokio::test]
+async fn calls_of_headers_alone_count_and_are_refused_above_the_bound() {
+    // Each counts 4 KiB and what is kept of its headers.
+    let mut f = Fixture::with(|config| {
+        config.limits.connection_receiving_bytes_max = 16 * 4300;
+        config.limits.receiving_bytes_max = 24 * 4300;
+        config.limits.receive_timeout = Duration::from_secs(3600);
+    })
+    .await;
+    f.create("t", 1).await;
+    let streams = [
+        "tidelog.v1.Log/Produce",
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ];
+    let paths = [&PROMPT[..], &streams].concat();
+    let connections = [connect(&f).await, connect(&f).await];
+    let mut first = headers_alone(&connections[0], &paths, 17).await;
+    told(
+        refused(first.pop().unwrap().0).await,
+        Code::ResourceExhausted,
+        "OVERLOADED",
+    )
+    .quota("connection_receiving_bytes_max")
+    .can_be_retried();
+    let mut second = headers_alone(&connections[1], &paths, 9).await;
+    told(
+        refused(second.pop().unwrap().0).await,
+        Code::ResourceExhausted,
+        "OVERLOADED",
+    )
+    .quota("receiving_bytes_max")
+    .can_be_retried();
+    let counted = f.metric("tidelog_grpc_receiving_bytes").await;
+    assert!(
+        (24.0 * 4096.0..=24.0 * 4300.0).contains(&counted),
+        "{counted}"
+    );
+    drop((first, second, connections));
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+    assert_eq!(f.append("t", 0, &["v"]).await, 0);
+}
+
+#[tokio::test]
+async fn calls_of_headers_alone_are_ended() {
+    let f = Fixture::with(|config| {
+        config.limits.receive_timeout = Duration::from_millis(20);
+    })
+    .await;
+    let requests = connect(&f).await;
+    let calls = headers_alone(&requests, &PROMPT, 50).await;
+    for (response, _stream) in calls {
+        let response = in_time(response).await.unwrap();
+        let status = match Status::from_header_map(response.headers()) {
+            Some(status) => status,
+            // A stream has begun to answer.
+            None => {
+                let mut body = response.into_body();
+                while let Some(data) = in_time(body.data()).await {
+                    data.unwrap();
+                }
+                let trailers = in_time(body.trailers()).await.unwrap().unwrap();
+                Status::from_header_map(&trailers).unwrap()
+            }
+        };
+        told(status, Code::DeadlineExceeded, "DEADLINE_EXCEEDED")
+            .fact("timeout_ms", 20)
+            .says("receive_timeout_ms");
+    }
+    f.until_metric("tidelog_grpc_receiving_bytes", 0.0).await;
+}
+
 #[tokio::test]
 async fn a_second_message_is_refused_where_one_is_taken() {
     let mut f = Fixture::start().await;
