@@ -13,7 +13,7 @@ use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use tidelog_broker::Broker;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::Service;
@@ -65,6 +65,11 @@ impl Around {
             inner,
             around: self,
         }
+    }
+
+    fn passed(&self, timeout: Duration) -> Response<Body> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.answer(RequestError::DeadlinePassed { timeout_ms }.into())
     }
 
     fn answer(&self, failure: Failure) -> Response<Body> {
@@ -142,6 +147,14 @@ where
         let around = self.around.clone();
         let path = request.uri().path().to_owned();
         let timeout = timeout(request.headers());
+        if let Some(timeout) = timeout.filter(|timeout| *timeout < TIMEOUT_MIN) {
+            return Box::pin(std::future::ready(Ok(around.passed(timeout))));
+        }
+        // A little early, and counted from here on: at the deadline itself the client has given up, and
+        // tonic, which begins to count next, answers in words of its own.
+        let until = timeout.and_then(|timeout| {
+            Instant::now().checked_add(timeout - (timeout / 10).min(Duration::from_millis(10)))
+        });
         let peer = request.extensions().get::<Peer>();
         let under_way = peer.and_then(Peer::call);
         let meter = Meter(Arc::new(Metered {
@@ -171,23 +184,20 @@ where
         request.extensions_mut().insert(outgoing.clone());
         let call = self.inner.call(request);
         Box::pin(async move {
-            let Some(timeout) = timeout else {
+            let (Some(timeout), Some(until)) = (timeout, until) else {
                 let Ok(response) = call.await;
                 return Ok(around.finish(response, &path, outgoing, under_way));
             };
-            // A little early: at the deadline itself the client has given up, and tonic answers
-            // in words of its own.
-            let patience = timeout - (timeout / 10).min(Duration::from_millis(10));
-            match tokio::time::timeout(patience, call).await {
+            match tokio::time::timeout_at(until, call).await {
                 Ok(Ok(response)) => Ok(around.finish(response, &path, outgoing, under_way)),
-                Err(_elapsed) => {
-                    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                    Ok(around.answer(RequestError::DeadlinePassed { timeout_ms }.into()))
-                }
+                Err(_elapsed) => Ok(around.passed(timeout)),
             }
         })
     }
 }
+
+/// A deadline that was nearer than this when the call was made has passed by the time it is here.
+const TIMEOUT_MIN: Duration = Duration::from_micros(100);
 
 /// What a call takes at least while its request is awaited, in bytes, about.
 const CALL_BYTES: usize = 4 << 10;
@@ -487,6 +497,7 @@ impl HeldBytes {
 mod tests {
     use std::future::{Pending, pending};
 
+    use futures_util::FutureExt;
     use tidelog_broker::{BrokerConfig, Seams};
     use tidelog_sim::SimDisk;
     use tonic_types::StatusExt;
@@ -563,8 +574,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_deadline_that_passes_is_answered_with_a_reason() {
+    async fn calls() -> (Broker, Calls<Silent>) {
         let disk = Arc::new(SimDisk::new(1));
         let config = BrokerConfig {
             data_dir: "/data".into(),
@@ -582,15 +592,38 @@ mod tests {
         let broker = tokio::task::spawn_blocking(opened).await.unwrap().unwrap();
         let metrics = ListenerMetrics::new(broker.metrics().registry());
         let limits = crate::Config::default().limits;
-        let mut calls = Around::new(broker.clone(), metrics, &limits).around(Silent);
+        let calls = Around::new(broker.clone(), metrics, &limits).around(Silent);
+        (broker, calls)
+    }
+
+    fn request(timeout: &str) -> Request<Body> {
         let mut request = Request::post("/").body(Body::empty()).unwrap();
         request
             .headers_mut()
             .insert(CONTENT_TYPE, "application/grpc".parse().unwrap());
         request
             .headers_mut()
-            .insert("grpc-timeout", "5m".parse().unwrap());
-        let Ok(response) = calls.call(request).await;
+            .insert("grpc-timeout", timeout.parse().unwrap());
+        request
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_has_passed_already_is_answered_at_once() {
+        let (broker, mut calls) = calls().await;
+        for timeout in ["0S", "1n", "1u", "99u"] {
+            // The first time that it is looked at: tonic counts too, and may be first at the second.
+            let answered = calls.call(request(timeout)).now_or_never();
+            let Ok(response) = answered.expect(timeout);
+            let status = Status::from_header_map(response.headers()).unwrap();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{timeout}");
+        }
+        broker.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_passes_is_answered_with_a_reason() {
+        let (broker, mut calls) = calls().await;
+        let Ok(response) = calls.call(request("5m")).await;
         let status = Status::from_header_map(response.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         let info = status.get_details_error_info().unwrap();

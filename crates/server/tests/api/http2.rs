@@ -185,6 +185,20 @@ async fn a_fetch_that_waits_past_its_deadline_is_told_so() {
     .cannot_be_retried();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_is_nearly_none_is_told_as_any_other() {
+    let f = Fixture::start().await;
+    let mut requests = connect(&f).await;
+    for timeout in ["1n", "1u", "20u"].into_iter().cycle().take(300) {
+        let (response, _stream) = call(&mut requests, "Fetch", Some(timeout)).await;
+        told(
+            refused(response).await,
+            Code::DeadlineExceeded,
+            "DEADLINE_EXCEEDED",
+        );
+    }
+}
+
 #[tokio::test]
 async fn an_append_past_its_deadline_is_told_so_and_goes_on() {
     let disk = Arc::new(SimDisk::new(7));
