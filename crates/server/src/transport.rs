@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tonic::transport::server::Connected;
 
 use crate::accepting::{Admit, Held};
@@ -15,6 +16,9 @@ use crate::grpc::HeldBytes;
 use crate::metrics::{Counted, ListenerMetrics};
 use crate::room::{Alone, Budget, Room, Total};
 
+/// It is said so often at most that connections are refused.
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Which connections of clients are admitted.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -23,6 +27,8 @@ pub(crate) struct Admission {
     unsent: Arc<Total>,
     asked: Arc<Total>,
     open: Connections,
+    /// When it was said last that no more are let in.
+    said_full_at: Option<Instant>,
 }
 
 impl Admission {
@@ -36,8 +42,21 @@ impl Admission {
             unsent,
             asked,
             open: Connections::new(limits.connections_max),
+            said_full_at: None,
             limits: limits.clone(),
             metrics,
+        }
+    }
+
+    /// Whoever is refused sees a connection that breaks, and no reason.
+    fn say_full(&mut self) {
+        let is_due = |at: Instant| at.elapsed() >= SAY_INTERVAL;
+        if self.said_full_at.is_none_or(is_due) {
+            self.said_full_at = Some(Instant::now());
+            tracing::warn!(
+                connections_max = self.limits.connections_max,
+                "clients are refused: each of the connections that there may be has a call under way"
+            );
         }
     }
 
@@ -59,6 +78,7 @@ impl Admit for Admission {
             }
             Added::Refused => {
                 self.metrics.refused.inc();
+                self.say_full();
                 return None;
             }
         };

@@ -78,10 +78,12 @@ pub(super) async fn health(client: &Client, output: OutputArgs) -> Result<(), Fa
         return Ok(());
     }
     let count = counted(problems.len() as u64 + unlisted, "problem");
-    Err(
-        Failure::new(Exit::Failed, format!("the cluster is not healthy: {count}"))
-            .hint("see the whole with: tidelog cluster status"),
-    )
+    let failure = Failure::new(Exit::Failed, format!("the cluster is not healthy: {count}"));
+    Err(if unlisted > 0 {
+        failure.hint("see all partitions with: tidelog cluster partitions")
+    } else {
+        failure
+    })
 }
 
 /// Something that is not as it should be.
