@@ -363,6 +363,31 @@ async fn clients_are_told_whom_a_broker_waits_for_that_founds() {
     assert_eq!(exit, 0, "{said}");
 }
 
+/// Whoever is asked passes it on to the broker that decides, and notices that nobody is there: long before the two
+/// minutes are over that a change may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_passed_on_to_a_broker_that_stands_still_ends() {
+    let cluster = Cluster::found(3).await;
+    let topic = cluster.create("t", 3).await;
+    let described = cluster.client().describe_cluster().await.unwrap();
+    let decides = described.metadata_leader.unwrap();
+    let other = (1..=3).find(|id| *id != decides).unwrap();
+    let client = cluster.client_of(other);
+    // So that there is a connection between them.
+    client
+        .delete_topic(&cluster.create("u", 1).await)
+        .await
+        .unwrap();
+    cluster.pause(decides);
+    let ended = tokio::time::timeout(Duration::from_secs(60), client.delete_topic(&topic)).await;
+    cluster.resume(decides);
+    let ended = ended.expect("it waits for a broker that stands still");
+    if let Err(error) = ended {
+        assert!(error.to_string().contains("not known"), "{error}");
+    }
+    cluster.is_well().await;
+}
+
 /// What a stuck change leaves behind is taken back, and the partition goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_to_a_broker_that_is_away_is_cancelled() {

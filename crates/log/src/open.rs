@@ -390,7 +390,8 @@ impl Opening<'_> {
             }
         }
 
-        tracing::warn!(file = %path.display(), "the epoch table is incomplete; building it again");
+        // Also after a stop in order: what a leader has begun and nobody committed is not in the file.
+        tracing::info!(file = %path.display(), "the epoch table ends early; it is built again");
         table.clear();
         let ends = segments
             .iter()

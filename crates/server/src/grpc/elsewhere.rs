@@ -24,6 +24,10 @@ const SEARCH_PAUSE: Duration = Duration::from_millis(100);
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long the other broker may take.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
+/// While an answer is awaited, the connection is asked so often whether anybody is there ...
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// ... and given up when nobody is for so long.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections that are kept.
 const CHANNELS_MAX: usize = 64;
 
@@ -41,6 +45,9 @@ impl Elsewhere {
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
         let endpoint = endpoint.connect_timeout(CONNECT_MAX).timeout(ANSWER_MAX);
+        // One that stands still is noticed long before its answer would be too late.
+        let endpoint = endpoint.http2_keep_alive_interval(PING_INTERVAL);
+        let endpoint = endpoint.keep_alive_timeout(PING_TIMEOUT);
         let channel = endpoint.tcp_nodelay(true).connect_lazy();
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
@@ -72,6 +79,11 @@ fn is_to_be_tried_again(status: &Status) -> bool {
         (Code::Unavailable, None) => status.message().contains("connect error"),
         _ => false,
     }
+}
+
+/// Whether it is the transport that says so, and no broker: nobody knows what became of it.
+fn is_broken(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 impl Shared {
@@ -117,6 +129,13 @@ impl Shared {
                     Ok(done) => return Ok(done.into_inner()),
                     Err(status) if is_to_be_tried_again(&status) => {
                         tracing::debug!(%status, "a change is tried again elsewhere");
+                    }
+                    Err(status) if is_broken(&status) => {
+                        let of = leader.address.as_deref().unwrap_or_default();
+                        let why = status.message();
+                        let cause = format!("the connection to {of}, which decides, broke: {why}");
+                        let error = TopicError::from(AppendError::OutcomeUnknown { cause });
+                        return Err(failure(&error).status(self.broker.metrics()));
                     }
                     Err(status) => return Err(status),
                 }
