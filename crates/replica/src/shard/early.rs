@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use raft::eraftpb::MessageType;
 use tidelog_log::state::GroupKey;
 use tidelog_record::Timestamp;
 
@@ -41,10 +42,14 @@ impl Early {
     }
 }
 
-/// Whether a letter has no part of the frame that it came in, which would be kept with it: so are heartbeats, votes,
-/// and the first entry of a leader.
+/// Whether a letter is of a leader, and has no part of the frame that it came in, which would be kept with it: so are
+/// heartbeats, and the first entry of a leader. What elections are about is never kept: a replica that was here before
+/// may have answered to it already, and does not know that any more.
 fn is_bare(received: &Received) -> bool {
     let message = &received.message;
+    if ![MessageType::MsgHeartbeat, MessageType::MsgAppend].contains(&message.msg_type()) {
+        return false;
+    }
     let mut entries = message.entries.iter();
     let has_parts = !received.payloads.is_empty() || !message.context.is_empty();
     !has_parts && entries.all(|entry| entry.data.is_empty() && entry.context.is_empty())
