@@ -159,8 +159,8 @@ impl<W> Shard<W> {
     /// What another broker sent.
     ///
     /// # Errors
-    /// [`StepError`]: nothing of it was taken. A letter for a group that has another incarnation is dropped. One for
-    /// a group that is not here is kept for a moment if it is short: the leader of a new group may speak before all
+    /// [`StepError`]: nothing of it was taken. A letter for a group that has another incarnation is dropped. A short
+    /// one of a leader, for a group that is not here, is kept for a moment: that of a new group may speak before all
     /// have made their replica.
     pub fn receive(&mut self, received: Received, now: Timestamp) -> Result<(), StepError> {
         let Some(hosted) = self.groups.get_mut(&received.key) else {
