@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PUBLIC: [&str; 4] = [
+const PUBLIC: [&str; 5] = [
     "tidelog/v1/record.proto",
     "tidelog/v1/topics.proto",
     "tidelog/v1/log.proto",
     "tidelog/v1/cluster.proto",
+    "tidelog/v1/groups.proto",
 ];
 const INTERNAL: [&str; 4] = [
     "tidelog/internal/v1/ask.proto",

@@ -6,10 +6,12 @@ use thiserror::Error;
 use tidelog_record::{Offset, TopicName};
 
 mod append;
+mod group;
 mod leader;
 mod topic;
 
 pub use append::AppendError;
+pub use group::CoordinatorError;
 pub use leader::NotLeader;
 pub use topic::TopicError;
 

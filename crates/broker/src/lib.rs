@@ -45,10 +45,12 @@ mod controller;
 mod describe;
 mod error;
 mod files;
+mod groups;
 mod local;
 mod mailbox;
 mod metadata;
 mod metrics;
+mod own;
 mod partition;
 mod producers;
 mod read;
@@ -87,8 +89,10 @@ pub use cluster::{
 };
 pub use describe::{PartitionDescription, TopicDescription, TopicSummary};
 pub use error::{
-    AppendError, DeleteError, ErrorKind, Facts, LookupError, NotLeader, ReadError, TopicError,
+    AppendError, CoordinatorError, DeleteError, ErrorKind, Facts, LookupError, NotLeader,
+    ReadError, TopicError,
 };
+pub use groups::{CoordinatorPlace, OFFSETS_TOPIC};
 pub use metrics::Metrics;
 pub use read::{
     Ends, FetchPartition, FetchRequest, FetchedPartition, OffsetSpec, PartitionData,
@@ -160,6 +164,12 @@ pub struct BrokerConfig {
     pub addresses: Addresses,
     /// After how many changes of the metadata a snapshot of it is made, and its log trimmed.
     pub snapshot_commands: u64,
+    /// How many partitions the topic of committed offsets gets when it is made; it keeps them.
+    pub offsets_partitions: u32,
+    /// How long a committed offset is kept in a group without members.
+    pub offsets_retention: std::time::Duration,
+    /// The most groups that one partition of that topic has.
+    pub groups_max: usize,
     /// The most topics there may be.
     pub topics_max: usize,
     /// The most partitions there may be, of all topics together.
@@ -189,6 +199,9 @@ impl Default for BrokerConfig {
             metadata_incarnation: 1,
             addresses: Addresses::default(),
             snapshot_commands: 5000,
+            offsets_partitions: 50,
+            offsets_retention: std::time::Duration::from_secs(7 * 24 * 60 * 60),
+            groups_max: 100_000,
             topics_max: 10_000,
             partitions_max: 100_000,
         }
@@ -262,6 +275,8 @@ struct Inner {
     /// written and carried out, so that there is one at a time.
     metadata_folded: tokio::sync::Mutex<Folded>,
     producer_ids: Mutex<ProducerIds>,
+    /// The coordinators of groups here.
+    groups: groups::Groups,
     /// Held while a log is compacted: one at a time.
     compacting: Mutex<()>,
     /// What requests are looked up in.

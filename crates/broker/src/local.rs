@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::append::StickyBytes;
 use crate::error::TopicError;
 use crate::files::{FIRST_INCARNATION, log_options};
+use crate::groups::OFFSETS_TOPIC;
 use crate::mailbox::Command;
 use crate::metadata::Folded;
 use crate::partition::Partition;
@@ -227,6 +228,10 @@ impl Broker {
             sticky_bytes,
         });
         routes.insert(topic.name.to_string(), route);
+        drop(routes);
+        if topic.name.as_str() == OFFSETS_TOPIC {
+            self.inner().groups.look();
+        }
     }
 
     /// Whether all that was decided could be made here.

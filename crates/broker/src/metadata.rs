@@ -5,13 +5,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tidelog_controller::{ClusterCommand, ClusterId, Touched};
-use tidelog_record::{BatchBuilder, BatchLimits, Compression, Offset, TopicId, validate_produced};
-use tokio::sync::{Semaphore, oneshot};
+use tidelog_record::{Offset, TopicId};
+use tokio::sync::oneshot;
 
-use crate::append::Acks;
 use crate::background::{BrokerStops, Waits};
 use crate::error::{AppendError, TopicError};
-use crate::mailbox::{Append, Command, Opened};
+use crate::mailbox::{Command, Opened};
+use crate::own;
 use crate::start::replay::commands;
 use crate::waiters::refused;
 use crate::{Broker, Inner};
@@ -105,40 +105,9 @@ impl Broker {
     }
 
     async fn write(&self, command: &ClusterCommand, term: u64) -> Result<Offset, TopicError> {
-        let metadata = self.inner().metadata.clone();
         let now = self.inner().seams.clock.now();
-        let invalid = |e: &dyn std::fmt::Display| AppendError::Request(e.to_string());
-        let mut builder = BatchBuilder::new(Compression::None);
-        builder
-            .push(now, None, Some(&command.encode()), &[])
-            .map_err(|e| invalid(&e))?;
-        let bytes = builder.build().map_err(|e| invalid(&e))?;
-        let batch = validate_produced(bytes, &BatchLimits::default()).map_err(AppendError::from)?;
-
-        // Not from the broker's budget: a change of topics is small, and must not wait for clients.
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned();
-        let (reply, replied) = oneshot::channel();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "measured for people, decides nothing"
-        )]
-        let since = std::time::Instant::now();
-        let append = Append {
-            partition: metadata.clone(),
-            batch,
-            acks: Acks::All,
-            log_append_time: false,
-            // Whoever led in between may have decided something else.
-            term: Some(term),
-            reply,
-            since,
-            room: Arc::new(room.expect("a new semaphore has its permit")),
-        };
-        metadata
-            .shard
-            .send(Command::Append(append))
-            .await
-            .map_err(|_| AppendError::Stopping)?;
+        let record = (None, Some(command.encode().into()));
+        let replied = own::write(&self.inner().metadata, &[record], term, now).await?;
         let lost = || AppendError::OutcomeUnknown {
             cause: "the broker stops before it is known whether it was decided".to_owned(),
         };

@@ -261,6 +261,7 @@ impl Broker {
                 asked: controller::Asked::default(),
                 metadata_changed: watch::Sender::new(0),
                 producer_ids: Mutex::new(ProducerIds::after(next_producer_id)),
+                groups: crate::groups::Groups::default(),
                 compacting: Mutex::default(),
                 metadata_folded: tokio::sync::Mutex::new(Folded::new(applied, snapshot_at, unmade)),
                 routes: RwLock::new(routes),
@@ -270,6 +271,7 @@ impl Broker {
             }),
         };
         broker.start_folding().map_err(StartError::Thread)?;
+        broker.start_groups().map_err(StartError::Thread)?;
         broker.start_controller().map_err(StartError::Thread)?;
         broker.start_ticker().map_err(StartError::Thread)?;
         broker.start_retention().map_err(StartError::Thread)?;

@@ -35,22 +35,39 @@ impl Broker {
         replication: Replication,
     ) -> Result<TopicSummary, TopicError> {
         let broker = self.clone();
-        let created = detached(async move { broker.create_now(new, replication).await }).await?;
+        let created =
+            detached(async move { broker.create_now(new, Some(replication)).await }).await?;
         self.await_leaders(created.topic_id).await;
         Ok(created)
     }
 
+    /// Makes a topic that the cluster itself needs, unless it is there.
+    pub(crate) async fn create_internal(&self, new: NewTopic) -> Result<(), TopicError> {
+        let broker = self.clone();
+        match detached(async move { broker.create_now(new, None).await }).await {
+            Ok(created) => self.await_leaders(created.topic_id).await,
+            // Somebody else needed it as well.
+            Err(TopicError::Refused(tidelog_controller::TopicError::Exists { .. })) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// Without a `replication` the topic is the cluster's own.
     async fn create_now(
         &self,
         new: NewTopic,
-        replication: Replication,
+        replication: Option<Replication>,
     ) -> Result<TopicSummary, TopicError> {
         self.await_founders().await;
         let mut folded = self.begin_change().await?;
         let id = TopicId::from_bytes(self.inner.seams.random.id());
         let command = {
             let cluster = self.inner.cluster.read();
-            let command = cluster.decide_create_topic(&new, &replication, id)?;
+            let command = match &replication {
+                Some(replication) => cluster.decide_create_topic(&new, replication, id)?,
+                None => cluster.decide_create_internal(&new, id)?,
+            };
             if let ClusterCommand::CreateTopic { topic, .. } = &command {
                 self.check_limits(&cluster, 1, topic.partitions)?;
             }

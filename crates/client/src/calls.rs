@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tidelog_proto::v1;
 use tidelog_proto::v1::cluster_client::ClusterClient;
+use tidelog_proto::v1::groups_client::GroupsClient;
 use tidelog_proto::v1::log_client::LogClient;
 use tidelog_proto::v1::topics_client::TopicsClient;
 use tidelog_record::TopicName;
@@ -37,9 +38,8 @@ enum Kind {
 
 fn kind_of(operation: &str) -> Kind {
     match operation {
-        "DescribeTopic" | "ListTopics" | "DescribeCluster" | "ListPartitions" | "InitProducer" => {
-            Kind::Question
-        }
+        "DescribeTopic" | "ListTopics" | "DescribeCluster" | "ListPartitions" | "InitProducer"
+        | "ListGroups" | "FindCoordinator" => Kind::Question,
         "CreateTopic" | "AlterTopic" | "AddPartitions" | "DeleteTopic" | "ReassignPartition"
         | "CancelReassignment" | "SetLeader" | "DrainBroker" | "AddBroker" | "RemoveBroker"
         | "ReplaceBroker" | "RecoverCluster" => Kind::Change,
@@ -97,6 +97,25 @@ impl Client {
             call(client.max_decoding_message_size(bytes_max))
         })
         .await
+    }
+
+    /// Makes a call on the service `Groups` that any broker answers.
+    pub(crate) async fn call_groups<T, F>(
+        &self,
+        operation: &'static str,
+        call: impl Fn(GroupsClient<Channel>) -> F,
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let candidates = self.candidates();
+        self.call(operation, candidates, |route| call(self.groups_of(route)))
+            .await
+    }
+
+    pub(crate) fn groups_of(&self, route: &Route) -> GroupsClient<Channel> {
+        GroupsClient::new(route.channel.clone())
+            .max_decoding_message_size(self.config().message_bytes_max)
     }
 
     pub(crate) fn topics_of(&self, route: &Route) -> TopicsClient<Channel> {

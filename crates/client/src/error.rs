@@ -13,6 +13,8 @@ use crate::BrokerAddressesError;
 
 /// The reason with which a broker refuses what only the leader of a partition can do.
 const NOT_LEADER: &str = "NOT_LEADER";
+const NOT_COORDINATOR: &str = "NOT_COORDINATOR";
+const COORDINATOR_LOADING: &str = "COORDINATOR_LOADING";
 
 /// The reason with which a broker says that it does not know whether it stored something.
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
@@ -307,13 +309,21 @@ impl ClientError {
 
     /// What a broker said that does not lead the partition.
     pub(crate) fn not_leader(&self) -> Option<NotLeader> {
-        let error = self.broker().filter(|error| error.reason == NOT_LEADER)?;
+        let says_so =
+            |error: &&BrokerError| [NOT_LEADER, NOT_COORDINATOR].contains(&error.reason.as_str());
+        let error = self.broker().filter(says_so)?;
         let number = |name| error.facts.get(name).and_then(|fact| fact.parse().ok());
         Some(NotLeader {
             leader: number("leader"),
             address: error.facts.get("leader_address").cloned(),
             epoch: number("leader_epoch").unwrap_or(0),
         })
+    }
+
+    /// Whether the coordinator of a group has just begun to lead, and does not know the group yet.
+    pub(crate) fn is_loading(&self) -> bool {
+        self.broker()
+            .is_some_and(|error| error.reason == COORDINATOR_LOADING)
     }
 
     /// Whether no broker that serves clients is at the address, so that nothing was done.

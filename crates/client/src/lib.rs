@@ -3,7 +3,7 @@
 //! * [`Client`] (`client.rs`) has the connections to the brokers of a cluster (`brokers.rs`) and knows
 //!   who leads which partition (`leaders.rs`), cheap to clone. `calls.rs` asks what any broker
 //!   answers, `split.rs` what only leaders do; on these stand the calls on topics and offsets
-//!   (`admin.rs`, `describe.rs`, `offsets.rs`) and on the cluster (`cluster.rs`). `refresh.rs` asks anew who leads, in the
+//!   (`admin.rs`, `describe.rs`, `offsets.rs`), on groups (`groups.rs`) and on the cluster (`cluster.rs`). `refresh.rs` asks anew who leads, in the
 //!   background. `probe.rs` tells what listens where no broker answers.
 //! * A record goes [`Producer::send`] (`producer/mod.rs`) → the open batch of its partition
 //!   (`producer/accumulator.rs`) → the driver task, which builds batches and sends them over a
@@ -12,6 +12,7 @@
 //! * A record comes from a `Read` stream ([`Reader`], `reader/mod.rs`, `reader/streams.rs`), whose
 //!   batches are decoded here (`reader/decode.rs`); `reader/progress.rs` knows where to go on after
 //!   a lost connection or when another broker leads.
+//! * A [`Group`] (`groups.rs`) commits offsets and finds them again.
 //! * Every error is a [`ClientError`] (`error.rs`), sorted by what the caller can do about it.
 //!
 //! How to use it is in [`guide`].
@@ -36,6 +37,7 @@ mod clock;
 mod cluster;
 mod describe;
 mod error;
+mod groups;
 #[doc = include_str!("../../../docs/client.md")]
 pub mod guide {}
 mod leaders;
@@ -51,6 +53,7 @@ pub use admin::{AdminOptions, NewTopic};
 pub use backoff::Backoff;
 pub use client::{Client, ClientConfig};
 pub use error::{BrokerError, ClientError, ErrorClass};
+pub use groups::{CommitOptions, Committed, Group, NewCommit};
 pub use offsets::ListedOffset;
 pub use producer::{
     Acks, Delivered, DeliveryFuture, Producer, ProducerConfig, ProducerRecord, TopicFacts,

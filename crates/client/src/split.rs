@@ -50,6 +50,19 @@ impl Client {
     where
         F: Future<Output = Result<Vec<Result<T, ClientError>>, Status>>,
     {
+        self.ask_over(question, |route, places| ask(self.log_of(route), places))
+            .await
+    }
+
+    /// The same, of any service: `ask` gets the way to the broker.
+    pub(crate) async fn ask_over<T, F>(
+        &self,
+        question: Question<'_>,
+        ask: impl Fn(&Route, Vec<usize>) -> F,
+    ) -> Answers<T>
+    where
+        F: Future<Output = Result<Vec<Result<T, ClientError>>, Status>>,
+    {
         let Question {
             topic, partitions, ..
         } = question;
@@ -66,9 +79,8 @@ impl Client {
         loop {
             let parts = self.parts(question, &open);
             let asked = parts.iter().map(|part| {
-                let log = self.log_of(&part.route);
                 let left = after.saturating_sub(began_at.elapsed());
-                tokio::time::timeout(left, ask(log, part.places.clone()))
+                tokio::time::timeout(left, ask(&part.route, part.places.clone()))
             });
             let asked = join_all(asked).await;
             open.clear();
@@ -158,7 +170,7 @@ impl Client {
         match error {
             ClientError::Unreachable { .. } => true,
             ClientError::Disconnected { .. } => question.is_repeatable,
-            error => error.not_leader().is_some(),
+            error => error.not_leader().is_some() || error.is_loading(),
         }
     }
 
@@ -176,6 +188,9 @@ impl Client {
             let from = &part.route.address;
             let successor = self.learn_not_leader(topic, partition, &not_leader, from);
             return Some(successor.is_known());
+        }
+        if error.is_loading() {
+            return Some(true);
         }
         if self.may_be_elsewhere(question, error) {
             self.doubt(topic, partition);

@@ -168,6 +168,19 @@ impl Topics {
         if name.is_internal() {
             return Err(TopicError::Internal { name });
         }
+        self.decide_create_internal(new, id)
+    }
+
+    /// Decides on a new topic that the cluster itself needs: its name may be internal.
+    ///
+    /// # Errors
+    /// As [`Topics::decide_create`].
+    pub(crate) fn decide_create_internal(
+        &self,
+        new: &NewTopic,
+        id: TopicId,
+    ) -> Result<Command, TopicError> {
+        let name = TopicName::new(&new.name)?;
         if self.by_name.contains_key(&name) {
             return Err(TopicError::Exists { name });
         }

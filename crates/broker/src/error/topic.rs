@@ -5,7 +5,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tidelog_controller::{BrokerError, MoveError, PlaceError};
 
-use super::{AppendError, ErrorKind, Facts, retry_after};
+use super::{AppendError, ErrorKind, Facts, LookupError, NotLeader, retry_after};
 
 /// Why topics were not changed or described.
 #[derive(Clone, Debug, Error)]
@@ -51,6 +51,16 @@ pub enum TopicError {
         /// How many more are wanted.
         asked: usize,
     },
+}
+
+impl TopicError {
+    /// Who is to be asked instead, if another broker decides.
+    pub fn not_leader(&self) -> Option<&NotLeader> {
+        match self {
+            Self::Append(AppendError::Lookup(LookupError::NotLeader(e))) => Some(e),
+            _ => None,
+        }
+    }
 }
 
 impl From<PlaceError> for TopicError {

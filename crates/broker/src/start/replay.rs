@@ -1,10 +1,11 @@
 //! Folding the metadata log at the start.
 
 use tidelog_controller::{Cluster, ClusterCommand, Command as TopicCommand};
-use tidelog_log::{Found, LogReader};
-use tidelog_record::{BatchLimits, Offset, TopicId, TopicName, split_batches};
+use tidelog_log::LogReader;
+use tidelog_record::{Offset, TopicId, TopicName};
 
 use super::StartError;
+use crate::own::{WalkError, walk};
 use crate::partition::Partition;
 
 /// A topic that was deleted: its name, id and number of partitions.
@@ -52,41 +53,19 @@ pub(super) fn replay(metadata: &Partition) -> Result<Replayed, StartError> {
 /// batch. Blocks.
 pub(crate) fn commands(
     reader: &LogReader,
-    mut from: Offset,
+    from: Offset,
     end: Offset,
 ) -> Result<Vec<(Offset, ClusterCommand)>, StartError> {
     let mut commands = Vec::new();
-    while from < end {
-        let found = reader
-            .read(from, end, 1 << 20)
-            .map_err(StartError::reading)?;
-        let batches = match found {
-            Found::Ready(batches) => batches,
-            Found::Cold(cold) => cold.run().map_err(StartError::reading)?,
-        };
-        for part in &batches.parts {
-            for batch in split_batches(part.clone(), tidelog_log::BATCH_BYTES_LIMIT) {
-                let batch = batch.map_err(StartError::damaged)?;
-                let records = batch.records(&BatchLimits::default());
-                for record in records.map_err(StartError::damaged)? {
-                    let record = record.map_err(StartError::damaged)?;
-                    let base = u64::try_from(batch.header().base_offset).ok();
-                    let base = base.and_then(Offset::new);
-                    let offset = base.and_then(|base| record.offset(base));
-                    let offset = offset.ok_or_else(|| StartError::damaged("no such offset"))?;
-                    let value = record.value.unwrap_or_default();
-                    let command = ClusterCommand::decode(&value).map_err(StartError::damaged)?;
-                    commands.push((offset, command));
-                }
-            }
-        }
-        if batches.next_offset <= from {
-            let at = Offset::get(from);
-            return Err(StartError::Damaged(format!(
-                "the metadata log cannot be read at {at}"
-            )));
-        }
-        from = batches.next_offset;
-    }
+    let walked = walk(reader, from, end, |offset, record| {
+        let value = record.value.as_deref().unwrap_or_default();
+        let command = ClusterCommand::decode(value).map_err(WalkError::damaged)?;
+        commands.push((offset, command));
+        Ok(())
+    });
+    walked.map_err(|e| match e {
+        WalkError::Read(e) => StartError::reading(e),
+        WalkError::Damaged(what) => StartError::Damaged(format!("the metadata log: {what}")),
+    })?;
     Ok(commands)
 }

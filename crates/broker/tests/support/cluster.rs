@@ -32,6 +32,15 @@ pub(crate) struct Net {
     pub(crate) spoke: Mutex<HashSet<u64>>,
 }
 
+/// Why another broker is asked, or the same one again.
+const ELSEWHERE: [&str; 5] = [
+    "NOT_LEADER",
+    "TOPIC_NOT_FOUND",
+    "NOT_COORDINATOR",
+    "COORDINATOR_LOADING",
+    "COORDINATOR_NOT_AVAILABLE",
+];
+
 #[derive(Debug)]
 struct Wire {
     own: NodeId,
@@ -175,7 +184,7 @@ impl Cluster {
                 for (id, broker) in &self.brokers {
                     match act(broker).await {
                         Ok(done) => return (*id, done),
-                        Err(e) if ["NOT_LEADER", "TOPIC_NOT_FOUND"].contains(&e.reason()) => {}
+                        Err(e) if ELSEWHERE.contains(&e.reason()) => {}
                         Err(e) => panic!("{what}: {e}"),
                     }
                 }

@@ -22,6 +22,7 @@ pub(crate) fn config() -> BrokerConfig {
     BrokerConfig {
         data_dir: PathBuf::from("/srv/data"),
         shards: 2,
+        offsets_partitions: 3,
         ..BrokerConfig::default()
     }
 }

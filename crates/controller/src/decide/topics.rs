@@ -111,12 +111,33 @@ impl Cluster {
         replication: &Replication,
         id: TopicId,
     ) -> Result<ClusterCommand, PlaceError> {
-        let assignment = &replication.assignment;
         let mut new = new.clone();
         if new.partitions == 0 {
-            new.partitions = u32::try_from(assignment.len()).unwrap_or(u32::MAX);
+            new.partitions = u32::try_from(replication.assignment.len()).unwrap_or(u32::MAX);
         }
-        let Command::Create(topic) = self.topics.decide_create(&new, id)? else {
+        self.decide_placed(self.topics.decide_create(&new, id)?, replication)
+    }
+
+    /// Decides on a new topic that the cluster itself needs, which will have the id `id`: its name may be internal.
+    ///
+    /// # Errors
+    /// As [`Cluster::decide_create_topic`].
+    pub fn decide_create_internal(
+        &self,
+        new: &NewTopic,
+        id: TopicId,
+    ) -> Result<ClusterCommand, PlaceError> {
+        let create = self.topics.decide_create_internal(new, id)?;
+        self.decide_placed(create, &Replication::default())
+    }
+
+    fn decide_placed(
+        &self,
+        create: Command,
+        replication: &Replication,
+    ) -> Result<ClusterCommand, PlaceError> {
+        let assignment = &replication.assignment;
+        let Command::Create(topic) = create else {
             unreachable!("that is what was decided on")
         };
         self.id.ok_or(PlaceError::NotFounded)?;

@@ -99,6 +99,15 @@ pub struct ServeArgs {
     /// Partitions of all topics; each holds an open file [default: 100000]
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub partitions_max: Option<String>,
+    /// Partitions of the topic of committed offsets, when it is made [default: 50]
+    #[arg(long, value_name = "N", help_heading = "Groups")]
+    pub offsets_partitions: Option<String>,
+    /// How long an offset is kept in a group without members [default: 604800000]
+    #[arg(long, value_name = "MS", help_heading = "Groups")]
+    pub offsets_retention_ms: Option<String>,
+    /// Groups of one partition of that topic; one more is refused [default: 100000]
+    #[arg(long, value_name = "N", help_heading = "Groups")]
+    pub groups_max: Option<String>,
     /// After how long of silence an idempotent producer is forgotten [default: 86400000]
     #[arg(long, value_name = "MS", help_heading = "Limits")]
     pub producer_id_expiration_ms: Option<String>,
@@ -169,6 +178,9 @@ impl ServeArgs {
             "unsent_bytes_max" => &self.unsent_bytes_max,
             "topics_max" => &self.topics_max,
             "partitions_max" => &self.partitions_max,
+            "offsets_partitions" => &self.offsets_partitions,
+            "offsets_retention_ms" => &self.offsets_retention_ms,
+            "groups_max" => &self.groups_max,
             "producer_id_expiration_ms" => &self.producer_id_expiration_ms,
             "retention_check_interval_ms" => &self.retention_check_interval_ms,
             "removal_bytes_per_second" => &self.removal_bytes_per_second,

@@ -105,6 +105,12 @@ pub struct Limits {
     pub topics_max: usize,
     /// Partitions of all topics.
     pub partitions_max: usize,
+    /// Partitions that the topic of committed offsets gets when it is made.
+    pub offsets_partitions: u32,
+    /// How long a committed offset is kept in a group without members.
+    pub offsets_retention: Duration,
+    /// Groups of one partition of that topic.
+    pub groups_max: usize,
     /// After how long of silence an idempotent producer is forgotten.
     pub producer_id_expiration: Duration,
     /// How often old segments are looked for.
@@ -165,6 +171,9 @@ impl Default for Config {
                 unsent_bytes_max: 0,
                 topics_max: 0,
                 partitions_max: 0,
+                offsets_partitions: 0,
+                offsets_retention: Duration::ZERO,
+                groups_max: 0,
                 producer_id_expiration: Duration::ZERO,
                 retention_check_interval: Duration::ZERO,
                 removal_bytes_per_second: 0,

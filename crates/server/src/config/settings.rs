@@ -336,6 +336,37 @@ pub(super) static SETTINGS: &[Setting] = &[
         show: |config| config.limits.partitions_max.to_string(),
     },
     Setting {
+        key: "offsets_partitions",
+        default: "50",
+        allowed: "a number from 1 to 10000",
+        read: |text, config| {
+            config.limits.offsets_partitions = u32::try_from(number(text, 1, 10_000)?).ok()?;
+            Some(())
+        },
+        show: |config| config.limits.offsets_partitions.to_string(),
+    },
+    Setting {
+        key: "offsets_retention_ms",
+        default: "604800000",
+        allowed: "milliseconds, 1000 to 3153600000000",
+        read: |text, config| {
+            let millis = number(text, 1000, 3_153_600_000_000)?;
+            config.limits.offsets_retention = Duration::from_millis(millis);
+            Some(())
+        },
+        show: |config| config.limits.offsets_retention.as_millis().to_string(),
+    },
+    Setting {
+        key: "groups_max",
+        default: "100000",
+        allowed: "a number from 1 to 10000000",
+        read: |text, config| {
+            config.limits.groups_max = usize::try_from(number(text, 1, 10_000_000)?).ok()?;
+            Some(())
+        },
+        show: |config| config.limits.groups_max.to_string(),
+    },
+    Setting {
         key: "producer_id_expiration_ms",
         default: "86400000",
         allowed: "milliseconds, 1000 to 31536000000",

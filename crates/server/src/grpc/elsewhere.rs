@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tidelog_broker::{AppendError, LookupError, NotLeader, TopicError};
+use tidelog_broker::{AppendError, CoordinatorError, Facts, NotLeader, TopicError};
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -38,7 +38,8 @@ pub(crate) struct Elsewhere {
 }
 
 impl Elsewhere {
-    fn channel(&self, address: &str) -> Option<Channel> {
+    /// A connection to this address, made when it is used first.
+    pub(super) fn channel(&self, address: &str) -> Option<Channel> {
         let mut channels = self.channels.lock();
         if let Some(channel) = channels.get(address) {
             return Some(channel.clone());
@@ -57,24 +58,51 @@ impl Elsewhere {
     }
 }
 
+/// The request as it is passed on.
+pub(super) fn passed_on<Q>(request: Q) -> Request<Q> {
+    let mut request = Request::new(request);
+    let key = MetadataKey::<Ascii>::from_static(PASSED_ON);
+    let value = MetadataValue::from_static("1");
+    request.metadata_mut().insert(key, value);
+    request
+}
+
 /// Whether another broker has passed a call on.
 pub(crate) fn is_passed_on<T>(request: &Request<T>) -> bool {
     request.metadata().contains_key(PASSED_ON)
 }
 
-/// That another broker decides.
-fn other_leader(error: &TopicError) -> Option<&NotLeader> {
-    match error {
-        TopicError::Append(AppendError::Lookup(LookupError::NotLeader(e))) => Some(e),
-        _ => None,
+/// An error that may say that another broker is to be asked.
+pub(crate) trait Refusal: Facts {
+    /// Who is to be asked instead.
+    fn not_leader(&self) -> Option<&NotLeader>;
+}
+
+impl Refusal for TopicError {
+    fn not_leader(&self) -> Option<&NotLeader> {
+        self.not_leader()
     }
 }
+
+impl Refusal for CoordinatorError {
+    fn not_leader(&self) -> Option<&NotLeader> {
+        self.not_leader()
+    }
+}
+
+/// Reasons of a broker that has surely done nothing, and another one may, or the same one soon.
+const TRY_AGAIN: [&str; 4] = [
+    "NOT_LEADER",
+    "NOT_COORDINATOR",
+    "COORDINATOR_LOADING",
+    "SHUTTING_DOWN",
+];
 
 /// Whether surely nothing was done, and it may be done elsewhere.
 fn is_to_be_tried_again(status: &Status) -> bool {
     let reason = status.get_details_error_info().map(|info| info.reason);
     match (status.code(), reason) {
-        (Code::Unavailable, Some(reason)) => reason == "NOT_LEADER" || reason == "SHUTTING_DOWN",
+        (Code::Unavailable, Some(reason)) => TRY_AGAIN.contains(&reason.as_str()),
         // The transport's own words about a connection that could not be made.
         (Code::Unavailable, None) => status.message().contains("connect error"),
         _ => false,
@@ -102,6 +130,41 @@ impl Shared {
         L: Future<Output = Result<T, TopicError>>,
         R: Future<Output = Result<Response<T>, Status>>,
     {
+        self.at_leader(is_passed_on, field, request, here, there)
+            .await
+    }
+
+    /// Asks the coordinator of a group, here or elsewhere.
+    pub(crate) async fn coordinated<T, Q, L, R>(
+        &self,
+        is_passed_on: bool,
+        request: &Q,
+        here: impl Fn() -> L,
+        there: impl Fn(Channel, Request<Q>) -> R,
+    ) -> Result<T, Status>
+    where
+        Q: Clone,
+        L: Future<Output = Result<T, CoordinatorError>>,
+        R: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.at_leader(is_passed_on, None, request, here, there)
+            .await
+    }
+
+    async fn at_leader<T, Q, E, L, R>(
+        &self,
+        is_passed_on: bool,
+        field: Option<&str>,
+        request: &Q,
+        here: impl Fn() -> L,
+        there: impl Fn(Channel, Request<Q>) -> R,
+    ) -> Result<T, Status>
+    where
+        Q: Clone,
+        E: Refusal,
+        L: Future<Output = Result<T, E>>,
+        R: Future<Output = Result<Response<T>, Status>>,
+    {
         let until = Instant::now() + SEARCH_MAX;
         loop {
             let error = match here().await {
@@ -116,16 +179,12 @@ impl Shared {
                 };
                 failure.status(self.broker.metrics())
             };
-            let Some(leader) = other_leader(&error).filter(|_| !is_passed_on) else {
+            let Some(leader) = error.not_leader().filter(|_| !is_passed_on) else {
                 return Err(refused());
             };
             let channel = leader.address.as_deref();
             if let Some(channel) = channel.and_then(|address| self.elsewhere.channel(address)) {
-                let mut passed_on = Request::new(request.clone());
-                let key = MetadataKey::<Ascii>::from_static(PASSED_ON);
-                let value = MetadataValue::from_static("1");
-                passed_on.metadata_mut().insert(key, value);
-                match there(channel, passed_on).await {
+                match there(channel, passed_on(request.clone())).await {
                     Ok(done) => return Ok(done.into_inner()),
                     Err(status) if is_to_be_tried_again(&status) => {
                         tracing::debug!(%status, "a change is tried again elsewhere");

@@ -1,4 +1,4 @@
-//! gRPC: services `tidelog.v1.Topics`, `tidelog.v1.Log` and `tidelog.v1.Cluster`, health and reflection.
+//! gRPC: services `tidelog.v1.Topics`, `tidelog.v1.Log`, `tidelog.v1.Groups` and `tidelog.v1.Cluster`, health and reflection.
 //!
 //! A call comes in through `call.rs` (budget for its bytes, deadline), is translated by
 //! `convert.rs` into a call of the [`Broker`], and the answer back. The streaming calls are
@@ -10,6 +10,7 @@ mod cluster;
 mod convert;
 mod elsewhere;
 mod fetch;
+mod groups;
 mod log;
 mod produce;
 mod read;
@@ -26,6 +27,7 @@ use http::{Request as HttpRequest, Response as HttpResponse};
 use tidelog_broker::{Broker, Facts};
 use tidelog_proto::FILE_DESCRIPTOR_SET;
 use tidelog_proto::v1::cluster_server::ClusterServer;
+use tidelog_proto::v1::groups_server::GroupsServer;
 use tidelog_proto::v1::log_server::LogServer;
 use tidelog_proto::v1::topics_server::TopicsServer;
 use tokio_util::sync::CancellationToken;
@@ -149,6 +151,9 @@ pub(crate) async fn services(
     let cluster = ClusterServer::new(cluster::ClusterService::new(shared.clone()))
         .max_decoding_message_size(request_max)
         .max_encoding_message_size(usize::MAX);
+    let groups = GroupsServer::new(groups::GroupsService::new(shared.clone()))
+        .max_decoding_message_size(request_max)
+        .max_encoding_message_size(usize::MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<LogServer<log::LogService>>().await;
     health
@@ -156,6 +161,9 @@ pub(crate) async fn services(
         .await;
     health
         .set_serving::<ClusterServer<cluster::ClusterService>>()
+        .await;
+    health
+        .set_serving::<GroupsServer<groups::GroupsService>>()
         .await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -177,6 +185,7 @@ pub(crate) async fn services(
     let routes = Routes::new(log)
         .add_service(topics)
         .add_service(cluster)
+        .add_service(groups)
         .add_service(health_service)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha)
@@ -192,6 +201,9 @@ pub(crate) async fn not_serving(health: &HealthReporter) {
         .await;
     health
         .set_not_serving::<ClusterServer<cluster::ClusterService>>()
+        .await;
+    health
+        .set_not_serving::<GroupsServer<groups::GroupsService>>()
         .await;
     health
         .set_service_status("", tonic_health::ServingStatus::NotServing)
