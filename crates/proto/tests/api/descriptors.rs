@@ -14,7 +14,7 @@ pub(crate) fn files() -> Vec<FileDescriptorProto> {
         .into_iter()
         .filter(|file| file.package() == PACKAGE)
         .collect();
-    assert_eq!(files.len(), 4, "record, topics, log and cluster");
+    assert_eq!(files.len(), 5, "record, topics, log, cluster and groups");
     files
 }
 

@@ -299,7 +299,7 @@ fn code(kind: ErrorKind) -> Code {
 /// Which field of a request a reason is about, where all requests that meet it have the same.
 fn field(reason: &str) -> Option<&'static str> {
     match reason {
-        "INVALID_TOPIC_NAME" => Some("name"),
+        "INVALID_TOPIC_NAME" | "INVALID_NAME" => Some("name"),
         "INVALID_SETTING" => Some("settings"),
         "INVALID_PARTITIONS" => Some("partitions"),
         "INVALID_BATCH" | "BATCH_TOO_LARGE" => Some("batch"),

@@ -5,6 +5,7 @@
 mod append;
 mod compaction;
 mod fetch;
+mod groups;
 mod http;
 mod http2;
 mod limits;

@@ -4,6 +4,7 @@
 //! messages inside of it have only one, so that what they get some day changes nothing here.
 
 mod cluster;
+mod groups;
 mod log;
 
 use std::collections::HashMap;
@@ -64,6 +65,7 @@ pub(crate) fn all() -> Vec<Case> {
     [
         topics(),
         cluster::all(),
+        groups::all(),
         records(),
         log::appends(),
         log::reads(),
