@@ -6,7 +6,7 @@ use tidelog_client::BrokerAddresses;
 use tidelog_controller::PARTITIONS_MAX;
 use tidelog_server::ServeArgs;
 
-use crate::commands::{bench, cluster, config, consume, dev, log, offsets, produce, topic};
+use crate::commands::{bench, cluster, config, consume, dev, group, log, offsets, produce, topic};
 
 /// An append-only event log and broker in one binary.
 ///
@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Cluster(WithBroker<cluster::ClusterCommand>),
     /// Create, look at, change and delete topics.
     Topic(WithBroker<topic::TopicCommand>),
+    /// Look at consumer groups, and change or delete what they have committed.
+    Group(WithBroker<group::GroupCommand>),
     /// Send records, one a line.
     Produce(OnBroker<produce::ProduceArgs>),
     /// Read records.

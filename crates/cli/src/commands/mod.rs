@@ -8,6 +8,7 @@ pub(crate) mod confirm;
 pub(crate) mod consume;
 pub(crate) mod demo;
 pub(crate) mod dev;
+pub(crate) mod group;
 pub(crate) mod log;
 pub(crate) mod offsets;
 pub(crate) mod partitions;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Demo => demo::run()?,
         Command::Cluster(on) => cluster::run(&on.broker.addresses, on.command)?,
         Command::Topic(on) => topic::run(&on.broker.addresses, on.command)?,
+        Command::Group(on) => group::run(&on.broker.addresses, on.command)?,
         Command::Produce(on) => produce::run(&on.broker.addresses, on.args)?,
         Command::Consume(on) => consume::run(&on.broker.addresses, on.args)?,
         Command::Offsets(on) => offsets::run(&on.broker.addresses, on.args)?,
