@@ -11,9 +11,12 @@
 //! 3. [`Turns`] (`turns.rs`) gather what is decided while the batch before it is written, and keep every answer back until
 //!    everything that it rests on is committed.
 //!
+//! Who gets which partitions is decided by an [`Assignor`] (`assign/`).
+//!
 //! Where the log cannot be written any more, the state goes, and whoever leads next folds it anew. Replicas that do not
 //! lead keep no state at all.
 
+mod assign;
 mod coordinator;
 mod error;
 pub mod format;
@@ -23,6 +26,7 @@ mod place;
 mod request;
 mod turns;
 
+pub use assign::{Assignment, Assignor, Subscription, TopicPartitions, UnknownAssignor};
 pub use coordinator::{
     Coordinator, FoldError, GroupOptions, KnownTopic, KnownTopics, METADATA_LEN_MAX, Now,
     REQUEST_LEN_MAX,
