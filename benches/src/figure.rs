@@ -11,6 +11,8 @@ pub(crate) enum Goal {
     RatioAtLeast(f64),
     /// The ratio to the baseline is at most this.
     RatioAtMost(f64),
+    /// The value is above this.
+    Above(f64),
     /// The value is below this.
     Below(f64),
     /// Told for comparison.
@@ -46,6 +48,7 @@ impl Figure {
         match self.goal {
             Goal::RatioAtLeast(least) => Some(self.ratio() >= least),
             Goal::RatioAtMost(most) => Some(self.ratio() <= most),
+            Goal::Above(limit) => Some(self.value() > limit),
             Goal::Below(limit) => Some(self.value() < limit),
             Goal::None => None,
         }
@@ -55,6 +58,7 @@ impl Figure {
         let goal = match self.goal {
             Goal::RatioAtLeast(least) => json!({ "ratio_at_least": least }),
             Goal::RatioAtMost(most) => json!({ "ratio_at_most": most }),
+            Goal::Above(limit) => json!({ "value_above": limit }),
             Goal::Below(limit) => json!({ "value_below": limit }),
             Goal::None => Value::Null,
         };

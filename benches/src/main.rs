@@ -5,7 +5,7 @@
 //! `read.rs` drive a log, `concurrent.rs` and `cold.rs` a broker inside this process, `reopen.rs`
 //! and `restart.rs` open what was written, `grpc.rs` a broker of its own process beside a bare
 //! server (`bare.rs`) that gets the same messages from the same client, `cluster.rs` three brokers
-//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka. In
+//! (`brokers.rs`) beside one, and `kafka` three beside three of Kafka. `groups.rs` has groups commit offsets. In
 //! `catch_up.rs` one of three comes back, in `transfer.rs` leaderships are handed over.
 
 mod append;
@@ -18,6 +18,7 @@ mod cold;
 mod concurrent;
 mod figure;
 mod fixtures;
+mod groups;
 mod grpc;
 mod kafka;
 mod process;
@@ -84,6 +85,7 @@ const GROUPS: &[(&str, Measure)] = &[
     ("unary", grpc::unary),
     ("produce-stream", grpc::produce_stream),
     ("read-stream", grpc::read_stream),
+    ("group-commits", groups::measure),
     ("cluster", cluster::load),
     ("failover", cluster::failover),
     ("replicated-partitions", cluster::partitions),
