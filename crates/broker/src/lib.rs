@@ -383,7 +383,9 @@ impl Broker {
             .metrics
             .in_flight_bytes
             .set(i64::try_from(taken).unwrap_or(i64::MAX));
-        self.inner.metrics.text(&numbers, faulted)
+        let mut text = self.inner.metrics.text(&numbers, faulted);
+        text.push_str(&self.groups_text());
+        text
     }
 
     /// How the broker is. Asks every partition.

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub(crate) under_replicated: IntGauge,
     pub(crate) leaderless: IntGauge,
     pub(crate) leads_metadata: IntGauge,
+    pub(crate) group_commits: IntCounter,
+    pub(crate) coordinator_load_seconds: Histogram,
     errors: IntCounterVec,
     faulted: IntGauge,
 }
@@ -218,6 +220,15 @@ impl Metrics {
                 "tidelog_metadata_leader",
                 "1 where the metadata are decided.",
             ),
+            group_commits: counter(
+                "tidelog_group_commits_total",
+                "Offsets that groups coordinated here have committed, one for each partition.",
+            ),
+            coordinator_load_seconds: histogram(
+                "tidelog_coordinator_load_seconds",
+                "Reading the groups of a partition of __consumer_offsets that is led here from now on.",
+                latency_buckets(),
+            ),
             errors: IntCounterVec::new(
                 Opts::new("tidelog_errors_total", "Requests that failed, by reason."),
                 &["reason"],
@@ -234,7 +245,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let collectors: [Box<dyn prometheus::core::Collector>; 31] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 33] = [
             Box::new(self.append_batches.clone()),
             Box::new(self.append_duplicates.clone()),
             Box::new(self.append_records.clone()),
@@ -264,6 +275,8 @@ impl Metrics {
             Box::new(self.under_replicated.clone()),
             Box::new(self.leaderless.clone()),
             Box::new(self.leads_metadata.clone()),
+            Box::new(self.group_commits.clone()),
+            Box::new(self.coordinator_load_seconds.clone()),
             Box::new(self.errors.clone()),
             Box::new(self.faulted.clone()),
         ];

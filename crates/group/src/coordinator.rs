@@ -9,7 +9,7 @@ use tidelog_record::{PartitionId, Timestamp, TopicId, TopicName};
 use crate::error::{GroupError, OffsetError};
 use crate::format::{Decoded, FormatError, GroupRecord, OffsetCommit, OffsetKey};
 use crate::names::{GroupId, NameError};
-use crate::offsets::{CommittedOffset, Offsets};
+use crate::offsets::{CommittedOffset, GroupOffset, Offsets};
 use crate::request::{
     Answer, CommitOffsets, Committer, DeleteOffsets, FetchOffsets, GroupDescription, GroupKind,
     GroupSummary, NewOffset, PartitionOffset, Request,
@@ -148,6 +148,26 @@ impl Coordinator {
             Request::Describe(group) => self.describe(&group).map(Answer::Group),
         };
         answer.unwrap_or_else(Answer::Refused)
+    }
+
+    /// What is in force of committed offsets, at most so many: by group, topic and partition.
+    pub fn offsets(&self, max: usize) -> Vec<GroupOffset> {
+        let all = self.groups.iter().flat_map(|(group, state)| {
+            let offsets = state.offsets.iter();
+            offsets.map(|(topic, partition, committed)| GroupOffset {
+                group: group.clone(),
+                topic: topic.clone(),
+                partition,
+                offset: committed.offset,
+                topic_id: committed.topic_id,
+            })
+        });
+        all.take(max).collect()
+    }
+
+    /// How many groups there are.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
     }
 
     /// Forgets what was committed too long ago.

@@ -33,7 +33,7 @@ pub use coordinator::{
 };
 pub use error::{GroupError, OffsetError};
 pub use names::{GroupId, InstanceId, MemberId, NameError};
-pub use offsets::CommittedOffset;
+pub use offsets::{CommittedOffset, GroupOffset};
 pub use place::partition_of;
 pub use request::{
     Answer, CommitOffsets, Committer, DeleteOffsets, FetchOffsets, GroupDescription, GroupKind,

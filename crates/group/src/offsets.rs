@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use tidelog_record::{LeaderEpoch, Offset, Timestamp, TopicId, TopicName};
 
+use crate::names::GroupId;
+
 /// Where a group goes on reading a partition, and how that came to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedOffset {
@@ -16,6 +18,21 @@ pub struct CommittedOffset {
     /// When it was committed, by the coordinator's clock.
     pub committed_at: Timestamp,
     /// The topic it is about. Offsets of a topic that was deleted mean nothing in another one of its name.
+    pub topic_id: Option<TopicId>,
+}
+
+/// A committed offset, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupOffset {
+    /// The group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicName,
+    /// The partition.
+    pub partition: u32,
+    /// The next offset to be read.
+    pub offset: Offset,
+    /// The topic it is about.
     pub topic_id: Option<TopicId>,
 }
 

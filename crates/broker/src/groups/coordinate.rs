@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Asked, QUEUE_LEN};
 use crate::error::{AppendError, CoordinatorError, ErrorKind, Facts, LookupError};
 use crate::mailbox::Command;
+use crate::metrics::Metrics;
 use crate::own::{self, WalkError, walk};
 use crate::partition::{Partition, Progress};
 use crate::waiters::refused;
@@ -127,9 +128,11 @@ async fn wait_to_lead(
                 let (Some(one), Some(inner)) = (one, inner.upgrade()) else {
                     return false;
                 };
-                let elsewhere = inner.not_leader(partition);
-                // Nobody may be waiting any more.
-                drop(one.reply.send(Err(elsewhere.into())));
+                if let Asked::Request { reply, .. } = one {
+                    let elsewhere = inner.not_leader(partition);
+                    // Nobody may be waiting any more.
+                    drop(reply.send(Err(elsewhere.into())));
+                }
             }
         }
     }
@@ -155,8 +158,18 @@ async fn load(
         })?;
         Ok::<_, WalkError>(coordinator)
     };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "measured for people, decides nothing"
+    )]
+    let began = std::time::Instant::now();
     let loaded = tokio::task::spawn_blocking(load).await;
-    let coordinator = loaded.map_err(WalkError::damaged)??;
+    let coordinator: Coordinator = loaded.map_err(WalkError::damaged)??;
+    if let Some(inner) = inner.upgrade() {
+        Metrics::observe(&inner.metrics.coordinator_load_seconds, began.elapsed());
+    }
+    let (partition, groups) = (partition.number(), coordinator.groups());
+    tracing::debug!(partition, groups, term, "the groups are loaded");
     Ok((term, coordinator))
 }
 
@@ -270,8 +283,16 @@ impl Led<'_> {
         let topics: &dyn KnownTopics = &*inner;
         let now = now_at(&inner);
         let mut next = Some(first);
-        while let Some(Asked { request, reply }) = next {
-            self.turns.take(reply, request, now, topics);
+        while let Some(asked_for) = next {
+            match asked_for {
+                Asked::Request { request, reply } => {
+                    self.turns.take(reply, request, now, topics);
+                }
+                Asked::Look { max, reply } => {
+                    // Nobody may be waiting any more.
+                    drop(reply.try_send(self.turns.coordinator().offsets(max)));
+                }
+            }
             next = if self.turns.has_room() {
                 asked.try_recv().ok()
             } else {
@@ -313,7 +334,12 @@ impl Led<'_> {
     }
 
     fn answer(&mut self) {
+        let inner = self.inner.upgrade();
         for (reply, answer) in self.turns.committed() {
+            if let (Some(inner), Answer::Committed(results)) = (&inner, &answer) {
+                let committed = results.iter().filter(|result| result.is_ok());
+                inner.metrics.group_commits.inc_by(committed.count() as u64);
+            }
             // Nobody may be waiting any more.
             drop(reply.send(Ok(answer)));
         }

@@ -5,6 +5,7 @@
 //! everything that the answer rests on is committed. What is decided, the `group` crate knows.
 
 mod coordinate;
+mod lag;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tidelog_controller::NewTopic;
-use tidelog_group::{Answer, GroupId, KnownTopic, KnownTopics, Request, partition_of};
+use tidelog_group::{Answer, GroupId, GroupOffset, KnownTopic, KnownTopics, Request, partition_of};
 use tidelog_record::{Offset, TopicName};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -32,11 +33,20 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The most bytes of a batch of decided records: more than a turn with the largest request takes.
 const BATCH_BYTES_MAX: &str = "16777216";
 
-/// A request on its way to a coordinator.
+/// What a coordinator is asked for.
 #[derive(Debug)]
-struct Asked {
-    request: Request,
-    reply: oneshot::Sender<Result<Answer, CoordinatorError>>,
+enum Asked {
+    /// To be decided, and answered when that is committed.
+    Request {
+        request: Request,
+        reply: oneshot::Sender<Result<Answer, CoordinatorError>>,
+    },
+    /// What is in force, committed or not, for the metrics.
+    Look {
+        /// So many offsets at most.
+        max: usize,
+        reply: std::sync::mpsc::SyncSender<Vec<GroupOffset>>,
+    },
 }
 
 /// The task of one replica here, and its queue.
@@ -143,7 +153,7 @@ impl Broker {
         };
         let (reply, replied) = oneshot::channel();
         let answered = async {
-            let asked = queue.send(Asked { request, reply }).await;
+            let asked = queue.send(Asked::Request { request, reply }).await;
             asked.map_err(|_| CoordinatorError::Stopping)?;
             replied.await.map_err(|_| CoordinatorError::Stopping)?
         };

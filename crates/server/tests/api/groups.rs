@@ -108,7 +108,7 @@ async fn a_groups_life() {
         members: 0,
         offsets: 2,
     };
-    assert_eq!(list.groups, [summary.clone()]);
+    assert_eq!(list.groups, std::slice::from_ref(&summary));
     let describe = v1::DescribeGroupRequest {
         group: "g".to_owned(),
     };
@@ -294,4 +294,27 @@ async fn groups_are_listed_in_pages() {
         }
     }
     assert_eq!(listed, names);
+}
+
+#[tokio::test]
+async fn how_far_groups_are_behind_is_among_the_metrics() {
+    let (f, mut groups) = start().await;
+    let quoted = "a \"group\"";
+    let offsets = vec![offset("t", 0, 1), offset("t", 1, 0)];
+    committed(&mut groups, commit(quoted, offsets))
+        .await
+        .unwrap();
+    let of = |name: &str, partition: u32| {
+        format!(
+            "tidelog_group_{name}{{group=\"a \\\"group\\\"\",topic=\"t\",partition=\"{partition}\"}}"
+        )
+    };
+    let metric = async |name: &str, partition| f.metric(&of(name, partition)).await;
+    assert!((metric("committed_offset", 0).await - 1.0).abs() < f64::EPSILON);
+    assert!((metric("lag_records", 0).await - 2.0).abs() < f64::EPSILON);
+    // The records are from 1970.
+    assert!(metric("lag_seconds", 0).await > 1e9);
+    assert!(metric("lag_records", 1).await.abs() < f64::EPSILON);
+    assert!(metric("lag_seconds", 1).await.abs() < f64::EPSILON);
+    assert!((f.metric("tidelog_group_commits_total").await - 2.0).abs() < f64::EPSILON);
 }
