@@ -53,8 +53,40 @@ fn main() {
             put("internal_entry", &format!("{name}_content"), &bytes[89..]);
         }
     }
+    groups();
     states();
     logs();
+}
+
+/// Records of groups: the length of the key and whether there is a value, then both.
+fn groups() {
+    let dir = fuzz_dir().join("../crates/group/golden");
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let mut parts = [Vec::new(), Vec::new()];
+        let (mut part, mut has_value) = (0, false);
+        for line in text.lines() {
+            match line.trim() {
+                "[key]" => part = 0,
+                "[value]" => (part, has_value) = (1, true),
+                _ => {
+                    let hex = line
+                        .split('#')
+                        .next()
+                        .unwrap_or_default()
+                        .split_whitespace();
+                    // Words stand for what has no bytes.
+                    let bytes = hex.filter_map(|byte| u8::from_str_radix(byte, 16).ok());
+                    parts[part].extend(bytes);
+                }
+            }
+        }
+        let [key, value] = parts;
+        let head = [u8::try_from(key.len()).unwrap(), u8::from(has_value)];
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        put("group_record", &name, &[&head[..], &key, &value].concat());
+    }
 }
 
 /// The golden files of a crate: their names and bytes.

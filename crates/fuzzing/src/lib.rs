@@ -5,6 +5,7 @@
 //! its regressions, and with mutations of those ([`mutate`]). See `docs/fuzzing.md`.
 
 mod batches;
+mod groups;
 pub mod mutate;
 mod recovery;
 mod state;
@@ -12,6 +13,7 @@ mod state;
 use std::path::PathBuf;
 
 pub use batches::{batch, decompression};
+pub use groups::group_record;
 pub use recovery::{IDENTITY, recovery};
 pub use state::state;
 pub use tidelog_log::fuzzing::{epochs, index, internal_entry, producers};
@@ -26,7 +28,11 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
+    Target {
+        name: "group_record",
+        run: group_record,
+    },
     Target {
         name: "batch",
         run: batch,
