@@ -228,16 +228,14 @@ impl Broker {
         Ok(self.partitions_of(OFFSETS_TOPIC)?)
     }
 
-    /// Whether this broker coordinates a group now, as far as it knows.
-    pub fn coordinates(&self, group: &GroupId) -> bool {
-        let count = self.partitions_of(OFFSETS_TOPIC).ok();
-        let number = count
-            .and_then(NonZeroU32::new)
-            .map(|count| partition_of(group.as_str(), count));
-        number.is_some_and(|number| {
-            let partition = self.inner().lookup(OFFSETS_TOPIC, number);
-            partition.is_ok_and(|partition| partition.leads())
-        })
+    /// Whether this broker coordinates a group now, as far as it knows; the topic of groups is made if it is not there.
+    ///
+    /// # Errors
+    /// There is no topic of groups, and none can be made here.
+    pub async fn coordinates(&self, group: &GroupId) -> Result<bool, CoordinatorError> {
+        let number = self.group_partition(group).await?;
+        let partition = self.inner().lookup(OFFSETS_TOPIC, number);
+        Ok(partition.is_ok_and(|partition| partition.answers_for_leader()))
     }
 
     /// Where the gRPC of the broker is reached that leads a partition, if that is another one and known.

@@ -119,7 +119,7 @@ impl GroupsService {
         mut commit: CommitOffsets,
     ) -> Result<v1::CommitOffsetsResponse, CoordinatorError> {
         let broker = &self.shared.broker;
-        if broker.coordinates(&commit.group) {
+        if broker.coordinates(&commit.group).await? {
             self.ask_ends(&mut commit.offsets).await;
         }
         let names: Vec<_> = commit
