@@ -295,3 +295,27 @@ async fn a_coordinator_that_was_replaced_tells_nothing_old() {
     }
     *cluster.net.cut_off.lock() = None;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_while_the_topic_of_groups_is_made_is_told_to_come_again() {
+    let disk = SimDisk::new(5);
+    let broker = Broker::open(config(), seams(&disk)).unwrap();
+    create(&broker, "t", 1).await.unwrap();
+    let hang = disk.hang(OpFilter::ops(&[DiskOp::Sync, DiskOp::SyncDir]).on(OFFSETS_TOPIC));
+    let refused = commit(&broker, "g", 0).await.unwrap_err();
+    assert_eq!(refused.reason(), "COORDINATOR_NOT_AVAILABLE", "{refused}");
+    assert!(refused.retry_after().is_some());
+    drop(hang);
+    let made = async {
+        loop {
+            match commit(&broker, "g", 0).await {
+                Ok(result) => return result.unwrap(),
+                Err(e) => assert!(e.retry_after().is_some(), "{e}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), made)
+        .await
+        .unwrap();
+    broker.stop().await.unwrap();
+}

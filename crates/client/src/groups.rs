@@ -7,13 +7,14 @@ use tidelog_proto::v1;
 use tidelog_proto::v1::groups_client::GroupsClient;
 use tidelog_record::{Offset, PartitionId, Timestamp, TopicName};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::offsets::offset;
 use crate::split::Question;
-use crate::{Client, ClientError};
+use crate::{Backoff, Client, ClientError};
 
 /// The topic whose partitions' leaders coordinate groups.
 const OFFSETS_TOPIC: &str = "__consumer_offsets";
@@ -322,11 +323,27 @@ impl Group {
         let request = v1::FindCoordinatorRequest {
             group: self.name.to_string(),
         };
-        let found = self.client.call_groups("FindCoordinator", |mut groups| {
-            let request = request.clone();
-            async move { groups.find_coordinator(request).await }
-        });
-        Ok(PartitionId::new(found.await?.partition))
+        let began_at = Instant::now();
+        let backoff = Backoff::default();
+        let mut retry = 0;
+        loop {
+            let found = self.client.call_groups("FindCoordinator", |mut groups| {
+                let request = request.clone();
+                async move { groups.find_coordinator(request).await }
+            });
+            let error = match found.await {
+                Ok(found) => return Ok(PartitionId::new(found.partition)),
+                Err(error) => error,
+            };
+            // Nobody may lead the partition for a moment, above all when it has just been made.
+            retry += 1;
+            let wait = backoff.wait(retry, error.retry_after());
+            let is_late = began_at.elapsed() + wait > self.client.config().request_timeout;
+            if is_late || !error.is_retryable() {
+                return Err(error);
+            }
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 

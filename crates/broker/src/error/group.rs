@@ -19,6 +19,9 @@ pub enum CoordinatorError {
         /// The partition.
         partition: u32,
     },
+    /// The topic of groups is being made, which takes a while. Nothing was done.
+    #[error("the topic of groups, __consumer_offsets, is being made")]
+    Making,
     /// Nobody leads the partition that the group belongs to. Nothing was done.
     #[error(
         "the group belongs to partition {partition} of __consumer_offsets, which nobody is known to lead"
@@ -79,6 +82,7 @@ impl Facts for CoordinatorError {
             Self::NotCoordinator(_)
             | Self::Loading { .. }
             | Self::NoLeader { .. }
+            | Self::Making
             | Self::Stopping => ErrorKind::Unavailable,
             Self::Write(e) => e.kind(),
             Self::Unknown { .. } => ErrorKind::Unknown,
@@ -91,7 +95,7 @@ impl Facts for CoordinatorError {
         match self {
             Self::NotCoordinator(_) => "NOT_COORDINATOR",
             Self::Loading { .. } => "COORDINATOR_LOADING",
-            Self::NoLeader { .. } => "COORDINATOR_NOT_AVAILABLE",
+            Self::NoLeader { .. } | Self::Making => "COORDINATOR_NOT_AVAILABLE",
             Self::Write(e) => e.reason(),
             Self::Unknown { .. } => "OUTCOME_UNKNOWN",
             Self::Topic(e) => e.reason(),
@@ -118,7 +122,7 @@ impl Facts for CoordinatorError {
             Self::Write(e) => e.facts(),
             Self::Topic(e) => e.facts(),
             Self::Refused(e) => e.facts(),
-            Self::Unknown { .. } | Self::Stopping => Vec::new(),
+            Self::Unknown { .. } | Self::Making | Self::Stopping => Vec::new(),
         }
     }
 }

@@ -30,6 +30,8 @@ pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
 const QUEUE_LEN: usize = 1024;
 /// How long a request waits for its answer: the partition of the group may be without a majority.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long a request waits for the topic of groups to be made.
+const MAKING_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The most bytes of a batch of decided records: more than a turn with the largest request takes.
 const BATCH_BYTES_MAX: &str = "16777216";
 
@@ -222,9 +224,12 @@ impl Broker {
             settings: settings.into_iter().map(owned).collect(),
             validate_only: false,
         };
-        self.create_internal(new)
-            .await
-            .map_err(|e| CoordinatorError::Topic(Box::new(e)))?;
+        let created = tokio::time::timeout(MAKING_WAIT_MAX, self.create_internal(new));
+        match created.await {
+            Ok(created) => created.map_err(|e| CoordinatorError::Topic(Box::new(e)))?,
+            // It is made all the same; whoever asks again finds it.
+            Err(_elapsed) => return Err(CoordinatorError::Making),
+        }
         Ok(self.partitions_of(OFFSETS_TOPIC)?)
     }
 

@@ -338,9 +338,9 @@ pub(super) static SETTINGS: &[Setting] = &[
     Setting {
         key: "offsets_partitions",
         default: "50",
-        allowed: "a number from 1 to 10000",
+        allowed: "a number from 1 to 1000",
         read: |text, config| {
-            config.limits.offsets_partitions = u32::try_from(number(text, 1, 10_000)?).ok()?;
+            config.limits.offsets_partitions = u32::try_from(number(text, 1, 1000)?).ok()?;
             Some(())
         },
         show: |config| config.limits.offsets_partitions.to_string(),
